@@ -1,0 +1,361 @@
+"""Configuration: frozen nested dataclasses, validated when made, JSON out and in.
+
+Every ruling on an open point of the paper is one named, typed field; the paper's own reading is always one of its
+values (named first). Presets of the network are functions here; whole experiments are functions in `configs/*.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args, get_origin
+
+from dff_jax.errors import ConfigError
+
+
+def _check_value(where: str, value: Any, hint: Any) -> None:
+    """Raises ConfigError unless `value` fits the type hint (Literal, int, float, str, bool, tuples, optional)."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        if value not in args:
+            raise ConfigError(f"{where}: {value!r} is not a choice; choose one of {', '.join(map(str, args))}")
+    elif origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return
+        rest = [a for a in args if a is not type(None)]
+        _check_value(where, value, rest[0])
+    elif origin is tuple:
+        variadic = len(args) == 2 and args[1] is Ellipsis
+        if not isinstance(value, tuple) or not (variadic or len(value) == len(args)):
+            raise ConfigError(f"{where}: expected {len(args)} values, got {value!r}")
+        for item, arg in zip(value, args[:1] * len(value) if variadic else args, strict=True):
+            _check_value(where, item, arg)
+    elif hint is float:
+        if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+            raise ConfigError(f"{where}: expected a number, got {value!r}")
+    elif hint is int:
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ConfigError(f"{where}: expected a whole number, got {value!r}")
+    elif isinstance(hint, type) and not isinstance(value, hint):
+        raise ConfigError(f"{where}: expected {hint.__name__}, got {value!r}")
+
+
+class _Checked:
+    """Base of all config dataclasses: checks types and choices, then what the subclass adds in `_check`."""
+
+    _section = ""
+
+    def __post_init__(self) -> None:
+        hints = typing.get_type_hints(type(self))
+        for f in dataclasses.fields(self):
+            _check_value(self._name(f.name), getattr(self, f.name), hints[f.name])
+        self._check()
+
+    def _name(self, name: str) -> str:
+        return f"{self._section}.{name}" if self._section else name
+
+    def _check(self) -> None:
+        pass
+
+    def _at_least(self, low: float, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and value < low:
+                raise ConfigError(f"{self._name(name)}: must be at least {low:g}, got {value!r}")
+
+    def _positive(self, *names: str) -> None:
+        for name in names:
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{self._name(name)}: must be greater than 0, got {getattr(self, name)!r}")
+
+
+@dataclass(frozen=True)
+class ModelConfig(_Checked):
+    """The network and its unroll. The defaults are preset `physical`, the library's own reading."""
+
+    _section = "model"
+
+    method: Literal["proximal", "classical"] = "proximal"
+    """Which estimator; `classical` needs no weights and ignores every other field."""
+
+    # Focus volume F (1-3)
+    encoder: Literal["resnet18", "tiny"] = "resnet18"
+    norm: Literal["batch", "group"] = "batch"
+    volume: Literal["fv", "diff"] = "fv"
+    """`diff`: features of neighbouring frames are subtracted along the focus axis."""
+    pooling: Literal["pyramid", "none"] = "pyramid"
+    """Pyramid pooling at the coarse levels. Its bins scale with the image, so `none` suits training on small crops."""
+    width: float = 1.0
+    """Multiplies every channel count."""
+    input_range: Literal["symmetric", "imagenet"] = "symmetric"
+    """RGB to [-1,1], or ImageNet mean and standard deviation (for ImageNet weights)."""
+    measure_prior: Literal["none", "log_sml"] = "log_sml"
+    """`log_sml`: adds the log sum-modified-Laplacian of 3, 9 and 21 pixel windows to F, each with a learned scale."""
+
+    # Planes and candidates (4-7, 14)
+    planes: Literal["index", "focus"] = "focus"
+    coordinate: Literal["raw", "unit"] = "unit"
+    num_planes: int | None = 15
+    """C, to which F is resampled along the focus axis before the heads; None: C = Z, as in the paper."""
+    num_candidates: int = 3
+    candidate_source: Literal["residual_heads"] = "residual_heads"
+    weight_norm: Literal["softmax", "softmax_squared", "sigmoid", "softplus"] = "softplus"
+    guide: Literal["none", "all_in_focus"] = "all_in_focus"
+
+    # Unroll (8-13, 17)
+    scheme: str = "proximal_gradient"
+    """A scheme of `dff_jax.unroll`, or the dotted name of your own, `module:function`."""
+    num_iterations: int = 3
+    tied: bool = True
+    step_size: Literal["learned_per_iteration", "constant"] = "learned_per_iteration"
+    step_size_init: float = 0.5
+    regularization: Literal["constant", "learned"] = "constant"
+    regularization_init: float = 0.1
+    prox_output: Literal["direct", "residual"] = "residual"
+    prox_inputs: Literal["equation_17", "with_confidence"] = "with_confidence"
+    """`with_confidence` adds S and the candidates' disagreement, brought to unit scale."""
+    prox_levels: int = 1
+    """Max-poolings inside the proximal U-Net: 1 in the paper; more widen its receptive field."""
+    activation: Literal["relu", "silu"] = "silu"
+    """Of the heads, the proximal network and the refiner."""
+    gradient: Literal["auto", "backprop", "remat"] = "auto"
+    """`auto`: unrolled back-propagation on CPU, a rolled scan with rematerialised steps elsewhere."""
+
+    # Refiner (15, 16)
+    refiner_steps: int = 1
+    refiner_inputs: Literal["depth_volume", "depth_volume_candidates"] = "depth_volume"
+
+    def _check(self) -> None:
+        self._positive("width", "step_size_init", "regularization_init")
+        self._at_least(1, "num_candidates", "prox_levels")
+        self._at_least(2, "num_planes")
+        self._at_least(0, "num_iterations", "refiner_steps")
+        if self.planes == "index" and self.coordinate == "unit":
+            raise ConfigError("model.coordinate: planes=index counts planes 1..C, which is no unit coordinate; use raw")
+
+
+@dataclass(frozen=True)
+class LossConfig(_Checked):
+    """The training objective (26)."""
+
+    _section = "loss"
+
+    kind: Literal["mse_final", "sequence"] = "sequence"
+    """`sequence`: gamma-weighted over Dbar, D(0)..D(K) and the refined depths, the last one heaviest."""
+    gamma: float = 0.8
+    penalty: Literal["mse", "l1", "charbonnier"] = "charbonnier"
+    """Of each stage of the sequence. In coordinate `unit` errors are shares of the focus range."""
+
+    def _check(self) -> None:
+        self._positive("gamma")
+
+
+@dataclass(frozen=True)
+class OptimizerConfig(_Checked):
+    """AdamW with a one-cycle learning rate."""
+
+    _section = "optimizer"
+
+    peak_learning_rate: float = 1e-4
+    schedule: Literal["torch_onecycle", "optax_onecycle"] = "optax_onecycle"
+    """`torch_onecycle` also cycles beta1 0.95 -> 0.85 -> 0.95, as the published training did."""
+    warmup_share: float = 0.3
+    div_factor: float = 25.0
+    final_div_factor: float = 1e4
+    weight_decay: float = 1e-2
+    decay: Literal["all", "kernels"] = "kernels"
+    clip_norm: float = 1.0
+
+    def _check(self) -> None:
+        self._positive("peak_learning_rate", "div_factor", "final_div_factor", "clip_norm")
+        self._at_least(0, "weight_decay")
+        if not 0 < self.warmup_share < 1:
+            raise ConfigError(f"optimizer.warmup_share: must lie between 0 and 1, got {self.warmup_share!r}")
+
+
+@dataclass(frozen=True)
+class WorldConfig(_Checked):
+    """Procedural worlds in the image of FlyingThings3D, and the lens that photographs them."""
+
+    _section = "data.world"
+
+    height: int = 192
+    width: int = 192
+    num_frames: int = 15
+    focus_range: tuple[float, float] = (10.0, 100.0)
+    depth_range: tuple[float, float] = (4.0, 110.0)
+    """Disparities of objects: partly outside `focus_range`, as in FlyingThings3D."""
+    num_objects: int = 10
+    blur_per_disparity: tuple[float, float] = (0.05, 0.09)
+    """Blur radius in pixels per disparity of defocus; drawn for each world."""
+    max_blur_radius: int = 8
+    num_layers: int = 24
+    noise: tuple[float, float] = (0.0, 0.012)
+    """Standard deviation of the sensor noise, of full scale; drawn for each world."""
+
+    def _check(self) -> None:
+        self._at_least(32, "height", "width")
+        self._at_least(2, "num_frames", "num_layers")
+        self._at_least(1, "num_objects", "max_blur_radius")
+        for name in ("focus_range", "depth_range", "blur_per_disparity", "noise"):
+            low, high = getattr(self, name)
+            if not 0 <= low <= high or (name.endswith("_range") and low == high):
+                raise ConfigError(f"data.world.{name}: needs 0 <= low < high, got {low} {high}")
+
+
+@dataclass(frozen=True)
+class DataConfig(_Checked):
+    """Where training stacks come from and what is done to them."""
+
+    _section = "data"
+
+    source: Literal["tfds", "folder", "procedural_live"] = "tfds"
+    """`folder`: stacks laid out like FlyingThings3D's, with `train/` and `val/` inside; `procedural_live`: endless
+    fresh worlds rendered on the accelerator."""
+    dataset: str = "procedural/quickstart"
+    """Name of a tfds dataset of this package (source=tfds), or a path (source=folder)."""
+    data_dir: str | None = None
+    """Where tfds keeps its files; None: ~/tensorflow_datasets, or the variable TFDS_DATA_DIR."""
+    unit: Literal["disparity", "diopter", "metre", "index"] = "disparity"
+    """Unit of focus settings and depth in a folder; tfds datasets carry their own."""
+    batch_size: int = 2
+    crop: tuple[int, int] = (256, 256)
+    flips: bool = True
+    colour: float = 0.2
+    """Strength of the brightness, contrast, gamma and tint augmentation; the same for all frames of a stack."""
+    noise: float = 0.01
+    """Largest standard deviation of the added sensor noise, of full scale."""
+    num_threads: int = 2
+    eval_batch_size: int = 1
+    eval_limit: int | None = None
+    """Evaluates only the first so many stacks during training."""
+    world: WorldConfig = field(default_factory=WorldConfig)
+
+    def _check(self) -> None:
+        self._at_least(1, "batch_size", "num_threads", "eval_batch_size", "eval_limit")
+        self._at_least(0, "colour", "noise")
+        if min(self.crop) < 16:
+            raise ConfigError(f"data.crop: each side needs at least 16 pixels, got {self.crop}")
+
+
+@dataclass(frozen=True)
+class TrainingConfig(_Checked):
+    """The loop: how long, how often, on what."""
+
+    _section = "training"
+
+    num_steps: int = 1000
+    log_every: int = 20
+    eval_every: int = 250
+    save_every: int = 250
+    keep: int = 2
+    """Newest checkpoints kept, beside the best one."""
+    parallel: Literal["jit", "pmap"] = "jit"
+    num_devices: int | None = None
+    """Devices to use; None: all."""
+    tensorboard: bool = True
+    transfer: str | None = None
+    """A folder of stacks to evaluate beside the validation split, to see transfer while training."""
+
+    def _check(self) -> None:
+        self._at_least(1, "num_steps", "log_every", "eval_every", "save_every", "keep", "num_devices")
+
+
+@dataclass(frozen=True)
+class Config(_Checked):
+    """One experiment."""
+
+    name: str = "physical"
+    seed: int = 0
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+
+# Presets of the network (method.md section 4) ---------------------------------------------------------------------
+
+
+def paper() -> ModelConfig:
+    """The paper to the letter: index planes in dataset units, softmax weights, direct prox, no guide, C = Z."""
+    return ModelConfig(
+        measure_prior="none", planes="index", coordinate="raw", num_planes=None, weight_norm="softmax", guide="none",
+        prox_output="direct", prox_inputs="equation_17", activation="relu",
+    )  # fmt: skip
+
+
+def physical() -> ModelConfig:
+    """The library's default: focus planes in the unit coordinate, softplus weights, residual prox, any Z."""
+    return ModelConfig()
+
+
+def tiny() -> ModelConfig:
+    """`physical` at a quarter of the width; trains on a laptop, on crops too small for pyramid pooling."""
+    return ModelConfig(encoder="tiny", width=0.25, pooling="none")
+
+
+def classical() -> ModelConfig:
+    """No training: sum-modified-Laplacian, aggregation, Gaussian peak."""
+    return ModelConfig(method="classical")
+
+
+MODEL_PRESETS = {"paper": paper, "physical": physical, "tiny": tiny, "classical": classical}
+
+
+def model_preset(name: str) -> ModelConfig:
+    """The preset of that name; raises ConfigError listing the choices."""
+    if name not in MODEL_PRESETS:
+        raise ConfigError(f"model preset: {name!r} is unknown; choose one of {', '.join(MODEL_PRESETS)}")
+    return MODEL_PRESETS[name]()
+
+
+# JSON --------------------------------------------------------------------------------------------------------------
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A config as nested plain dicts (tuples stay tuples; json writes them as lists)."""
+    return dataclasses.asdict(config)
+
+
+def to_json(config: Any) -> str:
+    """A config as JSON text."""
+    return json.dumps(to_dict(config), indent=2)
+
+
+def from_dict(data: dict[str, Any], cls: type = Config, where: str = "") -> Any:
+    """Inverse of `to_dict`, checked. Fields left out take their defaults.
+
+    Raises:
+      ConfigError: an unknown field (named, with the nearest choices) or a bad value.
+    """
+    if not isinstance(data, dict):
+        raise ConfigError(f"{where or 'config'}: expected fields, got {data!r}")
+    hints = typing.get_type_hints(cls)
+    names = [f.name for f in dataclasses.fields(cls)]
+    kwargs = {}
+    for key, value in data.items():
+        path = f"{where}.{key}" if where else key
+        if key not in names:
+            near = difflib.get_close_matches(key, names, n=3) or names
+            raise ConfigError(f"{path}: unknown field; choose one of {', '.join(near)}")
+        hint = hints[key]
+        if dataclasses.is_dataclass(hint):
+            value = from_dict(value, hint, path)
+        elif isinstance(value, list):
+            value = tuple(value)
+        kwargs[key] = value
+    return cls(**kwargs)
+
+
+def from_json(text: str, cls: type = Config) -> Any:
+    """A config from JSON text; raises ConfigError as `from_dict` does, and for text that is not JSON."""
+    try:
+        data = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"config: not valid JSON ({error})") from None
+    return from_dict(data, cls)

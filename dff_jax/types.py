@@ -1,0 +1,78 @@
+"""What flows through the system. Shapes: B stacks, Z frames, H x W pixels, N candidates, K iterations, T refiner steps.
+
+q is the focus coordinate in which blur is linear (disparity, diopters or a bare index, see `focus_axis`);
+every depth-like map below is in the unit of q and has no channel axis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+Array = jax.Array
+Variables = dict[str, Any]  # {"params": pytree, "batch_stats": pytree}
+
+
+class FocalStack(NamedTuple):
+    """One focal stack on the host, as photographed: any order, any unit."""
+
+    frames: np.ndarray  # [Z,H,W,3] uint8, uint16, or float32 in [0,1]; RGB
+    focus: np.ndarray  # [Z] float64, in `unit`, one per frame
+    unit: str  # "disparity", "diopter", "metre" or "index"
+    depth: np.ndarray | None = None  # [H,W] float32 ground truth, in `unit`
+    mask: np.ndarray | None = None  # [H,W] bool, where `depth` holds
+    name: str = ""
+
+
+class Batch(NamedTuple):
+    """A batch on the device. Frames are sorted so that q ascends (far to near for disparity and diopters)."""
+
+    frames: Array  # [B,Z,H,W,3] float32 in [0,1], RGB as displayed (sRGB)
+    focus: Array  # [B,Z] float32, q, strictly ascending
+    depth: Array  # [B,H,W] float32 ground truth in q; 0 where `mask` is False
+    mask: Array  # [B,H,W] bool; all False marks a stack that only fills up the batch
+
+
+class LoadedBatch(NamedTuple):
+    """What a loader yields: the arrays (numpy or device) and what to call each stack in a message."""
+
+    batch: Batch
+    names: tuple[str, ...]  # [B]; "" for a stack that only fills up the batch
+
+
+class History(NamedTuple):
+    """The stages on the way to the answer, in q: every row of an evaluation and every term of the sequence loss."""
+
+    expected: Array  # [B,H,W] Dbar, the soft-argmax (5)
+    candidates: Array  # [B,H,W,N] D_i (6)
+    weights: Array  # [B,H,W,N] W_i^2 (14)
+    iterates: Array  # [B,K+1,H,W] D(0)..D(K) (12, 13)
+    refined: Array  # [B,T,H,W] Dhat(1)..Dhat(T) (16); T may be 0
+
+
+class Prediction(NamedTuple):
+    """An estimator's answer."""
+
+    depth: Array  # [B,H,W] in q
+    confidence: Array  # [B,H,W] in [0,1]
+    disagreement: Array  # [B,H,W] V = 1/2 (sum W_i^2 D_i^2 - b^2/S) in q^2, >= 0
+    all_in_focus: Array  # [B,H,W,3] in [0,1]
+    history: History | None = None
+
+
+class Estimator(NamedTuple):
+    """A method of depth from focus: two pure functions. `estimators.build(config)` makes one.
+
+    init(key, frames, focus) -> variables
+        frames [B,Z,H,W,3], focus [B,Z]: used for their shapes only.
+    apply(variables, frames, focus, *, train=False, num_iterations=None) -> (Prediction, batch_stats)
+        Any H x W (padded and cropped back inside). `train` and `num_iterations` are static under jit;
+        `num_iterations=None` means the configured K. batch_stats is the updated collection when training and
+        the given one otherwise ({} for a method without).
+    """
+
+    init: Callable[..., Variables]
+    apply: Callable[..., tuple[Prediction, Any]]
