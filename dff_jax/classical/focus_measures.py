@@ -1,0 +1,69 @@
+"""Focus measures: how sharp is each pixel of each frame. Frames are [..., H, W]; the border is continued."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from dff_jax.types import Array
+
+_LUMA = (0.299, 0.587, 0.114)  # Rec. 601
+
+
+def luminance(rgb: Array) -> Array:
+    """Luma [...,H,W] of display-coded RGB [...,H,W,3]."""
+    return sum(weight * rgb[..., i] for i, weight in enumerate(_LUMA))
+
+
+def _window_sum(x: Array, window: int, axis: int) -> Array:
+    """Sum over each run of `window` entries (VALID) by doubling: about 2 log2(window) additions an entry."""
+    length = x.shape[axis] - window + 1
+    total, offset, run, size = None, 0, x, 1
+
+    def cut(start: int, source: Array, count: int) -> Array:
+        index = [slice(None)] * source.ndim
+        index[axis] = slice(start, start + count)
+        return source[tuple(index)]
+
+    while size <= window:
+        if window & size:
+            piece = cut(offset, run, length)
+            total = piece if total is None else total + piece
+            offset += size
+        if 2 * size <= window:
+            count = run.shape[axis] - size
+            run = cut(0, run, count) + cut(size, run, count)
+        size *= 2
+    return total
+
+
+def box_mean(x: Array, window: int) -> Array:
+    """Mean over a window x window square (odd) around each pixel of x [...,H,W]."""
+    for axis in (x.ndim - 2, x.ndim - 1):
+        pad = [(0, 0)] * x.ndim
+        pad[axis] = (window // 2, window // 2)
+        x = _window_sum(jnp.pad(x, pad, mode="edge"), window, axis) / window
+    return x
+
+
+def modified_laplacian(image: Array, step: int = 1) -> Array:
+    """ML = |2I - I(x-d) - I(x+d)| + |2I - I(y-d) - I(y+d)| of image [...,H,W]; d = `step` pixels.
+
+    Nayar and Nakagawa, Shape from focus, PAMI 1994.
+    """
+    out = 0.0
+    for axis in (image.ndim - 2, image.ndim - 1):
+        pad = [(0, 0)] * image.ndim
+        pad[axis] = (step, step)
+        padded = jnp.pad(image, pad, mode="reflect" if image.shape[axis] > step else "edge")
+        length = image.shape[axis]
+        index = [slice(None)] * image.ndim
+        index[axis] = slice(0, length)
+        before = padded[tuple(index)]
+        index[axis] = slice(2 * step, 2 * step + length)
+        out = out + jnp.abs(2 * image - before - padded[tuple(index)])
+    return out
+
+
+def sum_modified_laplacian(image: Array, window: int = 9, step: int = 1) -> Array:
+    """Sum-modified-Laplacian of image [...,H,W] as a mean over the window (so its scale does not depend on it)."""
+    return box_mean(modified_laplacian(image, step), window)

@@ -1,0 +1,270 @@
+"""The command `dff-jax`: parse, call one function, print.
+
+Exit status: 0 done, 2 bad input or usage (one line says what to do; nothing was written), 1 training diverged,
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import importlib.util
+import inspect
+import os
+import sys
+import typing
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from dff_jax import __version__
+from dff_jax.config import MODEL_PRESETS, Config
+from dff_jax.errors import ConfigError, InputError
+from dff_jax.focus_axis import UNITS
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit status."""
+    parser = _parser()
+    args, rest = parser.parse_known_args(argv)
+    if rest and args.command != "train":
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    _compilation_cache()
+    try:
+        return args.run(args, rest) or 0
+    except InputError as error:
+        print(f"dff-jax: error: {_one_line(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("dff-jax: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 1
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _compilation_cache() -> None:
+    """Keeps compiled programs between runs, unless JAX was told where to."""
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    import jax
+
+    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    jax.config.update("jax_compilation_cache_dir", str(home / "dff_jax" / "jax"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="dff-jax", description="Depth from focus in JAX.")
+    parser.add_argument("--version", action="version", version=f"dff-jax {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    train = commands.add_parser(
+        "train", help="train a network", formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Trains what a config file describes. Any field can be changed behind it:\n"
+        "  dff-jax train configs/procedural_tiny.py --model.num-iterations 5 --data.crop 128 128\n"
+        "  dff-jax train configs/procedural_tiny.py --fields        lists them all\n"
+        "Repeat the same command to go on where an interrupted run left off.",
+    )  # fmt: skip
+    train.add_argument("config", help="a file such as configs/procedural_tiny.py, or file.py:function")
+    train.add_argument("--output", help="run folder; default runs/<name of the config>")
+    train.add_argument("--no-resume", action="store_true", help="refuse a folder that holds a run")
+    train.add_argument("--fields", action="store_true", help="list the config's fields with their values, and stop")
+    train.set_defaults(run=_train)
+
+    evaluate = commands.add_parser("evaluate", help="measure a trained network, or `classical`, on stacks with truth")
+    evaluate.add_argument("weights", help="a run folder, a .safetensors file, or `classical`")
+    data = evaluate.add_mutually_exclusive_group(required=True)
+    data.add_argument("--dataset", help="a tfds dataset, such as procedural/quickstart")
+    data.add_argument("--source", help="a folder of stacks: <scene>/<focus>.png ..., disp.exr or disp.npy")
+    evaluate.add_argument("--output", required=True, help="folder for tables and figures")
+    evaluate.add_argument("--split", default="test", choices=["train", "validation", "test"])
+    evaluate.add_argument("--unit", choices=UNITS, help="of --source; default disparity")
+    evaluate.add_argument("--data-dir", help="where tfds keeps its files")
+    evaluate.add_argument("--iterations", type=int, help="K of the unroll; default as trained")
+    evaluate.add_argument("--batch-size", type=int, default=1)
+    evaluate.add_argument("--limit", type=int, help="only the first so many stacks")
+    evaluate.set_defaults(run=_evaluate)
+
+    predict = commands.add_parser("predict", help="depth of your own photographs")
+    predict.add_argument("stack", nargs="+", help="a folder, a glob, or the files of one focal stack")
+    predict.add_argument("--output", required=True, help="folder for the maps and pictures")
+    predict.add_argument("--focus", nargs="+", type=float, help="focus settings, one a frame, in order of file names")
+    predict.add_argument("--unit", choices=UNITS, help="of the focus settings")
+    predict.add_argument("--reverse", action="store_true", help="count the frame index from the other end")
+    predict.add_argument("--method", choices=["classical"], help="an estimator that needs no weights")
+    predict.add_argument("--weights", help="a run folder or a .safetensors file")
+    predict.add_argument("--iterations", type=int, help="K of the unroll; default as trained")
+    predict.add_argument("--max-size", type=int, help="shrink frames whose longer side exceeds this many pixels")
+    predict.add_argument("--tile", type=int, default=512, help="side of the tiles of large images, pixels")
+    predict.add_argument("--overlap", type=int, default=64, help="of neighbouring tiles, pixels")
+    predict.set_defaults(run=_predict)
+
+    prepare = commands.add_parser("prepare", help="make or convert a dataset")
+    prepare.add_argument("name", help="such as procedural/quickstart")
+    prepare.add_argument("--data-dir", help="where tfds keeps its files; default ~/tensorflow_datasets")
+    prepare.add_argument("--overwrite", action="store_true", help="make it again even if it is there")
+    prepare.set_defaults(run=_prepare)
+    return parser
+
+
+def _train(args: argparse.Namespace, rest: list[str]) -> int:
+    config = override(load_config(args.config), rest)
+    if args.fields:
+        print("\n".join(f"--{name.replace('_', '-')} {value}" for name, (value, _) in fields_of(config).items()))
+        return 0
+    from dff_jax.training.loop import TrainingDiverged, train
+
+    output = Path(args.output or Path("runs") / config.name)
+    try:
+        summary = train(config, output, resume=not args.no_resume)
+    except TrainingDiverged as error:
+        print(f"dff-jax: {_one_line(error)}", file=sys.stderr)
+        return 1
+    return 130 if summary.get("interrupted") else 0
+
+
+def _evaluate(args: argparse.Namespace, rest: list[str]) -> None:
+    from dff_jax.evaluation.evaluate import evaluate_to_folder
+
+    evaluate_to_folder(
+        args.weights, args.output, dataset=args.dataset, source=args.source, unit=args.unit, split=args.split,
+        data_dir=args.data_dir, iterations=args.iterations, batch_size=args.batch_size, limit=args.limit,
+    )  # fmt: skip
+    print((Path(args.output) / "table.md").read_text())
+    print(f"written to {args.output}")
+
+
+def _predict(args: argparse.Namespace, rest: list[str]) -> None:
+    from dff_jax.prediction import predict_to_folder
+
+    summary = predict_to_folder(
+        args.stack[0] if len(args.stack) == 1 else args.stack, args.output, focus=args.focus, unit=args.unit,
+        reverse=args.reverse, method=args.method, weights=args.weights, iterations=args.iterations,
+        max_size=args.max_size, tile=args.tile, overlap=args.overlap,
+    )  # fmt: skip
+    for note in summary["notes"]:
+        print(f"note: {note}")
+    height, width = summary["size"]
+    print(
+        f"{len(summary['frames'])} frames of {width} x {height}, {summary['method']}, unit {summary['unit']}: "
+        f"{summary['seconds']:.1f} s; look at {Path(args.output) / 'overview.png'}"
+    )
+
+
+def _prepare(args: argparse.Namespace, rest: list[str]) -> None:
+    from dff_jax.data.datasets import prepare
+
+    print(prepare(args.name, args.data_dir, overwrite=args.overwrite))
+
+
+# Config files and overrides ---------------------------------------------------------------------------------------
+
+
+def load_config(spec: str) -> Config:
+    """The Config that a file's function returns: `configs/procedural_tiny.py`, or `file.py:function`.
+
+    Raises:
+      ConfigError: no such file (those beside it are listed), no such function, or it returns no Config.
+    """
+    name, _, function = spec.partition(":")
+    path = Path(name)
+    if not path.is_file():
+        known = sorted(str(p) for p in Path("configs").glob("*.py"))
+        choices = f"choose one of {', '.join(known)}" if known else "give the path of a config file"
+        presets = f" ({name} is a preset of the network: set it inside a config)" if name in MODEL_PRESETS else ""
+        raise ConfigError(f"config: there is no file {name!r}{presets}; {choices}")
+    module_spec = importlib.util.spec_from_file_location(f"dff_jax_config_{path.stem}", path)
+    if module_spec is None or module_spec.loader is None:
+        raise ConfigError(f"config: {name} is not a Python file")
+    module = importlib.util.module_from_spec(module_spec)
+    sys.modules[module_spec.name] = module
+    try:
+        module_spec.loader.exec_module(module)
+    except InputError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"config: {name} does not run: {type(error).__name__}: {error}") from None
+    made_here = {
+        key: value
+        for key, value in vars(module).items()
+        if inspect.isfunction(value) and value.__module__ == module.__name__ and not key.startswith("_")
+    }
+    function = function or ("config" if "config" in made_here else "")
+    if function not in made_here:
+        raise ConfigError(f"config: {name} has no function {function or 'config'!r}; it has {', '.join(made_here)}")
+    config = made_here[function]()
+    if not isinstance(config, Config):
+        raise ConfigError(f"config: {spec} returns {type(config).__name__}, not a Config")
+    return config
+
+
+def fields_of(config: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """All leaf fields of nested dataclasses as {"model.width": (value, type hint)}."""
+    found = {}
+    hints = typing.get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        value, name = getattr(config, field.name), f"{prefix}{field.name}"
+        if dataclasses.is_dataclass(value):
+            found |= fields_of(value, f"{name}.")
+        else:
+            found[name] = (value, hints[field.name])
+    return found
+
+
+def override(config: Config, arguments: list[str]) -> Config:
+    """The config with command-line overrides such as `--model.num-iterations 5`, by tyro.
+
+    Names and choices are checked first, so that a slip is answered in one line.
+
+    Raises:
+      ConfigError: an unknown field (the nearest are listed) or a bad value.
+    """
+    if not arguments:
+        return config
+    _check_names(config, arguments)
+    import contextlib
+    import io
+    import re
+
+    import tyro
+
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            return tyro.cli(Config, default=config, args=arguments)
+    except SystemExit:
+        text = re.sub(r"\x1b\[[0-9;]*m|[^\x20-\x7e\n]", " ", said.getvalue())
+        lines = [line.strip() for line in text.splitlines() if re.search(r"\w", line)]
+        told = [line for line in lines if not re.match(r"(Parsing error|For full helptext|dff-jax|usage)", line)]
+        message = re.sub(r"^(Value error )?(Error )?", "", " ".join(told).partition(" Argument helptext")[0])
+        raise ConfigError(f"config: {message[:400]}") from None
+
+
+def _check_names(config: Config, arguments: list[str]) -> None:
+    fields = fields_of(config)
+    for i, argument in enumerate(arguments):
+        if not argument.startswith("--"):
+            if i == 0:
+                raise ConfigError(f"config: {argument!r} is not a field; write --section.field value")
+            continue
+        name, _, value = argument[2:].replace("-", "_").partition("=")
+        bare = name.rpartition(".")[0] + "." + name.rpartition(".")[2].removeprefix("no_") if "." in name else name
+        known = name if name in fields else bare
+        if known not in fields:
+            tails = [f for f in fields if f.rpartition(".")[2] == name.rpartition(".")[2]]
+            near = tails or difflib.get_close_matches(name, fields, n=4) or [f for f in fields if f.count(".") == 0]
+            choices = ", ".join(f"--{n}" for n in near).replace("_", "-")
+            raise ConfigError(f"{argument}: unknown field; choose one of {choices}")
+        hint = fields[known][1]
+        value = argument.partition("=")[2] or (arguments[i + 1] if i + 1 < len(arguments) else "")
+        if get_origin(hint) is Literal and value not in map(str, get_args(hint)):
+            raise ConfigError(f"{name}: {value!r} is not a choice; choose one of {', '.join(map(str, get_args(hint)))}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,26 @@
+"""Every method of depth from focus behind one door: `build(config)` gives an `Estimator(init, apply)`."""
+
+from __future__ import annotations
+
+from dff_jax.config import ModelConfig
+from dff_jax.types import Estimator
+
+
+def build(config: ModelConfig, axis_name: str | None = None) -> Estimator:
+    """The estimator that `config` describes.
+
+    Args:
+      config: which method and how; `config.method` chooses the file of this room.
+      axis_name: name of the pmapped axis over which batch statistics are shared; None under jit, where the
+        compiler sees the whole batch anyway.
+
+    Raises:
+      ConfigError: a scheme that does not exist.
+    """
+    if config.method == "classical":
+        from dff_jax.estimators.classical import classical
+
+        return classical()
+    from dff_jax.estimators.proximal import proximal
+
+    return proximal(config, axis_name)

@@ -1,0 +1,62 @@
+"""Depth candidates D_i = Dbar + psi_i(F) (6, 7) and their weights W_i^2 (14)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dff_jax.config import ModelConfig
+from dff_jax.network.layers import ACTIVATIONS, Conv, channels, torch_default
+from dff_jax.types import Array
+
+
+def normalize_weights(logits: Array, kind: str) -> Array:
+    """W_i^2 >= 0 from logits [...,N].
+
+    softmax: W_i^2 sums to 1 (the paper's reading of 14), so S carries nothing. softmax_squared: (14) read as W_i.
+    sigmoid, softplus: each candidate on its own, so that S is a true confidence.
+    """
+    if kind == "softmax":
+        return jax.nn.softmax(logits, -1)
+    if kind == "softmax_squared":
+        return jax.nn.softmax(logits, -1) ** 2
+    return jax.nn.sigmoid(logits) if kind == "sigmoid" else jax.nn.softplus(logits)
+
+
+class Head(nn.Module):
+    """conv3, conv3 (32 channels each, activated) and a last convolution: [B,H,W,c] -> [B,H,W,features]."""
+
+    features: int
+    last_kernel: int
+    hidden: int
+    activation: str
+    last_init: Callable = torch_default
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        act = ACTIVATIONS[self.activation]
+        x = act(Conv(self.hidden)(x))
+        x = act(Conv(self.hidden)(x))
+        return Conv(self.features, self.last_kernel, kernel_init=self.last_init)(x)
+
+
+class Candidates(nn.Module):
+    """Features [B,H,W,c] (F, and the guide) and Dbar [B,H,W] -> D_i and W_i^2, both [B,H,W,N]."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, features: Array, expected: Array) -> tuple[Array, Array]:
+        c = self.config
+        hidden = channels(32, c.width)
+        # in the unit coordinate a candidate starts near Dbar; in dataset units it has far to go
+        last = torch_default if c.coordinate == "raw" else nn.initializers.variance_scaling(0.01, "fan_in", "uniform")
+        residuals = [
+            Head(1, 3, hidden, c.activation, last, name=f"residual{i}")(features) for i in range(c.num_candidates)
+        ]
+        logits = Head(c.num_candidates, 1, hidden, c.activation, name="attention")(features)
+        candidates = expected[..., None] + jnp.concatenate(residuals, -1)
+        return candidates, normalize_weights(logits, c.weight_norm)

@@ -1,0 +1,75 @@
+"""Encoder Phi (1): each frame on its own, [n,H,W,3] -> four levels at 1/4, 1/8, 1/16 and 1/32."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+
+from dff_jax.network.layers import Conv, Norm, channels, he_fan_out
+from dff_jax.types import Array
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions with a skip (He et al., CVPR 2016); the skip is projected when the shape changes."""
+
+    features: int
+    stride: int
+    norm: str
+    axis_name: str | None
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        norm = lambda name: Norm(self.norm, self.axis_name, name=name)  # noqa: E731
+        conv = lambda kernel, stride, name: Conv(  # noqa: E731
+            self.features, kernel, stride, use_bias=False, kernel_init=he_fan_out, name=name
+        )
+        y = nn.relu(norm("bn1")(conv(3, self.stride, "conv1")(x), train))
+        y = norm("bn2")(conv(3, 1, "conv2")(y), train)
+        if self.stride != 1 or x.shape[-1] != self.features:
+            x = norm("downsample_bn")(conv(1, self.stride, "downsample_conv")(x), train)
+        return nn.relu(x + y)
+
+
+class ResNet18(nn.Module):
+    """ResNet-18 without its classifier; torchvision's layout and names."""
+
+    width: float = 1.0
+    norm: str = "batch"
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> tuple[Array, ...]:
+        stem = Conv(channels(64, self.width), 7, 2, use_bias=False, kernel_init=he_fan_out, name="conv1")(x)
+        x = nn.relu(Norm(self.norm, self.axis_name, name="bn1")(stem, train))
+        x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        levels = []
+        for i, features in enumerate((64, 128, 256, 512)):
+            for j in range(2):
+                block = BasicBlock(
+                    channels(features, self.width), 2 if i and not j else 1, self.norm, self.axis_name,
+                    name=f"layer{i + 1}_{j}",
+                )  # fmt: skip
+                x = block(x, train)
+            levels.append(x)
+        return tuple(levels)
+
+
+class TinyEncoder(nn.Module):
+    """One residual block a level behind a 3x3 stem: the shape of ResNet-18 at a fraction of its cost."""
+
+    width: float = 1.0
+    norm: str = "batch"
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> tuple[Array, ...]:
+        stem = Conv(channels(32, self.width), 3, 2, use_bias=False, kernel_init=he_fan_out, name="conv1")(x)
+        x = nn.relu(Norm(self.norm, self.axis_name, name="bn1")(stem, train))
+        levels = []
+        for i, features in enumerate((64, 128, 256, 512)):
+            block = BasicBlock(channels(features, self.width), 2, self.norm, self.axis_name, name=f"layer{i + 1}_0")
+            x = block(x, train)
+            levels.append(x)
+        return tuple(levels)
+
+
+ENCODERS = {"resnet18": ResNet18, "tiny": TinyEncoder}

@@ -1,0 +1,179 @@
+"""Focal stack -> focus volume F (1-3): encoder, top-down path, 3-D decoder, mean of four score maps.
+
+After DFV (Yang, Huang and Zhou, CVPR 2022), whose four cost maps are averaged here instead of supervised one by one.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dff_jax.classical import box_mean, luminance, modified_laplacian
+from dff_jax.config import ModelConfig
+from dff_jax.network.encoder import ENCODERS
+from dff_jax.network.layers import Conv3d, ConvNormAct, Norm, average_pool, channels, pool_bins, resize, torch_default
+from dff_jax.types import Array
+
+MEASURE_WINDOWS = (3, 9, 21)
+MEASURE_FLOOR = 2e-3  # of the modified Laplacian, about the level of sensor noise in 8-bit photographs
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def normalize(frames: Array, input_range: str) -> Array:
+    """Frames [...,3] in [0,1] as the encoder wants them: [-1,1], or ImageNet mean and standard deviation."""
+    if input_range == "symmetric":
+        return 2 * frames - 1
+    mean, std = (jnp.asarray(v).reshape((1,) * (frames.ndim - 1) + (3,)) for v in (_IMAGENET_MEAN, _IMAGENET_STD))
+    return (frames - mean) / std
+
+
+class TopDown(nn.Module):
+    """2-D top-down path over one frame's levels, and their 1x1 projections: 16@1/4, 32@1/8, 64@1/16, 128@1/32."""
+
+    width: float
+    norm: str
+    pooling: str
+    axis_name: str | None
+
+    @nn.compact
+    def __call__(self, levels: tuple[Array, ...], train: bool) -> tuple[Array, ...]:
+        def block(features: int, kernel: int, name: str):
+            module = ConvNormAct(channels(features, self.width), kernel, self.norm, self.axis_name, name=name)
+            return lambda x: module(x, train)
+
+        x = levels[3]
+        if self.pooling == "pyramid":
+            h, w, c = x.shape[-3:]
+            total = 0.0
+            for i, bins in enumerate(reversed(pool_bins(h, w))):
+                pooled = average_pool(x, (h // bins, w // bins))
+                branch = ConvNormAct(c, 1, self.norm, self.axis_name, name=f"pool{i}")(pooled, train)
+                total = total + resize(branch, h, w)
+            x = nn.relu(0.5 * (x + 0.25 * total))
+        volumes = [block(128, 1, "project4")(x)]
+        for level, features, projected in ((3, 256, 64), (2, 128, 32), (1, 64, 16)):
+            skip = levels[level - 1]
+            h, w = skip.shape[-3:-1]
+            up = jnp.repeat(jnp.repeat(x, 2, -3), 2, -2)[..., :h, :w, :]
+            up = block(features, 3, f"up{level}")(up)
+            x = block(features, 3, f"merge{level}")(jnp.concatenate([skip, up], -1))
+            volumes.append(block(projected, 1, f"project{level}")(x))
+        return tuple(reversed(volumes))
+
+
+class Residual3d(nn.Module):
+    """Two 3x3x3 convolutions with a skip, over [B,Z,h,w,C]."""
+
+    features: int
+    norm: str
+    axis_name: str | None
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        norm = lambda y: Norm(self.norm, self.axis_name)(y, train)  # noqa: E731
+        y = nn.relu(norm(Conv3d(self.features)(x)))
+        y = norm(Conv3d(self.features)(y))
+        if x.shape[-1] != self.features:
+            x = norm(Conv3d(self.features, 1, kernel_init=torch_default)(x))
+        return nn.relu(x + y)
+
+
+class DecoderBlock(nn.Module):
+    """One level of the 3-D decoder: [B,Z,h,w,c] -> score [B,Z,h,w] and, unless finest, features at twice the size."""
+
+    features: int
+    up_to: int | None
+    pool: bool
+    norm: str
+    axis_name: str | None
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> tuple[Array, Array | None]:
+        norm = lambda y: Norm(self.norm, self.axis_name)(y, train)  # noqa: E731
+        for _ in range(2):
+            x = Residual3d(self.features, self.norm, self.axis_name)(x, train)
+        z, h, w = x.shape[1:4]
+        if self.pool:
+            total = 0.0
+            for bins in pool_bins(z, h, w):
+                pooled = average_pool(x, (z // bins, h // bins, w // bins))
+                branch = norm(Conv3d(self.features, 1)(pooled))
+                shape = (x.shape[0], z, h, w, self.features)
+                total = total + resize3d(branch, shape)
+            x = nn.relu(0.5 * (x + 0.25 * total))
+        score = nn.relu(norm(Conv3d(self.features)(x)))
+        score = Conv3d(1, use_bias=True)(score)[..., 0]
+        if self.up_to is None:
+            return score, None
+        return score, nn.relu(norm(Conv3d(self.up_to)(resize(x, 2 * h, 2 * w))))
+
+
+def resize3d(x: Array, shape: tuple[int, ...]) -> Array:
+    """Trilinear resize of [B,Z,h,w,C] to `shape`, half-pixel centres."""
+    return x if x.shape == shape else jax.image.resize(x, shape, "trilinear", antialias=False)
+
+
+def measure_logits(frames: Array) -> Array:
+    """log sum-modified-Laplacian over 3, 9 and 21 pixel windows, centred over the frames: [B,Z,H,W,3].
+
+    Sharpness as it can be measured before anything is learned; where there is no texture all frames tie near 0.
+    """
+    sharpness = modified_laplacian(luminance(frames))
+    logs = jnp.stack([jnp.log(box_mean(sharpness, window) + MEASURE_FLOOR) for window in MEASURE_WINDOWS], -1)
+    return logs - logs.mean(1, keepdims=True)
+
+
+class FocusVolume(nn.Module):
+    """Frames [B,Z,H,W,3] in [0,1], H and W multiples of 32 -> F over the real frames, [B,Z,H,W] (logits)."""
+
+    config: ModelConfig
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, frames: Array, train: bool) -> Array:
+        c = self.config
+        b, z, h, w, _ = frames.shape
+        flat = normalize(frames, c.input_range).reshape(b * z, h, w, 3)
+        levels = ENCODERS[c.encoder](c.width, c.norm, self.axis_name, name="encoder")(flat, train)
+        volumes = TopDown(c.width, c.norm, c.pooling, self.axis_name, name="top_down")(levels, train)
+        volumes = [v.reshape(b, z, *v.shape[1:]) for v in volumes]
+        if c.volume == "diff":  # the last frame stays as it is, so that Z is kept
+            volumes = [jnp.concatenate([v[:, :-1] - v[:, 1:], v[:, -1:]], 1) for v in volumes]
+
+        pool = c.pooling == "pyramid"
+        plan = ((128, 64, pool), (64, 32, pool), (32, 16, False), (32, None, False))
+        x, total = None, 0.0
+        for level, (features, up_to, pooled) in zip((4, 3, 2, 1), plan, strict=True):
+            volume = volumes[level - 1]
+            x = volume if x is None else jnp.concatenate([x, volume], -1)
+            block = DecoderBlock(
+                channels(features, c.width), up_to and channels(up_to, c.width), pooled, c.norm, self.axis_name,
+                name=f"decoder{level}",
+            )  # fmt: skip
+            score, x = block(x, train)
+            total = total + resize(score[..., None], h, w)[..., 0]
+        volume = total / 4
+        if c.measure_prior == "log_sml":
+            scale = self.param("measure_scale", nn.initializers.ones, (len(MEASURE_WINDOWS),))
+            volume = volume + measure_logits(frames) @ scale
+        return volume
+
+
+def resample_planes(volume: Array, t: Array, num_planes: int) -> Array:
+    """F over the real frames -> F over C planes uniform in t, by linear interpolation along the focus axis.
+
+    Args:
+      volume: [B,Z,H,W].
+      t: [B,Z] unit coordinate of the frames, ascending from 0 to 1.
+      num_planes: C.
+
+    Returns:
+      [B,H,W,C]. With Z = C and uniform spacing this is the identity.
+    """
+    planes = jnp.linspace(0.0, 1.0, num_planes)[None, None]  # [1,1,C]
+    t = t[..., None]  # [B,Z,1]
+    left = jnp.concatenate([t[:, :1] - 1, t[:, :-1]], 1)
+    right = jnp.concatenate([t[:, 1:], t[:, -1:] + 1], 1)
+    shares = jnp.clip(jnp.minimum((planes - left) / (t - left), (right - planes) / (right - t)), 0.0, 1.0)
+    return jnp.einsum("bzhw,bzc->bhwc", volume, shares)

@@ -1,0 +1,128 @@
+"""Small layers shared by the network. Everything is channel-last; volumes are [B,Z,H,W,C]."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from dff_jax.types import Array
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"relu": nn.relu, "silu": nn.silu}
+
+# PyTorch's default for convolutions, U(-1/sqrt(fan_in), 1/sqrt(fan_in)); He's for what a ReLU follows
+torch_default = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+def channels(count: int, width: float) -> int:
+    """A channel count scaled by the width multiplier, at least 4."""
+    return max(4, round(count * width))
+
+
+def resize(x: Array, height: int, width: int) -> Array:
+    """Bilinear, half-pixel centres, no anti-aliasing: [...,h,w,C] -> [...,height,width,C]."""
+    if x.shape[-3:-1] == (height, width):
+        return x
+    return jax.image.resize(x, (*x.shape[:-3], height, width, x.shape[-1]), "bilinear", antialias=False)
+
+
+class Conv(nn.Module):
+    """2-D convolution of [..., H, W, C], padded by kernel // 2 on each side (as PyTorch's)."""
+
+    features: int
+    kernel: int = 3
+    stride: int = 1
+    use_bias: bool = True
+    kernel_init: Callable = torch_default
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        return nn.Conv(
+            self.features, (self.kernel, self.kernel), (self.stride, self.stride), padding=self.kernel // 2,
+            use_bias=self.use_bias, kernel_init=self.kernel_init,
+        )(x)  # fmt: skip
+
+
+class Conv3d(nn.Module):
+    """k x k x k convolution over (Z, H, W) of [B,Z,H,W,C] with a kernel [k,k,k,C,features], slice axis first.
+
+    On CPU it is lowered as one 2-D convolution over the k neighbouring slices, concatenated on channels: the same
+    sum in another order, several times faster there.
+    """
+
+    features: int
+    kernel: int = 3
+    use_bias: bool = False
+    kernel_init: Callable = he_fan_out
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        k, c = self.kernel, x.shape[-1]
+        kernel = self.param("kernel", self.kernel_init, (k, k, k, c, self.features))
+        if k == 1:
+            y = jnp.einsum("bzhwc,cf->bzhwf", x, kernel[0, 0, 0])
+        elif jax.default_backend() == "cpu":
+            y = conv3d_by_slices(x, kernel)
+        else:
+            y = lax.conv_general_dilated(
+                x, kernel, (1, 1, 1), "SAME", dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
+            )
+        if self.use_bias:
+            y = y + self.param("bias", nn.initializers.zeros, (self.features,)).reshape((1,) * 4 + (-1,))
+        return y
+
+
+def conv3d_by_slices(x: Array, kernel: Array) -> Array:
+    """SAME 3-D convolution of [B,Z,H,W,C] by [k,k,k,C,O] as one 2-D convolution over k slices on channels."""
+    b, z, h, w, c = x.shape
+    k, out = kernel.shape[0], kernel.shape[-1]
+    padded = jnp.pad(x, ((0, 0), (k // 2, k // 2), (0, 0), (0, 0), (0, 0)))
+    slices = jnp.concatenate([padded[:, i : i + z] for i in range(k)], -1).reshape(b * z, h, w, k * c)
+    flat = jnp.moveaxis(kernel, 0, 2).reshape(k, k, k * c, out)
+    y = lax.conv_general_dilated(slices, flat, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    return y.reshape(b, z, h, w, out)
+
+
+class Norm(nn.Module):
+    """BatchNorm (PyTorch's momentum and epsilon), or GroupNorm with up to 8 groups."""
+
+    kind: str  # "batch" or "group"
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        if self.kind == "group":
+            return nn.GroupNorm(num_groups=math.gcd(8, x.shape[-1]), epsilon=1e-5)(x)
+        return nn.BatchNorm(
+            use_running_average=not train, momentum=0.9, epsilon=1e-5, axis_name=self.axis_name
+        )(x)
+
+
+class ConvNormAct(nn.Module):
+    """Convolution without bias, norm, LeakyReLU(0.1): DFV's building block."""
+
+    features: int
+    kernel: int = 3
+    norm: str = "batch"
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        x = Conv(self.features, self.kernel, use_bias=False)(x)
+        return nn.leaky_relu(Norm(self.norm, self.axis_name)(x, train), 0.1)
+
+
+def pool_bins(*lengths: int) -> list[int]:
+    """DFV's pyramid: four bin counts, linspace(1, min(lengths) // 2, 4) rounded down."""
+    most = min(lengths) // 2
+    return [int(1 + i * (most - 1) / 3 + 1e-6) for i in range(4)]
+
+
+def average_pool(x: Array, window: tuple[int, ...]) -> Array:
+    """VALID average pooling with stride = window over the axes before the channels."""
+    return nn.avg_pool(x, window, strides=window)

@@ -1,0 +1,70 @@
+"""The gated proximal network (18-25): a U-Net with attention gates on its skips. One set of weights serves all
+iterations, so there are no normalisation layers inside."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dff_jax.config import ModelConfig
+from dff_jax.network.layers import ACTIVATIONS, Conv, channels, resize, torch_default
+from dff_jax.types import Array
+
+
+class DoubleConv(nn.Module):
+    """phi: two activated 3x3 convolutions."""
+
+    features: int
+    activation: str
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        for _ in range(2):
+            x = ACTIVATIONS[self.activation](Conv(self.features)(x))
+        return x
+
+
+class Gate(nn.Module):
+    """gate(e, u) = sigmoid(conv1_1(relu(conv1(e) + conv1(u)))) * e, inner width C_e / 2 (23)."""
+
+    @nn.compact
+    def __call__(self, e: Array, u: Array) -> Array:
+        inner = max(1, e.shape[-1] // 2)
+        mixed = nn.relu(Conv(inner, 1, name="skip")(e) + Conv(inner, 1, name="up")(u))
+        return jax.nn.sigmoid(Conv(1, 1, name="project")(mixed)) * e
+
+
+class GatedProximalNetwork(nn.Module):
+    """z [B,H,W,c] -> correction or depth [B,H,W].
+
+    With one level (the paper): e1, e2 at full resolution, e3 at half; d2 and d1 on the way up. Each further level
+    of `prox_levels` adds a halving below, for a wider receptive field.
+    """
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, z: Array) -> Array:
+        c = self.config
+        block = lambda features, name: DoubleConv(channels(features, c.width), c.activation, name=name)  # noqa: E731
+        e1 = block(32, "phi1")(z)
+        skips = [block(32, "phi2")(e1)]
+        for level in range(c.prox_levels):
+            pooled = max_pool_2x2(skips[-1])
+            skips.append(block(64, f"phi{3 + level}")(pooled))
+        x = skips.pop()
+        for level, skip in enumerate(reversed(skips)):
+            u = resize(x, *skip.shape[1:3])
+            features = 32 if level == len(skips) - 1 else 64
+            gated = Gate(name=f"gate_e{len(skips) + 1 - level}")(skip, u)
+            x = block(features, f"phi_d{len(skips) + 1 - level}")(jnp.concatenate([u, gated], -1))
+        # e1 and e2 share a resolution, so u1 = d2
+        x = block(32, "phi_d1")(jnp.concatenate([x, Gate(name="gate_e1")(e1, x)], -1))
+        last = nn.initializers.zeros if c.prox_output == "residual" else torch_default
+        return Conv(1, 1, kernel_init=last, name="output")(x)[..., 0]
+
+
+def max_pool_2x2(x: Array) -> Array:
+    """2x2 max-pooling of [B,H,W,c]; an odd last row or column is pooled on its own."""
+    return nn.max_pool(x, (2, 2), (2, 2), padding="SAME")

@@ -1,0 +1,37 @@
+"""Parameters of an unroll: shared by every iteration, or stacked with a leading axis K, one slice an iteration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dff_jax.types import Array
+
+
+def merge(params: tuple[Any, Any]) -> dict[str, Any]:
+    """(shared, own) as one dict; an iteration's own entries win. Either may be None."""
+    shared, own = params
+    return {**(shared or {}), **(own or {})}
+
+
+def stack_init(init: Callable[[Array], Any], key: Array, num_iterations: int) -> Any:
+    """K independent initialisations of `init(key)`, leaves [K,...]: untied layers that differ from the start."""
+    return jax.vmap(init)(jax.random.split(key, num_iterations))
+
+
+def resize_stack(params: Any, num_iterations: int) -> Any:
+    """Per-iteration parameters [K,...] for another K: the first ones are kept, the last one is repeated beyond."""
+
+    def resize(leaf: Array) -> Array:
+        index = jnp.minimum(jnp.arange(num_iterations), leaf.shape[0] - 1)
+        return leaf[index]
+
+    return jax.tree.map(resize, params)
+
+
+def repeat_shared(params: Any, num_iterations: int) -> Any:
+    """Shared parameters as K equal slices: the untied twin of a tied unroll."""
+    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (num_iterations, *leaf.shape)), params)

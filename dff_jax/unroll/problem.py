@@ -1,0 +1,67 @@
+"""The fusion problem and what follows from it.
+
+    E(D) = 1/2 sum_i W_i^2 (D - D_i)^2 + lambda R(D)                                    (8, the half absorbs a 2)
+    S = sum_i W_i^2,  b = sum_i W_i^2 D_i,  grad = S D - b                              (9, 10, 11)
+
+The data term is diagonal: E(D) = 1/2 S (D - b/S)^2 + lambda R(D) + V, so its exact prox is (v + eta b)/(1 + eta S),
+and gradient descent on it is stable for 0 < eta < 2 / max S. With softmax weights S = 1 and b = D(0): the first
+gradient step does nothing, and later ones only pull back to D(0).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from dff_jax.types import Array
+
+EPS = 1e-6  # of the divisions by S
+
+
+class Problem(NamedTuple):
+    """Depth candidates to be fused, [B,H,W,N] (any leading shape works)."""
+
+    candidates: Array  # [B,H,W,N] D_i
+    weights: Array  # [B,H,W,N] W_i^2, >= 0
+    regularization: Array | float = 0.1  # lambda, a scalar or [B,H,W]
+    context: Any = None  # whatever the prox wants: focus volume, guide
+    previous: Array | None = None  # [B,H,W] D(k-1), set by the scheme for the prox (12)
+
+    @property
+    def S(self) -> Array:
+        """[B,H,W] total weight (10): with softplus or sigmoid weights, the confidence in the candidates."""
+        return self.weights.sum(-1)
+
+    @property
+    def b(self) -> Array:
+        """[B,H,W] weighted sum of the candidates (11)."""
+        return (self.weights * self.candidates).sum(-1)
+
+
+def initial_depth(problem: Problem) -> Array:
+    """D(0) = b / max(S, eps), [B,H,W] (13): the minimiser of the data term."""
+    return problem.b / jnp.maximum(problem.S, EPS)
+
+
+def gradient(problem: Problem, depth: Array) -> Array:
+    """S D - b, [B,H,W]: the gradient of the data term (9)."""
+    return problem.S * depth - problem.b
+
+
+def disagreement(problem: Problem) -> Array:
+    """V = 1/2 (sum W_i^2 D_i^2 - b^2/S), [B,H,W], >= 0: what no depth can satisfy.
+
+    Computed as 1/2 sum W_i^2 (D_i - D(0))^2, which is the same and does not cancel.
+    """
+    spread = problem.candidates - initial_depth(problem)[..., None]
+    return 0.5 * (problem.weights * spread**2).sum(-1)
+
+
+def energy(problem: Problem, depth: Array, regularizer: Callable[[Array], Array] | None = None) -> Array:
+    """E(D) per stack, [B] (8): data term, plus lambda times `regularizer(depth)` [B,H,W] where one is given."""
+    data = 0.5 * (problem.weights * (depth[..., None] - problem.candidates) ** 2).sum(-1)
+    if regularizer is not None:
+        data = data + problem.regularization * regularizer(depth)
+    return data.sum((-2, -1))

@@ -1,0 +1,39 @@
+"""Eight simulated devices, strict broadcasting, and a compilation cache, so that the suite is quick and unforgiving."""
+
+import os
+import pathlib
+
+# Before jax starts its backend
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+
+import jax
+import pytest
+
+CACHE = pathlib.Path(__file__).parent.parent / ".cache" / "jax"
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_compilation_cache_dir", str(CACHE))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+try:  # grain reads absl flags, which nobody parses under pytest
+    from absl import flags
+
+    flags.FLAGS.mark_as_parsed()
+except ImportError:
+    pass
+
+
+@pytest.fixture
+def key():
+    """A PRNG key."""
+    return jax.random.key(0)
+
+
+@pytest.fixture(scope="session")
+def small_world():
+    """A small procedural world's configuration: 64 x 64, 7 frames."""
+    from dff_jax.config import WorldConfig
+
+    return WorldConfig(height=64, width=64, num_frames=7, num_objects=4, max_blur_radius=5, num_layers=12)

@@ -1,0 +1,56 @@
+import dataclasses
+
+import pytest
+
+from dff_jax import config as cfg
+from dff_jax.errors import ConfigError
+
+
+@pytest.mark.parametrize("name", list(cfg.MODEL_PRESETS))
+def test_presets_survive_json(name):
+    preset = cfg.model_preset(name)
+    assert cfg.from_json(cfg.to_json(preset), cfg.ModelConfig) == preset
+    hash(preset)  # usable as a static argument
+
+
+def test_whole_config_survives_json_with_tuples():
+    config = cfg.Config(data=cfg.DataConfig(crop=(64, 96)))
+    assert cfg.from_json(cfg.to_json(config)) == config
+
+
+def test_paper_preset_is_the_papers_reading():
+    paper = cfg.paper()
+    assert (paper.planes, paper.coordinate, paper.weight_norm, paper.prox_output) == (
+        "index", "raw", "softmax", "direct",
+    )  # fmt: skip
+    assert (paper.guide, paper.measure_prior, paper.num_planes, paper.num_candidates) == ("none", "none", None, 3)
+    assert (paper.num_iterations, paper.refiner_steps, paper.tied, paper.encoder) == (3, 1, True, "resnet18")
+
+
+@pytest.mark.parametrize(
+    "data, match",
+    [
+        ({"model": {"num_iteration": 3}}, "model.num_iteration: unknown field.*num_iterations"),
+        ({"model": {"planes": "metric"}}, "model.planes.*'metric'.*index, focus"),
+        ({"model": {"num_candidates": 0}}, "model.num_candidates.*at least 1"),
+        ({"model": {"width": "wide"}}, "model.width: expected a number"),
+        ({"data": {"crop": [64]}}, "data.crop: expected 2 values"),
+        ({"data": {"world": {"focus_range": [5.0, 5.0]}}}, "data.world.focus_range"),
+        ({"training": {"num_steps": True}}, "training.num_steps: expected a whole number"),
+        ({"optimizer": {"peak_learning_rate": float("nan")}}, "optimizer.peak_learning_rate"),
+        ({"model": {"planes": "index", "coordinate": "unit"}}, "model.coordinate"),
+    ],
+)
+def test_errors_name_the_field_and_the_choices(data, match):
+    with pytest.raises(ConfigError, match=match):
+        cfg.from_dict(data)
+
+
+def test_configs_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        cfg.Config().seed = 3
+
+
+def test_unknown_preset_lists_the_choices():
+    with pytest.raises(ConfigError, match="'huge' is unknown.*paper, physical, tiny, classical"):
+        cfg.model_preset("huge")
