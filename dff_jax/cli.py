@@ -108,6 +108,9 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument("name", help="such as procedural/quickstart")
     prepare.add_argument("--data-dir", help="where tfds keeps its files; default ~/tensorflow_datasets")
     prepare.add_argument("--overwrite", action="store_true", help="make it again even if it is there")
+    prepare.add_argument("--export", metavar="DIR", help="also write stacks as folders of PNG frames and disp.npy")
+    prepare.add_argument("--split", default="test", choices=["train", "validation", "test"], help="for --export")
+    prepare.add_argument("--limit", type=int, help="for --export: only the first so many stacks")
     prepare.set_defaults(run=_prepare)
     return parser
 
@@ -160,6 +163,13 @@ def _prepare(args: argparse.Namespace, rest: list[str]) -> None:
     from dff_jax.data.datasets import prepare
 
     print(prepare(args.name, args.data_dir, overwrite=args.overwrite))
+    if args.export:
+        from dff_jax.data.export import export_stacks
+        from dff_jax.data.pipeline import open_named
+
+        source = open_named(args.name, split=args.split, data_dir=args.data_dir)
+        for folder in export_stacks(source, args.export, args.limit):
+            print(folder)
 
 
 # Config files and overrides ---------------------------------------------------------------------------------------

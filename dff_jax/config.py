@@ -120,7 +120,7 @@ class ModelConfig(_Checked):
     """`with_confidence` adds S and the candidates' disagreement, brought to unit scale."""
     prox_levels: int = 1
     """Max-poolings inside the proximal U-Net: 1 in the paper; more widen its receptive field."""
-    activation: Literal["relu", "silu"] = "silu"
+    activation: Literal["relu", "leaky_relu", "silu"] = "leaky_relu"
     """Of the heads, the proximal network and the refiner."""
     gradient: Literal["auto", "backprop", "remat"] = "auto"
     """`auto`: unrolled back-propagation on CPU, a rolled scan with rematerialised steps elsewhere."""
@@ -190,10 +190,10 @@ class WorldConfig(_Checked):
     depth_range: tuple[float, float] = (4.0, 110.0)
     """Disparities of objects: partly outside `focus_range`, as in FlyingThings3D."""
     num_objects: int = 10
-    blur_per_disparity: tuple[float, float] = (0.05, 0.09)
+    blur_per_disparity: tuple[float, float] = (0.05, 0.085)
     """Blur radius in pixels per disparity of defocus; drawn for each world."""
-    max_blur_radius: int = 8
-    num_layers: int = 24
+    max_blur_radius: int = 7
+    num_layers: int = 16
     noise: tuple[float, float] = (0.0, 0.012)
     """Standard deviation of the sensor noise, of full scale; drawn for each world."""
 

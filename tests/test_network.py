@@ -51,8 +51,11 @@ def test_conv3d_by_slices_equals_lax(key, kernel):
 
 
 @pytest.mark.parametrize(
-    "lengths, bins", [((8, 8), [1, 2, 3, 4]), ((7, 7), [1, 1, 2, 3]), ((12, 18), [1, 2, 4, 6]), ((17, 30), [1, 3, 5, 8]),
-                      ((4, 4), [1, 1, 1, 2]), ((2, 2), [1, 1, 1, 1]), ((10, 12, 18), [1, 2, 3, 5])],
+    "lengths, bins",
+    [
+        ((8, 8), [1, 2, 3, 4]), ((7, 7), [1, 1, 2, 3]), ((12, 18), [1, 2, 4, 6]), ((17, 30), [1, 3, 5, 8]),
+        ((4, 4), [1, 1, 1, 2]), ((2, 2), [1, 1, 1, 1]), ((10, 12, 18), [1, 2, 3, 5]),
+    ],
 )  # fmt: skip
 def test_pool_bins_are_dfvs(lengths, bins):
     assert pool_bins(*lengths) == bins

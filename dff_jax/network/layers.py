@@ -12,7 +12,11 @@ from jax import lax
 
 from dff_jax.types import Array
 
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"relu": nn.relu, "silu": nn.silu}
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "relu": nn.relu,
+    "leaky_relu": lambda x: nn.leaky_relu(x, 0.1),
+    "silu": nn.silu,
+}
 
 # PyTorch's default for convolutions, U(-1/sqrt(fan_in), 1/sqrt(fan_in)); He's for what a ReLU follows
 torch_default = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")

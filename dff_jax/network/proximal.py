@@ -26,12 +26,15 @@ class DoubleConv(nn.Module):
 
 
 class Gate(nn.Module):
-    """gate(e, u) = sigmoid(conv1_1(relu(conv1(e) + conv1(u)))) * e, inner width C_e / 2 (23)."""
+    """gate(e, u) = sigmoid(conv1_1(act(conv1(e) + conv1(u)))) * e, inner width C_e / 2 (23); act is the paper's ReLU
+    in preset `paper`, elsewhere one that cannot die."""
+
+    activation: str = "relu"
 
     @nn.compact
     def __call__(self, e: Array, u: Array) -> Array:
         inner = max(1, e.shape[-1] // 2)
-        mixed = nn.relu(Conv(inner, 1, name="skip")(e) + Conv(inner, 1, name="up")(u))
+        mixed = ACTIVATIONS[self.activation](Conv(inner, 1, name="skip")(e) + Conv(inner, 1, name="up")(u))
         return jax.nn.sigmoid(Conv(1, 1, name="project")(mixed)) * e
 
 
@@ -57,10 +60,10 @@ class GatedProximalNetwork(nn.Module):
         for level, skip in enumerate(reversed(skips)):
             u = resize(x, *skip.shape[1:3])
             features = 32 if level == len(skips) - 1 else 64
-            gated = Gate(name=f"gate_e{len(skips) + 1 - level}")(skip, u)
+            gated = Gate(c.activation, name=f"gate_e{len(skips) + 1 - level}")(skip, u)
             x = block(features, f"phi_d{len(skips) + 1 - level}")(jnp.concatenate([u, gated], -1))
         # e1 and e2 share a resolution, so u1 = d2
-        x = block(32, "phi_d1")(jnp.concatenate([x, Gate(name="gate_e1")(e1, x)], -1))
+        x = block(32, "phi_d1")(jnp.concatenate([x, Gate(c.activation, name="gate_e1")(e1, x)], -1))
         last = nn.initializers.zeros if c.prox_output == "residual" else torch_default
         return Conv(1, 1, kernel_init=last, name="output")(x)[..., 0]
 

@@ -20,6 +20,8 @@ from jax import lax
 from dff_jax.optics.thin_lens import blur_radius
 from dff_jax.types import Array
 
+FFT_ABOVE = 4  # pixels of blur radius beyond which the FFT is quicker; measured on CPU
+
 
 def srgb_to_linear(rgb: Array) -> Array:
     """Display-coded RGB in [0,1] to linear light (IEC 61966-2-1); any shape."""
@@ -79,11 +81,24 @@ def _blur(channels: Array, kernels: Array, use_fft: bool) -> Array:
             padded[..., None], kernels[:, :, None, :], (1, 1), "VALID",
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )  # fmt: skip
-    shape = padded.shape[1:]
-    spectrum = jnp.fft.rfft2(padded)[:, None]
+    shape = tuple(_fft_size(n) for n in padded.shape[1:])
+    spectrum = jnp.fft.rfft2(padded, s=shape)[:, None]
     response = jnp.fft.rfft2(jnp.moveaxis(kernels, -1, 0), s=shape)[None]
     blurred = jnp.fft.irfft2(spectrum * response, s=shape)
-    return jnp.moveaxis(blurred[:, :, 2 * radius :, 2 * radius :], 1, -1)
+    h, w = channels.shape[1:]
+    return jnp.moveaxis(blurred[:, :, 2 * radius : 2 * radius + h, 2 * radius : 2 * radius + w], 1, -1)
+
+
+def _fft_size(n: int) -> int:
+    """The next size from n on that has no prime factor above 5, for which FFTs are quick."""
+    while True:
+        rest = n
+        for p in (2, 3, 5):
+            while rest % p == 0:
+                rest //= p
+        if rest == 1:
+            return n
+        n += 1
 
 
 @partial(jax.jit, static_argnames=("max_radius", "num_layers"))
@@ -104,7 +119,7 @@ def render_stack(
       [Z,H,W,3] frames, display-coded, in [0,1], without noise.
     """
     levels = max(1, math.ceil(math.log2(max_radius + 1)) + 1)
-    use_fft = max_radius > 12  # the crossover on CPU; a matter of speed only
+    use_fft = max_radius > FFT_ABOVE
     near, far = depth.max(), depth.min()
     spacing = jnp.maximum((near - far) / (num_layers - 1), 1e-5 * jnp.maximum(jnp.abs(near), jnp.abs(far)) + 1e-12)
     layers = far + spacing * jnp.arange(num_layers, dtype=depth.dtype)

@@ -1,0 +1,1 @@
+"""From files or worlds to batches: folders, tfds datasets, augmentation, loaders."""

@@ -1,0 +1,36 @@
+"""Stacks of a dataset as folders of pictures, laid out like FlyingThings3D's focal stacks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from dff_jax.data.pipeline import StackSource
+from dff_jax.output import check_output, staged_output
+from dff_jax.pictures import to_uint8
+
+
+def export_stacks(source: StackSource, output: str | Path, limit: int | None = None) -> list[Path]:
+    """Writes `<output>/<number>/<focus>.png ...` and `disp.npy` (0 = no truth) for the first `limit` stacks.
+
+    File names carry the focus settings in the dataset's unit, so `evaluate --source` and `predict` read them back.
+
+    Raises:
+      InputError: an output folder that cannot be written.
+    """
+    output = Path(output)
+    check_output(output)
+    folders = []
+    for index in range(len(source) if limit is None else min(limit, len(source))):
+        stack = source[index]
+        folder = output / f"{index:05d}"
+        with staged_output(folder) as staging:
+            for frame, focus in zip(to_uint8(stack.frames), stack.focus, strict=True):
+                Image.fromarray(frame).save(staging / f"{float(np.float32(focus))!r}.png")
+            if stack.depth is not None:
+                depth = stack.depth if stack.mask is None else np.where(stack.mask, stack.depth, 0)
+                np.save(staging / "disp.npy", depth.astype(np.float32))
+        folders.append(folder)
+    return folders

@@ -1,0 +1,210 @@
+"""A user's own photographs: folders, globs and lists of files to focal stacks, with or without ground truth.
+
+Which files are frames is settled here, at which focus settings in `focus_settings`, how they are decoded in
+`images`.
+"""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from dff_jax import focus_axis
+from dff_jax.data.focus_settings import focus_settings, labelled_settings
+from dff_jax.data.images import IMAGE_SUFFIXES, downscale, read_depth, read_image
+from dff_jax.errors import InputError
+from dff_jax.types import Batch, FocalStack
+
+TRUTH_FILES = ("disp.exr", "disp.npy")
+MIN_SIDE = 16
+
+Source = str | Path | Sequence[str | Path]
+
+
+class ReadNotes(NamedTuple):
+    """How a stack was read."""
+
+    files: tuple[Path, ...]  # [Z], in the order of the frames
+    notes: tuple[str, ...]  # assumptions, one sentence each
+    full_size: tuple[int, int]  # H, W of the photographs, before `max_size`
+
+
+def read_stack(
+    source: Source,
+    *,
+    focus: Sequence[float] | None = None,
+    unit: str | None = None,
+    reverse: bool = False,
+    max_size: int | None = None,
+) -> tuple[FocalStack, ReadNotes]:
+    """Reads a folder of photographs, a glob, or a list of files, as one focal stack.
+
+    Args:
+      source: a folder (sub folders, hidden files, `AiF.*` and files that are no images are passed over), a
+        glob such as `"scan/*.jpg"`, or the files.
+      focus: focus settings, one a frame, in natural order of the file names (a2 before a10).
+      unit: unit of the focus settings; None: as `focus_settings` says, by where they come from.
+      reverse: counts the frame index from the other end; refused when the focus settings have values.
+      max_size: longest side in pixels to scale the frames down to.
+
+    Returns:
+      The stack, frames [Z,H,W,3] uint8 or uint16 sorted so that q ascends, no truth; and how it was read.
+
+    Raises:
+      InputError: fewer than two frames, a damaged file, frames of several sizes, focus settings that are
+        repeated, not numbers or of another count, `reverse` with values.
+    """
+    if max_size is not None and max_size < MIN_SIDE:
+        raise InputError(f"max_size: must be at least {MIN_SIDE} pixels, got {max_size}")
+    files = find_frames(source)
+    values, unit, notes = focus_settings(files, focus, unit, reverse=reverse)
+    order = focus_axis.sort_order(values, unit, [str(file) for file in files])
+    files = tuple(files[i] for i in order)
+    frames, full_size = _read_frames(files, max_size)
+    if frames.shape[1:3] != full_size:
+        height, width = frames.shape[1:3]
+        notes += (f"frames scaled from {full_size[1]} x {full_size[0]} to {width} x {height} (max_size)",)
+    stack = FocalStack(frames, values[order], unit, name=files[0].resolve().parent.name)
+    return stack, ReadNotes(files, notes, full_size)
+
+
+def read_labelled_stack(folder: Path, unit: str) -> FocalStack:
+    """Reads one stack with ground truth, laid out like FlyingThings3D's.
+
+    Args:
+      folder: holds `<focus>.png` ..., `disp.exr` or `disp.npy` (0 = no truth there), and perhaps `AiF.png`. A
+        distance file or `*_0.35.jpg` names serve instead of `<focus>.png`.
+      unit: of the focus settings and of the truth.
+
+    Returns:
+      FocalStack, frames sorted so that q ascends, depth [H,W] float32 (0 where mask is False), mask [H,W].
+
+    Raises:
+      InputError: as `read_stack`; no focus settings; no truth, or of another size, not finite, nowhere valid.
+    """
+    focus_axis.check_unit(unit)
+    folder = Path(folder)
+    files = find_frames(folder)
+    truth = next((folder / name for name in TRUTH_FILES if (folder / name).is_file()), None)
+    if truth is None:
+        raise InputError(f"{folder}: no ground truth; looked for {' and '.join(TRUTH_FILES)}")
+    values = labelled_settings(files)
+    order = focus_axis.sort_order(values, unit, [str(file) for file in files])
+    frames, size = _read_frames([files[i] for i in order], None)
+    depth = read_depth(truth)
+    if depth.shape != size:
+        raise InputError(
+            f"{truth}: is {depth.shape[1]} x {depth.shape[0]} (width x height) where the frames are "
+            f"{size[1]} x {size[0]}"
+        )
+    if unit == "metre" and depth.min() < 0:
+        raise InputError(f"{truth}: holds negative distances in metres; is the unit right?")
+    mask = depth != 0
+    if not mask.any():
+        raise InputError(f"{truth}: is 0 (no truth) everywhere")
+    return FocalStack(frames, values[order], unit, depth, mask, name=folder.name)
+
+
+def list_stacks(root: Path) -> list[Path]:
+    """The stack folders below `root`, or `root` itself: folders with a truth file or at least two frames.
+
+    In natural order; folders inside a stack folder are not searched. Raises InputError if there is none.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder")
+    found: list[Path] = []
+    seen: set[Path] = set()
+
+    def walk(folder: Path) -> None:
+        if folder.resolve() in seen:  # links may run in a circle
+            return
+        seen.add(folder.resolve())
+        try:
+            entries = sorted(folder.iterdir(), key=natural_key)
+        except OSError as error:
+            raise InputError(f"{folder}: cannot be read ({error.strerror or error})") from None
+        if any(e.name in TRUTH_FILES for e in entries) or sum(map(_is_frame, entries)) >= 2:
+            found.append(folder)
+            return
+        for entry in entries:
+            if entry.is_dir() and not entry.name.startswith("."):
+                walk(entry)
+
+    walk(root)
+    if not found:
+        raise InputError(f"{root}: no focal stack here or below; a stack is a folder of at least 2 images")
+    return found
+
+
+def natural_key(path: str | Path) -> tuple:
+    """Sorts names with numbers by the numbers: a2 before a10."""
+    parts = re.split(r"(\d+)", str(path).lower())
+    return tuple((1, int(part), "") if part.isdigit() else (0, 0, part) for part in parts), str(path)
+
+
+def find_frames(source: Source) -> list[Path]:
+    """The image files of a folder, a glob or a list, in natural order; see `read_stack`.
+
+    Raises:
+      InputError: no such folder, no match, fewer than two frames, one frame in two formats, or a broken link.
+    """
+    if not isinstance(source, str | Path):
+        label, found = f"{len(source)} files", [Path(item) for item in source]
+        missing = next((path for path in found if not path.is_file()), None)
+        if missing is not None:
+            raise InputError(f"{missing}: no such file")
+    elif Path(source).is_dir():
+        label = str(source)
+        try:
+            found = list(Path(source).iterdir())
+        except OSError as error:
+            raise InputError(f"{source}: cannot be read ({error.strerror or error})") from None
+    elif glob.has_magic(str(source)):
+        label, found = str(source), [Path(item) for item in glob.glob(str(source), recursive=True)]
+    elif Path(source).exists():
+        raise InputError(f"{source}: a focal stack is a folder of images or a glob, not one file")
+    else:
+        raise InputError(f"{source}: no such folder, and not a glob")
+    broken = next((path for path in found if path.is_symlink() and not path.exists()), None)
+    if broken is not None:
+        raise InputError(f"{broken}: a link that leads nowhere")
+    files = sorted(filter(_is_frame, found), key=natural_key)
+    if len(files) < 2:
+        what = f"only one image ({files[0].name})" if files else "no images (jpg, png, tif, bmp)"
+        raise InputError(f"{label}: {what}; a focal stack needs at least 2 frames")
+    stems: dict[Path, Path] = {}
+    for file in files:
+        twin = stems.setdefault(file.with_suffix(""), file)
+        if twin is not file:
+            raise InputError(f"{twin} and {file.name}: one frame twice? choose with a glob such as '*.jpg'")
+    return files
+
+
+def _is_frame(path: Path) -> bool:
+    visible = not path.name.startswith(".") and path.stem.lower() != "aif"
+    return visible and path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+
+
+def _read_frames(files: Sequence[Path], max_size: int | None) -> tuple[np.ndarray, tuple[int, int]]:
+    """Frames [Z,H,W,3] and their H, W before scaling."""
+    frames, size = [], None
+    for file in files:
+        image = read_image(file)
+        size = size or image.shape[:2]
+        if image.shape[:2] != size:
+            raise InputError(
+                f"{file}: {image.shape[1]} x {image.shape[0]} where {files[0].name} is {size[1]} x {size[0]} "
+                "(width x height); all frames of a stack must have one size"
+            )
+        frames.append(downscale(image, max_size))
+    if min(frames[0].shape[:2]) < MIN_SIDE:
+        raise InputError(f"{files[0]}: {size[1]} x {size[0]} pixels; each side needs {MIN_SIDE}")
+    if len({frame.dtype for frame in frames}) > 1:  # 8 and 16 bit in one stack
+        frames = [frame if frame.dtype == np.uint16 else frame.astype(np.uint16) * 257 for frame in frames]
+    return np.stack(frames), size

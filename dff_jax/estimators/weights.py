@@ -1,0 +1,201 @@
+"""Weights of an estimator as one safetensors file: flat keys, the config inside, nothing to execute on load.
+
+Keys are "params/<module>/.../kernel" and "batch_stats/...". The metadata holds the format version, the
+model's config, what is known of the training (`info`) and a checksum of the tensors, which safetensors itself
+has not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import empty_node, flatten_dict, unflatten_dict
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save as serialize
+
+from dff_jax import config as configs
+from dff_jax.config import ModelConfig
+from dff_jax.errors import ConfigError, InputError, WeightsError
+from dff_jax.types import Estimator, Variables
+
+FORMAT = "dff_jax"
+VERSION = "1"
+FILE_NAME = "weights.safetensors"
+"""What a run folder calls its best weights so far."""
+
+
+class Weights(NamedTuple):
+    """The contents of a weights file."""
+
+    model: ModelConfig
+    variables: Variables  # numpy arrays
+    info: dict[str, Any]  # "config", "command", "step", "metric", "num_frames", ...
+
+
+class LoadedEstimator(NamedTuple):
+    """An estimator ready for use: `estimator.apply(variables, frames, focus)`."""
+
+    model: ModelConfig
+    estimator: Estimator
+    variables: Variables
+    label: str  # what to call it in a table
+    info: dict[str, Any] = {}  # of the weights file; {} for a method without
+
+
+def save_weights(path: str | Path, model: ModelConfig, variables: Mapping[str, Any], info: Mapping[str, Any]) -> None:
+    """Writes the file whole or not at all, in the arrays' own types.
+
+    Args:
+      variables: {"params": tree, "batch_stats": tree} of arrays.
+      info: JSON-able. `num_frames`, the Z of training, is needed by a network with `num_planes=None`.
+
+    Raises:
+      InputError: the file cannot be written.
+    """
+    path = Path(path)
+    # np.asarray(order="C"), because safetensors stores a transposed view wrongly; ascontiguousarray would
+    # turn scalars into vectors.
+    tensors = {key: np.asarray(x, order="C") for key, x in flatten_dict(dict(variables), sep="/").items()}
+    metadata = {"format": FORMAT, "version": VERSION, "model": configs.to_json(model)}
+    metadata |= {"info": json.dumps(dict(info)), "sha256": _checksum(tensors)}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:  # safetensors' own save_file makes it readable by the owner only
+            file.write(serialize(tensors, metadata))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
+
+
+def load_weights(path: str | Path) -> Weights:
+    """Reads a weights file and checks it against the network that its config describes.
+
+    Raises:
+      WeightsError: no such file, not a safetensors file, truncated or damaged, not written by this library or
+        by another version of the format, or keys and shapes that are not the network's.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such weights file")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise WeightsError(f"{path}: not a safetensors file, or truncated ({_one_line(error)})") from None
+    if metadata.get("format") != FORMAT:
+        raise WeightsError(f"{path}: a safetensors file, but not weights of dff-jax (no config inside)")
+    if metadata.get("version") != VERSION:
+        raise WeightsError(
+            f"{path}: weights format {metadata.get('version')}, but this dff-jax reads {VERSION}; "
+            "use the version that wrote it"
+        )
+    if metadata.get("sha256") != _checksum(tensors):
+        raise WeightsError(f"{path}: damaged, the checksum of its tensors does not match; copy it again")
+    try:
+        model = configs.from_json(metadata["model"], ModelConfig)
+        info = json.loads(metadata["info"])
+    except (KeyError, ConfigError, json.JSONDecodeError) as error:
+        raise WeightsError(f"{path}: the config inside cannot be used ({_one_line(error)})") from None
+    from dff_jax import estimators
+
+    num_frames = info.get("num_frames") or model.num_planes
+    return Weights(model, fit(path, tensors, estimators.build(model), num_frames), info)
+
+
+def fit(where: Any, tensors: Mapping[str, np.ndarray], estimator: Estimator, num_frames: int | None) -> Variables:
+    """Tensors by flat key as the estimator's variables, parts without parameters included.
+
+    Raises:
+      WeightsError: keys or shapes are not the estimator's own; lists both sides, and calls the file `where`.
+    """
+    z = num_frames or 15
+    shapes = (
+        jax.ShapeDtypeStruct((1, z, 64, 64, 3), jnp.float32),
+        jax.ShapeDtypeStruct((1, z), jnp.float32),
+    )
+    tree = jax.eval_shape(estimator.init, jax.random.key(0), *shapes)
+    structure = flatten_dict(tree, sep="/", keep_empty_nodes=True)
+    want = {key: x.shape for key, x in structure.items() if x is not empty_node}
+    have = {key: x.shape for key, x in tensors.items()}
+    complaints = []
+    if missing := sorted(want.keys() - have.keys()):
+        complaints.append(f"missing {_shorten(missing)}")
+    if unknown := sorted(have.keys() - want.keys()):
+        complaints.append(f"unknown {_shorten(unknown)}")
+    if wrong := sorted(k for k in want.keys() & have.keys() if want[k] != have[k]):
+        complaints.append("wrong shape " + _shorten([f"{k} {have[k]}, expected {want[k]}" for k in wrong]))
+    if complaints:
+        raise WeightsError(f"{where}: does not fit the network of its config: {'; '.join(complaints)}")
+    return unflatten_dict(structure | dict(tensors), sep="/")
+
+
+def load_estimator(spec: str | Path) -> LoadedEstimator:
+    """An estimator by what a command line calls it.
+
+    Args:
+      spec: "classical"; a .safetensors file; or a run folder, of which the best weights so far are taken.
+
+    Raises:
+      WeightsError: nothing usable there; as `load_weights`.
+    """
+    from dff_jax import estimators
+
+    if str(spec) == "classical":
+        model = configs.classical()
+        return LoadedEstimator(model, estimators.build(model), {}, "classical")
+    path = Path(spec)
+    label = path.stem
+    if path.is_dir():
+        path = path / FILE_NAME
+        label = path.resolve().parent.name
+        if not path.is_file():
+            raise WeightsError(
+                f"{spec}: no {FILE_NAME} inside; a run folder has it once training came to an evaluation"
+            )
+    elif not path.exists():
+        raise WeightsError(f"{spec}: neither 'classical' nor an existing weights file (.safetensors) or run folder")
+    model, variables, info = load_weights(path)
+    return LoadedEstimator(model, estimators.build(model), jax.tree.map(jnp.asarray, variables), label, info)
+
+
+def check_frames(loaded: LoadedEstimator, num_frames: int) -> None:
+    """Raises InputError if these weights cannot take stacks of `num_frames` (a network with
+    `num_planes=None`)."""
+    trained = loaded.info.get("num_frames")
+    tied = loaded.model.method == "proximal" and loaded.model.num_planes is None
+    if tied and trained is not None and trained != num_frames:
+        raise InputError(
+            f"{loaded.label}: weights for stacks of exactly {trained} frames (model.num_planes is None), but "
+            f"the stack has {num_frames}; give {trained} frames or use weights of a preset with fixed planes"
+        )
+
+
+def _checksum(tensors: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for key in sorted(tensors):
+        x = tensors[key]
+        digest.update(f"{key} {x.dtype.name} {x.shape}".encode())
+        digest.update(np.asarray(x, order="C").tobytes())
+    return digest.hexdigest()
+
+
+def _shorten(items: list[str], most: int = 4) -> str:
+    rest = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(items[:most]) + rest
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,134 @@
+"""The rows of an evaluation, and what is found out about each.
+
+`expected` (Dbar), `candidate_1`.. (D_i), `D(0)`..`D(K)` (the iterates), `refined` (the last refined depth;
+with more than one refiner step `refined_1`.. before it), `final` (the answer, whichever stage it is) and
+`classical` (the yardstick, which needs no training). A stage that an estimator does not have has no row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dff_jax.evaluation import metrics
+from dff_jax.types import History, Prediction
+
+
+class Evaluation(NamedTuple):
+    """What an evaluation found. A value is None where truth leaves it undefined, NaN if a prediction failed.
+
+    rows: name -> {metric, pixel counts, "stacks", "pooled": {metric}, "in_range": the same again}.
+    dynamics: {"step": {stage: mean |D - the D before|}, "gain": {row: MAE of D(0) - MAE of the row}}.
+    """
+
+    rows: dict[str, dict[str, Any]]
+    dynamics: dict[str, Any]
+    per_stack: tuple[dict[str, Any], ...]  # one of each row, region and stack
+    stacks: tuple[str, ...]  # evaluated, in order
+    excluded: tuple[str, ...]  # no pixel has ground truth
+    unit: str
+    seconds: dict[str, Any]
+    notes: tuple[str, ...]  # what a reader of the numbers must know
+
+    def of_stack(self, position: int, region: str = "all") -> dict[str, dict[str, Any]]:
+        """Row -> metrics of one stack, by its position in `stacks`."""
+        mine = [one for one in self.per_stack if one["region"] == region][position :: len(self.stacks)]
+        return {one["row"]: one for one in mine}
+
+
+def row_names(history: History | None, yardstick: bool) -> list[str]:
+    """Names of `row_maps`, in the same order."""
+    names = []
+    if history is not None:
+        steps = history.refined.shape[1]
+        names.append("expected")
+        names += [f"candidate_{i + 1}" for i in range(history.candidates.shape[-1])]
+        names += [f"D({k})" for k in range(history.iterates.shape[1])]
+        names += [f"refined_{t + 1}" for t in range(steps - 1)] + ["refined"] * (steps > 0)
+    return names + ["final"] + ["classical"] * yardstick
+
+
+def row_maps(prediction: Prediction, yardstick: jax.Array | None) -> list[jax.Array]:
+    """The depth maps [B,H,W] in q of all rows; `yardstick` is the classical depth, if there is one."""
+    maps = []
+    if prediction.history is not None:
+        h = prediction.history
+        maps = [h.expected, *jnp.moveaxis(h.candidates, -1, 0), *jnp.moveaxis(h.iterates, 1, 0)]
+        maps += list(jnp.moveaxis(h.refined, 1, 0))
+    return maps + [prediction.depth] + ([] if yardstick is None else [yardstick])
+
+
+def gather(
+    names: list[str],
+    parts: list[metrics.Regions],
+    changes: list[np.ndarray],
+    stacks: list[str],
+    excluded: list[str],
+    unit: str,
+    seconds: dict[str, Any],
+) -> Evaluation:
+    """The batches' numbers as one Evaluation.
+
+    Args:
+      names: of the rows.
+      parts: of each batch, Sums with fields [rows,stacks of the batch].
+      changes: of each batch, mean |D - the D before| [stages-1,stacks]; empty for a method without stages.
+    """
+    sums = {name: metrics.Regions(*(_join(parts, r, i) for i in (0, 1))) for r, name in enumerate(names)}
+    rows: dict[str, dict[str, Any]] = {}
+    per_stack: list[dict[str, Any]] = []
+    for name, regions in sums.items():
+        rows[name] = metrics.summarize(regions.all) | {"in_range": metrics.summarize(regions.in_range)}
+        for region, of_region in zip(metrics.Regions._fields, regions, strict=True):
+            for stack, values in zip(stacks, metrics.finalize(of_region), strict=True):
+                per_stack.append({"stack": stack, "row": name, "region": region} | values)
+    dynamics: dict[str, Any] = {}
+    if changes:
+        stages = [name for name in names if name.startswith(("D(", "refined"))]
+        step = np.concatenate(changes, axis=1).mean(axis=1, dtype=np.float64)
+        start = rows[stages[0]]["MAE"]
+        dynamics = {
+            "step": dict(zip(stages[1:], map(float, step), strict=True)),
+            "gain": {name: start - row["MAE"] for name, row in rows.items()},
+        }
+    notes = tuple(_notes(sums, stacks, excluded))
+    return Evaluation(rows, dynamics, tuple(per_stack), tuple(stacks), tuple(excluded), unit, seconds, notes)
+
+
+def _join(parts: list[metrics.Regions], row: int, region: int) -> metrics.Sums:
+    return metrics.concatenate([metrics.Sums(*(field[row] for field in part[region])) for part in parts])
+
+
+def _notes(sums: dict[str, metrics.Regions], stacks: list[str], excluded: list[str]) -> Iterator[str]:
+    def where(counts: np.ndarray) -> list[str]:
+        return [name for name, n in zip(stacks, counts, strict=True) if n]
+
+    if excluded:
+        yield f"excluded, no ground truth: {len(excluded)} ({_some(excluded)})"
+    one = sums["final"]
+    outside = where(one.in_range.pixels == 0)
+    if outside:
+        yield f"no truth within the focus range, so not in the in-range metrics: {_some(outside)}"
+    signed = where(one.all.nonpositive)
+    if signed:
+        count = int(one.all.nonpositive.sum())
+        yield (
+            f"{count} pixels of truth are not positive: logRMS, AbsRel, SqRel and Acc are undefined for "
+            f"{len(signed)} of {len(stacks)} stacks, and their means leave these out: {_some(signed)}"
+        )
+    for row, regions in sums.items():
+        bad = where(regions.all.nonfinite)
+        if bad:
+            count = int(regions.all.nonfinite.sum())
+            yield f"WARNING: {row} is not finite at {count} pixels; its metrics are NaN for {_some(bad)}"
+        clipped = int(regions.all.clipped.sum())
+        if clipped:
+            yield f"{row}: {clipped} pixels below {metrics.SMALLEST:g} were clipped inside logRMS and Acc"
+
+
+def _some(names: list[str], most: int = 10) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

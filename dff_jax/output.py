@@ -1,0 +1,105 @@
+"""An output folder that is checked before the work and never left half written."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from dff_jax.errors import InputError
+
+
+def check_output(folder: str | Path, names: Iterable[str] = (), needed: int = 0) -> None:
+    """Checks by a trial that `folder` can be made or written to; leaves nothing behind.
+
+    Args:
+      folder: need not exist.
+      names: files that will be written into it.
+      needed: bytes that must be free.
+
+    Raises:
+      InputError: it is a file, read-only (by its mode too, which root could overrule), full, or
+        cannot be made.
+    """
+    if not str(folder):
+        raise InputError("output: an empty name; give a folder")
+    try:
+        base = _existing(Path(folder).resolve())
+        if not base.is_dir():
+            raise InputError(f"{folder}: {base} is a file; choose another output folder")
+        for name in names:
+            if (Path(folder) / name).is_dir():
+                raise InputError(f"{Path(folder) / name}: is a folder where a file is to be written")
+        if base.stat().st_mode & 0o222 == 0:
+            raise InputError(f"{folder}: {base} is read-only; choose another output folder")
+        trial = _make_hidden(base)
+        try:
+            with open(trial / "trial", "wb") as file:
+                file.write(b"\0" * 4096)
+                file.flush()
+                os.fsync(file.fileno())
+        finally:
+            shutil.rmtree(trial, ignore_errors=True)
+        disk = shutil.disk_usage(base)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({_reason(error)}); choose another output") from None
+    if disk.total and disk.free < needed:
+        raise InputError(
+            f"{folder}: {disk.free / 1e6:.0f} MB free where about {needed / 1e6:.0f} MB are needed; make "
+            "room, or choose another output folder"
+        )
+
+
+@contextlib.contextmanager
+def staged_output(folder: str | Path, last: str = "") -> Iterator[Path]:
+    """A hidden folder to write into; on leaving, its files are moved to `folder`, all of them or none.
+
+    Other files in an existing `folder` stay. When the block raises, or is interrupted, nothing has changed.
+
+    Args:
+      folder: made if it does not exist, with its parents.
+      last: the file to move last, whose presence says that the others are there.
+
+    Raises:
+      InputError: for any OSError inside, such as a disk that fills up.
+    """
+    folder = Path(folder).resolve()
+    made = [path for path in (folder.parent, *folder.parent.parents) if not path.exists()]
+    staging = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        # Inside an existing folder, which may be a file system of its own; beside one that is yet to come.
+        staging = _make_hidden(folder if folder.is_dir() else folder.parent)
+        yield staging
+        if folder.is_dir():
+            for file in sorted(staging.iterdir(), key=lambda path: path.name == last):
+                os.replace(file, folder / file.name)
+        else:
+            os.rename(staging, folder)
+        made = []
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({_reason(error)}); nothing was kept") from error
+    finally:
+        if staging is not None:
+            shutil.rmtree(staging, ignore_errors=True)
+        for path in made:
+            with contextlib.suppress(OSError):
+                path.rmdir()
+
+
+def _existing(path: Path) -> Path:
+    """`path`, or the nearest of its parents that exists."""
+    return next(p for p in (path, *path.parents) if p.exists())
+
+
+def _make_hidden(parent: Path) -> Path:
+    path = parent / f".dff-jax-{os.getpid()}-{secrets.token_hex(4)}.partial"
+    path.mkdir()
+    return path
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)

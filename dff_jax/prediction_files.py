@@ -1,0 +1,99 @@
+"""The files of one prediction: maps for programs, pictures for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dff_jax import focus_axis, pictures
+from dff_jax.pictures import Panel
+
+if TYPE_CHECKING:
+    from dff_jax.prediction import Result
+
+FILES = (
+    "depth.npy", "depth.png", "depth_color.png", "confidence.npy", "disagreement.npy", "all_in_focus.png",
+    "overview.png", "summary.json",
+)  # fmt: skip
+MAX_FRAMES_SHOWN = 5
+
+
+def write_maps(
+    folder: Path, frames: np.ndarray, names: Sequence[str], result: Result, title: str
+) -> dict[str, Any]:
+    """Writes every file of FILES but the summary into `folder`; returns what the summary must say about them.
+
+    Args:
+      frames: [Z,H,W,3] in the order of result.focus.
+      names: [Z] of the frames.
+    """
+    q = focus_axis.to_q(result.depth, result.unit)
+    sharp = pictures.to_uint8(result.all_in_focus)
+    np.save(folder / "depth.npy", result.depth)
+    np.save(folder / "confidence.npy", result.confidence)
+    np.save(folder / "disagreement.npy", result.disagreement)
+    pictures.save_png(folder / "all_in_focus.png", sharp)
+    coded, scale = sixteen_bit(q, result.unit)
+    pictures.save_png(folder / "depth.png", coded)
+    low, high = pictures.robust_range(q)
+    bar = pictures.depth_bar(low, high, result.unit)
+    coloured = pictures.colorize(q, low, high)
+    pictures.save_png(folder / "depth_color.png", pictures.beside_bar(coloured, bar))
+    overview = _overview(frames, names, result, sharp, coloured, bar, title)
+    pictures.save_png(folder / "overview.png", overview)
+    return {
+        "depth": {
+            "min": float(result.depth.min()),
+            "max": float(result.depth.max()),
+            "median": float(np.median(result.depth)),
+            "unit": result.unit,
+        },
+        "depth_png": scale,
+        "disagreement_unit": f"{'diopter' if result.unit == 'metre' else result.unit}^2",
+    }
+
+
+def sixteen_bit(q: np.ndarray, unit: str) -> tuple[np.ndarray, dict[str, Any]]:
+    """Depth as uint16 over its whole range, linear in q: infinite metres would leave no steps for near."""
+    low, high = float(q.min()), float(q.max())
+    scale = (high - low) / 65535.0 or 1.0
+    coded = np.rint((q.astype(np.float64) - low) / scale).astype(np.uint16)
+    rule = "depth = offset + scale * value"
+    if unit == "metre":
+        rule = "metres = 1 / (offset + scale * value)"
+    return coded, {"offset": low, "scale": scale, "rule": rule}
+
+
+def _overview(
+    frames: np.ndarray, names: Sequence[str], result: Result, sharp: np.ndarray, coloured: np.ndarray,
+    bar: pictures.Bar, title: str,
+) -> np.ndarray:  # fmt: skip
+    """Frames above; all-in-focus, depth and confidence below."""
+    count = len(frames)
+    shown = sorted({round(i) for i in np.linspace(0, count - 1, min(count, MAX_FRAMES_SHOWN))})
+    title = f"{title}: {count} frames" + (f", {len(shown)} shown" if count > len(shown) else "")
+    suffix = {"metre": " m", "diopter": " dpt", "disparity": " px", "index": ""}[result.unit]
+    ends = {} if result.unit == "index" else {0: ", farthest", count - 1: ", nearest"}
+    top = [
+        Panel(
+            pictures.to_uint8(frames[i]),
+            f"{names[i]}\nfocus {_number(result.focus[i])}{suffix}{ends.get(i, '')}",
+        )
+        for i in shown
+    ]
+    certain = pictures.colorize(result.confidence, 0.0, 1.0, cmap="viridis")
+    bottom = [
+        Panel(sharp, "all in focus"),
+        Panel(coloured, "depth", bar),
+        Panel(
+            certain, "confidence", pictures.plain_bar(0.0, 1.0, "0 = guess, 1 = sharp peak", cmap="viridis")
+        ),
+    ]
+    return pictures.sheet([top, bottom], title=title)
+
+
+def _number(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 1e4 else f"{value:.4g}"

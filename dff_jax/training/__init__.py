@@ -1,0 +1,2 @@
+"""Training: objective, optimizer, step, devices, checkpoints, logs and the loop, whose door is
+`loop.train`."""

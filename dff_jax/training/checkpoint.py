@@ -1,0 +1,170 @@
+"""Checkpoints of a run: state, data iterator, config and bookkeeping together, by orbax.
+
+A checkpoint is one folder `<run>/checkpoints/<step>`. It is written under a temporary name and renamed when
+it is complete, so that a process killed at any moment leaves either all of it or nothing that will be read.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
+
+from dff_jax import config as configs
+from dff_jax.config import Config
+from dff_jax.errors import ConfigError, InputError
+from dff_jax.training.state import TrainState
+
+FOLDER = "checkpoints"
+
+# What may change between an interruption and the resumption: how the run is watched, where its data lies, and
+# on which devices it computes; never what it computes. `training.num_steps` is not among them: the learning
+# rate is a function of it, so a longer run is another run.
+FREE_FIELDS = frozenset(
+    {"name", "data.data_dir", "data.num_threads", "data.eval_batch_size"}
+    | {f"training.{name}" for name in ("log_every", "eval_every", "save_every", "keep", "parallel")}
+    | {f"training.{name}" for name in ("num_devices", "tensorboard", "transfer")}
+)
+
+
+class Progress(NamedTuple):
+    """Bookkeeping of the loop that has to survive with the state."""
+
+    evaluated: int = -1  # the last step that was evaluated
+    best_step: int = -1  # where the validation MAE was lowest; -1: not evaluated yet
+    best_mae: float = math.inf
+
+
+class Restored(NamedTuple):
+    """A checkpoint's contents."""
+
+    state: TrainState
+    data: dict[str, Any]  # the loader's state
+    progress: Progress
+
+
+def open_manager(run: Path, keep: int) -> ocp.CheckpointManager:
+    """The run's checkpoints; keeps the newest `keep` and the best. Use it as a context.
+
+    Both `best_fn` and the policy are needed: the first alone deletes the newest when it is not among the
+    best, the second alone forgets which is best. Saves are synchronous: the update donates the state's
+    buffers, and a log or a weights file must never be ahead of a checkpoint that is still being written.
+    """
+    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells of every file at level info and warning
+
+    def mae(metrics):
+        return metrics["MAE"]
+
+    best = policies.BestN(get_metric_fn=mae, reverse=True, n=1, keep_checkpoints_without_metrics=False)
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
+        best_fn=mae,
+        best_mode="min",
+        enable_async_checkpointing=False,
+        cleanup_tmp_directories=True,
+    )
+    folder = Path(run).resolve() / FOLDER
+    try:
+        return ocp.CheckpointManager(folder, item_names=("state", "data", "meta"), options=options)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot hold checkpoints ({error.strerror or error})") from None
+
+
+def save(
+    manager: ocp.CheckpointManager,
+    config: Config,
+    state: TrainState,
+    data: dict[str, Any],
+    progress: Progress,
+) -> None:
+    """Writes the checkpoint of `state.step`, unless there is one; every process calls this.
+
+    The validation MAE counts towards "best" when this very step was the evaluated one and the best so far.
+
+    Raises:
+      InputError: the disk is full or the folder read-only; no half checkpoint remains visible.
+    """
+    step = int(state.step)
+    if step in manager.all_steps():
+        return
+    best_mae = progress.best_mae if math.isfinite(progress.best_mae) else None  # JSON has no infinity
+    meta = {"config": configs.to_dict(config), "progress": progress._asdict() | {"best_mae": best_mae}}
+    metrics = {"MAE": progress.best_mae} if progress.best_step == step == progress.evaluated else None
+    items = {
+        "state": ocp.args.StandardSave(state._asdict()),
+        "data": ocp.args.JsonSave(data),
+        "meta": ocp.args.JsonSave(meta),
+    }
+    try:
+        manager.save(step, metrics=metrics, args=ocp.args.Composite(**items), force=True)
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"{manager.directory}: cannot write a checkpoint ({reason})") from None
+
+
+def restore(manager: ocp.CheckpointManager, config: Config, abstract_state: TrainState) -> Restored | None:
+    """The newest complete checkpoint, or None if there is none.
+
+    Args:
+      abstract_state: TrainState of ShapeDtypeStructs with the shardings to restore to.
+
+    Raises:
+      ConfigError: the checkpoint is of a run with another config; names the fields (see FREE_FIELDS).
+    """
+    step = manager.latest_step()
+    if step is None:
+        return None
+    plain = ocp.args.Composite(data=ocp.args.JsonRestore(), meta=ocp.args.JsonRestore())
+    found = manager.restore(step, args=plain)
+    check_config(found.meta["config"], configs.to_dict(config), manager.directory)
+    wanted = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state._asdict()))
+    try:
+        state = manager.restore(step, args=wanted).state
+    except ValueError as error:  # the same config, but the code that makes a network of it has changed
+        reason = str(error).split("\n")[0]
+        raise InputError(
+            f"{manager.directory / str(step)}: does not fit the network of this version ({reason}); "
+            "resume with the version that began the run"
+        ) from None
+    progress = Progress(**found.meta["progress"])
+    if progress.best_mae is None:
+        progress = progress._replace(best_mae=math.inf)
+    return Restored(TrainState(**state), found.data, progress)
+
+
+def check_config(saved: dict[str, Any], now: dict[str, Any], where: Any) -> None:
+    """Raises ConfigError, naming each field, if two configs (nested dicts) would not train the same way."""
+    old, new = _flatten(saved), _flatten(now)
+    free = FREE_FIELDS
+    if new["data.source"] != "procedural_live":  # prepared data is not rendered again
+        free = free | {name for name in old.keys() | new.keys() if name.startswith("data.world.")}
+    changed = [
+        f"{name} ({old.get(name, 'absent')} -> {new.get(name, 'absent')})"
+        for name in sorted(old.keys() | new.keys())
+        if name not in free and old.get(name) != new.get(name)
+    ]
+    if changed:
+        raise ConfigError(
+            f"{where}: holds a run with another configuration, which would not continue as it began: "
+            f"{', '.join(changed)}; choose another output folder, or the run's own values"
+        )
+
+
+def abstract(state: TrainState, sharding: jax.sharding.Sharding) -> TrainState:
+    """Shapes and types of a state with the sharding to restore it to."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state)
+
+
+def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in config.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = list(value) if isinstance(value, tuple) else value
+    return flat

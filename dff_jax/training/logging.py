@@ -1,0 +1,177 @@
+"""Logs of a run: JSONL always, TensorBoard beside it, and progress on the terminal. Process 0 only writes."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from dff_jax.errors import InputError
+
+FILE_NAME = "train.jsonl"
+
+
+class Writer(Protocol):
+    """Where measurements go. `kind` is "train", "validation" or "transfer"."""
+
+    def scalars(self, step: int, kind: str, values: Mapping[str, float]) -> None: ...
+    def images(self, step: int, kind: str, images: Mapping[str, np.ndarray]) -> None:
+        """images: uint8 [H,W,3]."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class JsonlWriter:
+    """`train.jsonl`: one line {"step", "kind", values...} a measurement, on disk when the call returns.
+
+    Resuming at a step cuts off what lies behind it, so that no step is there twice.
+    """
+
+    def __init__(self, folder: Path, step: int = 0, evaluated: int = -1):
+        """Opens for appending after training lines up to `step` and evaluations up to step `evaluated`."""
+        self._path = folder / FILE_NAME
+        if self._path.exists():
+            last = {"train": step}
+            kept = [x for x in _complete_lines(self._path) if x["step"] <= last.get(x["kind"], evaluated)]
+            temporary = self._path.with_name(f".{FILE_NAME}.tmp")
+            temporary.write_text("".join(map(_line, kept)))
+            os.replace(temporary, self._path)
+        try:
+            self._file = self._path.open("a")
+        except OSError as error:
+            raise InputError(f"{self._path}: cannot be written ({error.strerror})") from None
+
+    def scalars(self, step: int, kind: str, values: Mapping[str, float]) -> None:
+        self._file.write(_line({"step": step, "kind": kind} | dict(values)))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def images(self, step: int, kind: str, images: Mapping[str, np.ndarray]) -> None:
+        """A text file holds no pictures."""
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class TensorBoardWriter:
+    """Event files in `<run>/tensorboard`; events beyond the step at which a run resumes are hidden."""
+
+    def __init__(self, folder: Path, step: int = 0):
+        from tensorboardX import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+
+    def scalars(self, step: int, kind: str, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(f"{kind}/{name}", value, step)
+
+    def images(self, step: int, kind: str, images: Mapping[str, np.ndarray]) -> None:
+        for name, image in images.items():
+            self._writer.add_image(f"{kind}/{name}", image, step, dataformats="HWC")
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def open_writers(folder: Path, *, tensorboard: bool, step: int, evaluated: int) -> list[Writer]:
+    """The writers of a run that continues after `step`, whose last evaluation was at step `evaluated`."""
+    if jax.process_index() != 0:
+        return []
+    writers: list[Writer] = [JsonlWriter(folder, step, evaluated)]
+    if tensorboard:
+        try:
+            writers.append(TensorBoardWriter(folder, step))
+        except ImportError:
+            say("tensorboardX is not installed: logging to train.jsonl only")
+    return writers
+
+
+class Bar:
+    """A tqdm bar with rate and time left on a terminal; plain lines, one a measurement, elsewhere."""
+
+    def __init__(self, step: int, num_steps: int, batch_size: int):
+        from tqdm import tqdm
+
+        self._num_steps, self._batch_size = num_steps, batch_size
+        self._speaks = jax.process_index() == 0
+        hidden = not (self._speaks and sys.stderr.isatty())
+        self._bar = tqdm(total=num_steps, initial=step, unit="step", desc="train", disable=hidden)
+        self.restart(step)
+
+    def restart(self, step: int) -> None:
+        """Starts the clock at `step`: time spent on compilation, evaluation and saving is no training
+        time."""
+        self._since, self._start = step, time.perf_counter()
+
+    def advance(self) -> None:
+        self._bar.update()
+
+    def report(self, step: int, values: Mapping[str, float]) -> dict[str, float]:
+        """Shows a measurement at `step`, whose device work is done; returns the rates to log with it."""
+        seconds = time.perf_counter() - self._start
+        rates = {}
+        if step > self._since:
+            rates = {"step_seconds": seconds / (step - self._since)}
+            rates["stacks_per_second"] = self._batch_size / rates["step_seconds"]
+        if not self._bar.disable:
+            self._bar.set_postfix(loss=f"{values['loss']:.4g}", mae=f"{values['mae']:.4g}")
+        elif self._speaks:
+            line = f"step {step}/{self._num_steps}  loss {values['loss']:.4g}  mae {values['mae']:.4g}"
+            line += f"  lr {values['learning_rate']:.2e}"
+            if rates:
+                left = rates["step_seconds"] * (self._num_steps - step)
+                line += f"  {rates['stacks_per_second']:.2f} stacks/s  {duration(left)} left"
+            say(line)
+        return rates
+
+    def say(self, message: str) -> None:
+        """A line of text that does not break the bar."""
+        if self._bar.disable:
+            say(message)
+        else:
+            self._bar.write(message, file=sys.stderr)
+
+    def close(self) -> None:
+        self._bar.close()
+
+
+def say(message: str) -> None:
+    """One line to stderr, from process 0."""
+    if jax.process_index() == 0:
+        print(message, file=sys.stderr, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """h:mm:ss."""
+    minutes, seconds = divmod(math.ceil(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+
+
+def read_log(folder: str | Path) -> list[dict[str, Any]]:
+    """The lines of a run's train.jsonl; an unfinished last line (a killed process) is left out."""
+    return _complete_lines(Path(folder) / FILE_NAME)
+
+
+def _complete_lines(path: Path) -> list[dict[str, Any]]:
+    lines = path.read_text().split("\n")
+    return [json.loads(line) for line in lines[:-1]]  # what follows the last newline is unfinished
+
+
+def _line(values: dict[str, Any]) -> str:
+    def plain(value):
+        if value is None or isinstance(value, int | str):
+            return value
+        value = float(value)
+        return value if math.isfinite(value) else None  # JSON has no NaN
+
+    return json.dumps({key: plain(value) for key, value in values.items()}) + "\n"

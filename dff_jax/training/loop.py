@@ -1,0 +1,280 @@
+"""The training loop: evaluate, save, next batch, step, log, in this order.
+
+The data iterator moves only after the save, and what is saved is all that the rest of the run depends on. So
+a run that is killed at any moment and started again by the same command ends as if nothing had happened, bit
+for bit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from dff_jax import config as configs
+from dff_jax import estimators
+from dff_jax.config import Config
+from dff_jax.data import pipeline
+from dff_jax.errors import ConfigError, InputError
+from dff_jax.output import check_output
+from dff_jax.training import checkpoint, optimizer, parallel, state, validation
+from dff_jax.training import logging as logs
+from dff_jax.training.step import make_update
+
+
+class _Run(NamedTuple):
+    """What stays the same over the steps of a run."""
+
+    config: Config
+    devices: parallel.Devices
+    update: Callable
+    loader: pipeline.Loader
+    manager: Any  # of checkpoints
+    validator: validation.Validator
+    bar: logs.Bar
+    asked: threading.Event  # to stop
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss, a gradient or a parameter is no longer a finite number. Nothing of it has been saved."""
+
+
+def train(config: Config, output: str | Path, *, resume: bool = True) -> dict[str, Any]:
+    """Trains as `config` says, into the run folder `output`.
+
+    Leaves there `config.json`, `train.jsonl`, `tensorboard/`, `checkpoints/`, `weights.safetensors` (best
+    validation MAE so far) and `weights_last.safetensors` (at the end). With `resume` a run that is already
+    there goes on exactly where its newest checkpoint is. The first SIGINT or SIGTERM finishes the step, saves
+    and returns.
+
+    Args:
+      config: see `dff_jax.config`. `data.batch_size` is the global batch, over all devices and processes.
+      resume: False refuses a folder that holds checkpoints.
+
+    Returns:
+      `output`, `step`, `num_steps`, `interrupted`, `seconds`, `weights` (path of the best, or None), `best`
+      (`step` and `MAE`, or None) and `final` (the newest validation: its line of the log, or None).
+
+    Raises:
+      InputError: wrong configuration, data or output folder, or another run's folder; a run begun is left as
+        it was.
+      TrainingDiverged: names the step, its stacks and the last good checkpoint.
+    """
+    began = time.perf_counter()
+    output = Path(output)
+    if config.model.method == "classical":
+        raise ConfigError("model.method: classical has nothing to train; use it as it is")
+    devices = parallel.choose_devices(config.training, config.data.batch_size)
+    check_output(output)
+    with ExitStack() as stack:
+        loader = stack.enter_context(closing(_open_loader(config)))
+        shapes = _first_shapes(loader)
+        sources = _evaluation_sources(config)
+        stack.enter_context(_run_folder(output))
+        manager = stack.enter_context(checkpoint.open_manager(output, config.training.keep))
+        if not resume and manager.latest_step() is not None:
+            raise InputError(f"{output}: already holds a run; resume it, or choose another output folder")
+
+        tx = optimizer.build(config.optimizer, config.training.num_steps)
+        estimator = estimators.build(config.model)
+
+        def fresh():
+            return state.create(jax.random.key(config.seed), estimator, tx, *shapes)
+
+        abstract = checkpoint.abstract(jax.eval_shape(fresh), devices.whole)
+        restored = checkpoint.restore(manager, config, abstract)
+        if restored is not None:
+            loader.set_state(restored.data)
+        else:
+            restored = checkpoint.Restored(fresh(), loader.get_state(), checkpoint.Progress())
+        step = int(restored.state.step)
+        if jax.process_index() == 0:
+            (output / "config.json").write_text(configs.to_json(config) + "\n")
+        if step:
+            logs.say(f"{output}: resuming after step {step} of {config.training.num_steps}")
+
+        # Under pmap BatchNorm must know the axis; evaluation runs on one device and has none.
+        learner = estimators.build(config.model, devices.axis_name) if devices.pmap else estimator
+        update = make_update(learner, tx, config.loss, config.model.coordinate, devices.axis_name)
+        writers = logs.open_writers(
+            output,
+            tensorboard=config.training.tensorboard,
+            step=step,
+            evaluated=restored.progress.evaluated,
+        )
+        for writer in writers:
+            stack.enter_context(closing(writer))
+        num_frames = shapes[0].shape[1]
+        run = _Run(
+            config,
+            devices,
+            parallel.compile_update(devices, update),
+            loader,
+            manager,
+            validation.Validator(config, output, estimator, sources, writers, num_frames),
+            stack.enter_context(closing(logs.Bar(step, config.training.num_steps, config.data.batch_size))),
+            stack.enter_context(_stop_on_signal()),
+        )
+        step, progress = _loop(run, parallel.to_devices(devices, restored.state), restored.progress)
+        interrupted = step < config.training.num_steps or progress.evaluated != step
+        if interrupted:
+            saved = f"saved in {manager.directory}" if step else "nothing to save yet"
+            steps = f"{step} of {config.training.num_steps}"
+            run.bar.say(f"interrupted after step {steps}: {saved}; the same command resumes")
+    return _summary(config, output, step, progress, interrupted, time.perf_counter() - began)
+
+
+def _loop(run: _Run, now: state.TrainState, progress: checkpoint.Progress) -> tuple[int, checkpoint.Progress]:
+    """From the step of the state `now` to the last one, or to the one at which `run.asked` is set."""
+    plan, devices = run.config.training, run.devices
+    start = step = int(parallel.local_copy(devices, now.step))
+    recent: dict[int, tuple[str, ...]] = {}  # names of the stacks since the last check, by step
+    running = None
+    while True:
+        at_end = step == plan.num_steps
+        due = step > 0 and (at_end or step % plan.eval_every == 0) and progress.evaluated != step
+        pause = due or at_end or step % plan.save_every == 0
+        if pause or run.asked.is_set():
+            _check_finite(run, now, recent)
+        if due and not run.asked.is_set():
+            weights = parallel.local_copy(devices, state.variables(now))
+            progress = run.validator.run(step, weights, progress, run.bar, run.asked)
+        if step > start and (pause or run.asked.is_set()):
+            saved = parallel.canonical(devices, now)
+            checkpoint.save(run.manager, run.config, saved, run.loader.get_state(), progress)
+        if at_end and progress.evaluated == step:
+            run.validator.export_last(step, parallel.local_copy(devices, state.variables(now)))
+        if at_end or run.asked.is_set():
+            return step, progress
+        if pause:
+            run.bar.restart(step)
+
+        loaded = next(run.loader)
+        with jax.profiler.StepTraceAnnotation("train", step_num=step + 1):
+            now, metrics = run.update(now, parallel.put_batch(devices, loaded.batch))
+        step += 1
+        recent[step] = loaded.names
+        # At most one step waits behind the running one: enough to keep the device busy, while the bar, Ctrl-C
+        # and the memory for batches stay honest.
+        jax.block_until_ready(running)
+        running = metrics["loss"]
+        if step == start + 1:
+            jax.block_until_ready(metrics)
+            run.bar.restart(step)
+        run.bar.advance()
+        if step == 1 or step % plan.log_every == 0 or step == plan.num_steps:
+            values = jax.device_get(parallel.local_copy(devices, metrics))
+            values = {name: float(x) for name, x in values.items()}
+            _check_finite(run, now, recent)
+            values |= run.bar.report(step, values)
+            for writer in run.validator.writers:
+                writer.scalars(step, "train", values)
+
+
+def _check_finite(run: _Run, now: state.TrainState, recent: dict[int, tuple[str, ...]]) -> None:
+    """Raises TrainingDiverged if any update since the last check went wrong; else forgets their names."""
+    bad = int(parallel.local_copy(run.devices, now.bad_step))
+    if bad >= 0:
+        last = run.manager.latest_step()
+        good = "there is no checkpoint yet"
+        if last is not None:
+            good = f"the last good checkpoint is {run.manager.directory / str(last)}"
+        raise TrainingDiverged(
+            f"step {bad}: the loss, a gradient or a parameter is not a finite number (stacks of this batch: "
+            f"{', '.join(recent.get(bad, ()))}); nothing of it was saved, {good}"
+        )
+    recent.clear()
+
+
+def _open_loader(config: Config) -> pipeline.Loader:
+    share = dataclasses.replace(config.data, batch_size=config.data.batch_size // jax.process_count())
+    return pipeline.training_loader(
+        share, config.seed, process_index=jax.process_index(), process_count=jax.process_count()
+    )
+
+
+def _first_shapes(loader: pipeline.Loader) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+    """Shapes of frames and focus, from a look at the first batch; also finds bad data before anything is
+    written."""
+    start = loader.get_state()
+    batch = next(loader).batch
+    loader.set_state(start)
+    return tuple(jax.ShapeDtypeStruct((1, *x.shape[1:]), np.float32) for x in (batch.frames, batch.focus))
+
+
+def _evaluation_sources(config: Config) -> dict[str, pipeline.StackSource]:
+    sources = {"validation": pipeline.open_source(config.data, "validation")}
+    if config.training.transfer is not None:
+        sources["transfer"] = pipeline.open_named(folder=config.training.transfer, unit=config.data.unit)
+    return sources
+
+
+@contextmanager
+def _run_folder(output: Path) -> Iterator[None]:
+    """Makes the run folder; takes it away again if bad input leaves nothing in it."""
+    made = not output.exists()
+    output.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except InputError:
+        for folder in (output / checkpoint.FOLDER, output) if made else ():
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+        raise
+
+
+@contextmanager
+def _stop_on_signal() -> Iterator[threading.Event]:
+    """An event that the first SIGINT or SIGTERM sets; the second acts as if this were not here."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked  # only the main thread may install handlers
+        return
+    before: dict[int, Any] = {}
+
+    def restore():
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+
+    def ask(number, frame):
+        asked.set()
+        restore()
+        # os.write: print may be interrupted inside itself by a signal, and refuses to be re-entered.
+        os.write(2, b"\nstopping after this step and saving; once more to stop at once\n")
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        before[number] = signal.signal(number, ask)
+    try:
+        yield asked
+    finally:
+        restore()
+
+
+def _summary(config, output, step, progress, interrupted, seconds) -> dict[str, Any]:
+    weights = output / validation.BEST_WEIGHTS
+    lines: list[Mapping[str, Any]] = []
+    if (output / logs.FILE_NAME).exists():
+        lines = [x for x in logs.read_log(output) if x["kind"] == "validation"]
+    best = None
+    if math.isfinite(progress.best_mae):
+        best = {"step": progress.best_step, "MAE": progress.best_mae}
+    return {
+        "output": str(output),
+        "step": step,
+        "num_steps": config.training.num_steps,
+        "interrupted": interrupted,
+        "seconds": seconds,
+        "weights": str(weights) if weights.exists() else None,
+        "best": best,
+        "final": lines[-1] if lines else None,
+    }

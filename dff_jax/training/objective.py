@@ -1,0 +1,96 @@
+"""The training objective (26), over valid pixels, as sums and counts that add over devices and processes.
+
+`mse_final` is the paper's: the mean squared error of the refined depth. `sequence` weighs the error of every
+stage on the way, Dbar, D(0)..D(K), Dhat(1)..Dhat(T), by gamma^(n-1-i), normalised to one; the last stage is
+the heaviest.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from dff_jax import focus_axis
+from dff_jax.config import LossConfig
+from dff_jax.types import Array, Batch, Prediction
+
+CHARBONNIER_EPSILON = 1e-3  # in the unit of the error: a thousandth of the focus range in coordinate `unit`
+
+
+class Sums(NamedTuple):
+    """Sums over the valid pixels of a batch. Divide by `count` once, after adding over all devices."""
+
+    loss: Array  # [] of the penalised, weighted errors
+    count: Array  # [] float32, valid pixels
+    errors: dict[str, Array]  # [] each: of |error| in q, by the name under which it is logged
+
+
+def objective(prediction: Prediction, batch: Batch, config: LossConfig, coordinate: str) -> Sums:
+    """The loss and what is logged beside it.
+
+    Args:
+      prediction: depth [B,H,W] in q; with `history`, whose stages enter the sequence and the log. Without one
+        the answer is the only stage.
+      batch: ground truth [B,H,W] in q and its mask.
+      config: `kind`, `gamma` and `penalty` (of `sequence` only: (26) is squared by definition).
+      coordinate: "unit" divides errors by each stack's focus range, so that the loss knows no unit; "raw"
+        leaves them in q.
+
+    Returns:
+      Sums. `errors` has `mae` (the answer), and with a history `mae_Dbar`, `mae_D0`, `mae_DK`, `mae_refined`
+      (T > 0) and `update`, the mean over k of |D(k) - D(k-1)| (K > 0): a proximal network that dies shows
+      here first.
+    """
+    scale = focus_axis.span(batch.focus)[:, None, None] if coordinate == "unit" else 1.0
+
+    def total(values):
+        return jnp.sum(jnp.where(batch.mask, values, 0.0))
+
+    def error(depth):
+        # Masked before the penalty, so that an invalid pixel sends no gradient, whatever was predicted there.
+        return jnp.where(batch.mask, depth - batch.depth, 0.0)
+
+    if config.kind == "mse_final":
+        loss = total(jnp.square(error(prediction.depth) / scale))
+    else:
+        steps = stages(prediction)
+        shares = stage_weights(len(steps), config.gamma)
+        loss = sum(w * total(penalize(error(d) / scale, config.penalty)) for w, d in zip(shares, steps, strict=True))
+    errors = {"mae": total(jnp.abs(error(prediction.depth)))}
+    history = prediction.history
+    if history is not None:
+        errors["mae_Dbar"] = total(jnp.abs(error(history.expected)))
+        errors["mae_D0"] = total(jnp.abs(error(history.iterates[:, 0])))
+        errors["mae_DK"] = total(jnp.abs(error(history.iterates[:, -1])))
+        if history.refined.shape[1]:
+            errors["mae_refined"] = total(jnp.abs(error(history.refined[:, -1])))
+        moves = jnp.abs(jnp.diff(history.iterates, axis=1))
+        if moves.shape[1]:
+            errors["update"] = total(jnp.mean(moves, axis=1))
+    return Sums(loss, jnp.sum(batch.mask, dtype=jnp.float32), errors)
+
+
+def stages(prediction: Prediction) -> list[Array]:
+    """The depths [B,H,W] of the sequence loss, in order: Dbar, D(0)..D(K), Dhat(1)..Dhat(T)."""
+    history = prediction.history
+    if history is None:
+        return [prediction.depth]
+    iterates = [history.iterates[:, k] for k in range(history.iterates.shape[1])]
+    refined = [history.refined[:, t] for t in range(history.refined.shape[1])]
+    return [history.expected, *iterates, *refined]
+
+
+def stage_weights(num_stages: int, gamma: float) -> list[float]:
+    """gamma^(n-1-i) for i = 0..n-1, normalised to sum to one; defined for any n >= 1."""
+    weights = [gamma ** (num_stages - 1 - i) for i in range(num_stages)]
+    return [w / sum(weights) for w in weights]
+
+
+def penalize(error: Array, penalty: str) -> Array:
+    """Squared, absolute or Charbonnier error, elementwise; each is 0 at 0."""
+    if penalty == "mse":
+        return jnp.square(error)
+    if penalty == "l1":
+        return jnp.abs(error)
+    return jnp.sqrt(jnp.square(error) + CHARBONNIER_EPSILON**2) - CHARBONNIER_EPSILON

@@ -1,0 +1,124 @@
+"""Devices: the update by jit over a mesh (default) or by pmap. Both give the same numbers; checkpoints are
+alike.
+
+The mesh has one axis, "data": batches are split over it, the state lies whole on every device. Under jit the
+compiler reduces with the semantics of the global batch (BatchNorm included); under pmap the state has a
+leading device axis and the update sums explicitly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from dff_jax.config import TrainingConfig
+from dff_jax.errors import ConfigError
+from dff_jax.types import Batch
+
+AXIS = "data"
+
+
+class Devices(NamedTuple):
+    """Where a run computes, and by which of the two ways."""
+
+    mesh: Mesh  # 1-D, axis "data"
+    pmap: bool
+
+    @property
+    def axis_name(self) -> str | None:
+        """What `estimators.build` and `make_update` must be told: pmap's axis, or None under jit."""
+        return AXIS if self.pmap else None
+
+    @property
+    def split(self) -> NamedSharding:
+        return NamedSharding(self.mesh, P(AXIS))
+
+    @property
+    def whole(self) -> NamedSharding:
+        return NamedSharding(self.mesh, P())
+
+
+def choose_devices(training: TrainingConfig, batch_size: int) -> Devices:
+    """The devices of a run.
+
+    Raises:
+      ConfigError: more devices asked for than there are, a batch that does not divide over them, or fewer
+        than all devices in a run of several processes.
+    """
+    found = jax.devices()
+    number = training.num_devices or len(found)
+    if number > len(found):
+        raise ConfigError(f"training.num_devices: {number} asked for, but there are only {len(found)}")
+    if jax.process_count() > 1 and number != len(found):
+        raise ConfigError(f"training.num_devices: a run of several processes uses all {len(found)} devices")
+    if batch_size % number:
+        raise ConfigError(
+            f"data.batch_size: {batch_size} stacks do not divide over {number} devices; "
+            f"choose a multiple of {number}, or fewer devices with training.num_devices"
+        )
+    return Devices(Mesh(np.array(found[:number]), (AXIS,)), training.parallel == "pmap")
+
+
+def compile_update(devices: Devices, update: Callable) -> Callable:
+    """`update` for states of `to_devices` and batches of `put_batch`. The state is donated: use only the new
+    one."""
+    if devices.pmap:
+        return jax.pmap(update, axis_name=AXIS, donate_argnums=0, devices=list(devices.mesh.devices.flat))
+    whole = devices.whole
+    return jax.jit(update, donate_argnums=0, in_shardings=(whole, devices.split), out_shardings=(whole, whole))
+
+
+def put_batch(devices: Devices, batch: Batch) -> Batch:
+    """This process's share of a batch, numpy or device arrays, onto its devices."""
+
+    def put(x):
+        if jax.process_count() == 1:
+            x = jax.device_put(x, devices.split)
+        else:
+            x = jax.make_array_from_process_local_data(devices.split, np.asarray(x))
+        if devices.pmap:
+            x = x.reshape(devices.mesh.size, -1, *x.shape[1:])
+        return x
+
+    return jax.tree.map(put, batch)
+
+
+def to_devices(devices: Devices, state: Any) -> Any:
+    """A state as `canonical` gives it, or on one device or the host, to where the update wants it. Copies."""
+    if devices.pmap:
+        local = [d for d in devices.mesh.devices.flat if d.process_index == jax.process_index()]
+
+        def put(x):
+            x = np.broadcast_to(np.asarray(_first(x)), (len(local), *x.shape))
+            return jax.make_array_from_process_local_data(devices.split, x)
+
+        return jax.tree.map(put, state)
+    # A copy, because the update donates its state and device_put alone may share the caller's buffers.
+    return jax.tree.map(lambda x: jax.device_put(jnp.array(_first(x)), devices.whole), state)
+
+
+def canonical(devices: Devices, state: Any) -> Any:
+    """The state as checkpoints have it, whichever way it is computed: no device axis, replicated over the
+    mesh."""
+    if not devices.pmap:
+        return state
+
+    def gather(x):
+        return jax.make_array_from_process_local_data(devices.whole, np.asarray(_first(x)[0]))
+
+    return jax.tree.map(gather, state)
+
+
+def local_copy(devices: Devices, tree: Any) -> Any:
+    """One device's copy of a state, of part of one, or of the update's metrics, without a device axis."""
+    return jax.tree.map(lambda x: _first(x)[0] if devices.pmap else _first(x), tree)
+
+
+def _first(x: Any) -> Any:
+    return x.addressable_data(0) if isinstance(x, jax.Array) else x

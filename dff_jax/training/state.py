@@ -1,0 +1,37 @@
+"""What training carries from step to step."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import optax
+
+from dff_jax.types import Array, Estimator, Variables
+
+
+class TrainState(NamedTuple):
+    """One pytree: all of it is saved, restored, replicated over devices and donated to the update."""
+
+    step: Array  # [] int32, updates done
+    params: Any
+    batch_stats: Any  # {} for a network without BatchNorm
+    opt_state: Any
+    bad_step: Array  # [] int32, the first update that gave a number that is not finite; -1 while all is well
+
+
+def create(
+    key: Array, estimator: Estimator, optimizer: optax.GradientTransformation, frames: Any, focus: Any
+) -> TrainState:
+    """A fresh state. `frames` [B,Z,H,W,3] and `focus` [B,Z] lend their shapes only (arrays or
+    ShapeDtypeStructs)."""
+
+    # Not under jit: as one program, the random numbers of all parameters take minutes to compile on a CPU.
+    given = estimator.init(key, *(jnp.zeros(a.shape, jnp.float32) for a in (frames, focus)))
+    params, stats = given["params"], given["batch_stats"]
+    return TrainState(jnp.int32(0), params, stats, optimizer.init(params), jnp.int32(-1))
+
+
+def variables(state: TrainState) -> Variables:
+    """What `Estimator.apply` takes."""
+    return {"params": state.params, "batch_stats": state.batch_stats}

@@ -1,0 +1,65 @@
+"""One update: forward, loss, gradient, AdamW. The same function under jit over a mesh and under pmap."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from dff_jax.config import LossConfig
+from dff_jax.training.objective import objective
+from dff_jax.training.optimizer import hyperparameters
+from dff_jax.training.state import TrainState, variables
+from dff_jax.types import Array, Batch, Estimator
+
+Metrics = dict[str, Array]
+
+
+def make_update(
+    estimator: Estimator,
+    optimizer: optax.GradientTransformation,
+    loss: LossConfig,
+    coordinate: str,
+    axis_name: str | None = None,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """The pure update (state, batch) -> (state, metrics).
+
+    With `axis_name=None` the batch is the global one and the compiler reduces over devices. Under pmap the
+    batch is this device's share and `axis_name` the axis to sum over; the estimator must have been built with
+    the same name, so that BatchNorm sees the global batch. Both divide the global sum by the global count of
+    valid pixels.
+
+    Metrics, all []: `loss`, the errors of `objective` in q, `grad_norm` (before clipping), `update_norm`,
+    `param_norm`, `learning_rate`, `beta1`.
+    """
+
+    def over_devices(tree):
+        return jax.lax.psum(tree, axis_name) if axis_name else tree
+
+    def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        count = jnp.maximum(over_devices(jnp.sum(batch.mask, dtype=jnp.float32)), 1.0)
+
+        def mean_loss(params):
+            given = variables(state._replace(params=params))
+            prediction, batch_stats = estimator.apply(given, batch.frames, batch.focus, train=True)
+            sums = objective(prediction, batch, loss, coordinate)
+            return sums.loss / count, (sums, batch_stats)
+
+        grads, (sums, batch_stats) = jax.grad(mean_loss, has_aux=True)(state.params)
+        grads, sums = over_devices((grads, sums))
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+
+        metrics = {"loss": sums.loss / count} | {name: total / count for name, total in sums.errors.items()}
+        metrics |= {"grad_norm": optax.global_norm(grads), "update_norm": optax.global_norm(updates)}
+        metrics |= {"param_norm": optax.global_norm(params)} | hyperparameters(opt_state)
+        # The norms see every gradient and parameter, so a single bad number anywhere is noticed at its own
+        # step.
+        seen = [metrics["loss"], metrics["grad_norm"], metrics["param_norm"], optax.global_norm(batch_stats)]
+        bad = ~jnp.all(jnp.isfinite(jnp.stack([jnp.float32(s) for s in seen])))
+        bad_step = jnp.where((state.bad_step < 0) & bad, state.step + 1, state.bad_step)
+        return TrainState(state.step + 1, params, batch_stats, opt_state, bad_step), metrics
+
+    return update

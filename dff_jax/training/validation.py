@@ -1,0 +1,130 @@
+"""Evaluation while training: the validation split and a transfer folder, pictures, and the weights to
+keep."""
+
+from __future__ import annotations
+
+import math
+import shlex
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from dff_jax import config as configs
+from dff_jax import pictures
+from dff_jax.config import Config
+from dff_jax.data import pipeline
+from dff_jax.estimators import weights
+from dff_jax.evaluation.evaluate import evaluate
+from dff_jax.evaluation.rows import Evaluation
+from dff_jax.training.checkpoint import Progress
+from dff_jax.training.logging import Bar, Writer
+from dff_jax.types import Estimator, Variables
+
+BEST_WEIGHTS = weights.FILE_NAME
+LAST_WEIGHTS = "weights_last.safetensors"
+
+
+class _Stopped(Exception):
+    """The user does not want to wait for the rest of the evaluation."""
+
+
+class Validator(NamedTuple):
+    """Everything that evaluations of a run have in common."""
+
+    config: Config
+    output: Path
+    estimator: Estimator
+    sources: Mapping[str, pipeline.StackSource]  # "validation", and "transfer" if wanted
+    writers: list[Writer]
+    num_frames: int
+
+    def run(self, step: int, variables: Variables, progress: Progress, bar: Bar, asked: threading.Event) -> Progress:
+        """Evaluates, logs, and exports the weights if they are the best so far.
+
+        Returns:
+          The new progress; the old one if `asked` was set meanwhile: then this evaluation counts as not done.
+        """
+        began = time.perf_counter()
+        found: dict[str, Evaluation] = {}
+        shown: dict[str, dict[str, np.ndarray]] = {}
+
+        def on_batch(done, loaded, prediction):
+            if asked.is_set():
+                raise _Stopped
+            if name not in shown and self.config.training.tensorboard:
+                shown[name] = draw(*jax.device_get((loaded.batch, prediction.depth)))
+
+        for name, source in self.sources.items():
+            data = self.config.data
+            batches = pipeline.evaluation_batches(source, data.eval_batch_size, data.eval_limit)
+            try:
+                found[name] = evaluate(
+                    self.estimator, variables, batches, unit=source.unit, yardstick=False, on_batch=on_batch
+                )
+            except _Stopped:
+                return progress
+        for name, evaluation in found.items():
+            values = flatten(evaluation) | {"seconds": evaluation.seconds["total"]}
+            for writer in self.writers:
+                writer.scalars(step, name, values)
+                writer.images(step, name, shown.get(name, {}))
+        mae = found["validation"].rows["final"]["MAE"]
+        mae = float(mae) if mae is not None and math.isfinite(mae) else math.inf
+        text = "  ".join(f"{name} {e.rows['final']['MAE']:.4g}" for name, e in found.items())
+        if mae < progress.best_mae:
+            progress = progress._replace(best_step=step, best_mae=mae)
+            self._export(BEST_WEIGHTS, step, variables, {"MAE": mae})
+            text += "  (best so far)"
+        bar.say(f"step {step}: MAE of {text}, in {time.perf_counter() - began:.1f} s")
+        return progress._replace(evaluated=step)
+
+    def export_last(self, step: int, variables: Variables) -> None:
+        """Writes the weights of the last step, for who prefers them to the best."""
+        self._export(LAST_WEIGHTS, step, variables, {})
+
+    def _export(self, name: str, step: int, variables: Variables, metric: dict[str, float]) -> None:
+        if jax.process_index() != 0:
+            return
+        source = self.sources["validation"]
+        info = {
+            "name": self.config.name,
+            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "config": configs.to_dict(self.config),
+            "step": step,
+            "metric": metric,
+            "data": source.name,
+            "unit": source.unit,
+            "num_frames": self.num_frames,
+        }
+        model = self.config.model
+        weights.save_weights(self.output / name, model, jax.device_get(variables), info)
+
+
+def flatten(evaluation: Evaluation) -> dict[str, float]:
+    """One level of numbers: `<metric>` of the answer, `MAE/<row>`, `step/<stage>` = mean |D(k) - D(k-1)|,
+    `gain/<row>`.
+
+    A proximal network that no longer does anything is seen in `step` and `gain`, and nowhere else.
+    """
+    numbers: dict[str, Any] = dict(evaluation.rows["final"])
+    numbers |= {f"MAE/{row}": metrics["MAE"] for row, metrics in evaluation.rows.items() if row != "final"}
+    for kind, by_name in evaluation.dynamics.items():
+        numbers |= {f"{kind}/{name}": value for name, value in by_name.items()}
+    return {name: float(x) for name, x in numbers.items() if isinstance(x, int | float)}
+
+
+def draw(batch: Any, depth: np.ndarray) -> dict[str, np.ndarray]:
+    """Depth, ground truth and error (full scale: a tenth of the focus range) of a batch's first stack."""
+    focus, truth, mask, depth = batch.focus[0], batch.depth[0], batch.mask[0], depth[0]
+    low, high = float(focus[0]), float(focus[-1])
+    return {
+        "depth": pictures.colorize(depth, low, high),
+        "truth": pictures.colorize(truth, low, high, mask=mask),
+        "error": pictures.colorize(np.abs(depth - truth), 0.0, (high - low) / 10, mask=mask),
+    }

@@ -1,0 +1,138 @@
+"""The command line: what it prints, its exit status, and that bad input writes nothing."""
+
+import dataclasses
+import json
+import pathlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dff_jax import cli
+from dff_jax import config as cfg
+
+ROOT = pathlib.Path(__file__).parent.parent
+TINY = str(ROOT / "configs" / "procedural_tiny.py")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "kept as conftest set it")
+
+
+def run(capsys, *arguments):
+    """Status, stdout and stderr of a command line."""
+    try:
+        status = cli.main([str(a) for a in arguments])
+    except SystemExit as error:  # argparse
+        status = error.code
+    out = capsys.readouterr()
+    return status, out.out, out.err
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    folder = tmp_path / "stack"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in (1, 2, 10):
+        Image.fromarray(rng.integers(0, 255, (40, 48, 3), np.uint8)).save(folder / f"frame{i}.png")
+    return folder
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda p: p.stem)
+def test_every_config_builds_survives_json_and_says_how_to_run_it(path):
+    config = cli.load_config(str(path))
+    assert cfg.from_json(cfg.to_json(config)) == config
+    assert f"dff-jax train configs/{path.name}" in path.read_text()
+
+
+def test_overrides_change_fields_and_nothing_else():
+    base = cli.load_config(TINY)
+    changed = cli.override(base, ["--model.num-iterations", "5", "--data.crop", "64", "80", "--model.no-tied"])
+    expected = dataclasses.replace(
+        base,
+        model=dataclasses.replace(base.model, num_iterations=5, tied=False),
+        data=dataclasses.replace(base.data, crop=(64, 80)),
+    )
+    assert changed == expected
+
+
+@pytest.mark.parametrize(
+    "arguments, match",
+    [
+        (["--model.num-iteration", "5"], "--model.num-iteration: unknown field; choose one of --model.num-iterations"),
+        (["--model.planes", "metric"], "'metric' is not a choice; choose one of index, focus"),
+        (["--model.num-candidates", "0"], "model.num_candidates: must be at least 1, got 0"),
+        (["--model.width", "wide"], "model.width"),
+        (["--crop", "3"], "choose one of --data.crop"),
+        (["5"], "'5' is not a field"),
+    ],
+)
+def test_bad_overrides_are_one_clear_line(capsys, tmp_path, arguments, match):
+    status, _, err = run(capsys, "train", TINY, "--output", tmp_path / "run", *arguments)
+    assert status == 2 and match in err and err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_unknown_config_file_and_wrong_contents(capsys, tmp_path):
+    status, _, err = run(capsys, "train", "physical")
+    assert status == 2 and "physical is a preset of the network" in err
+    (tmp_path / "bad.py").write_text("def config():\n    return 3\n")
+    status, _, err = run(capsys, "train", tmp_path / "bad.py")
+    assert status == 2 and "returns int, not a Config" in err
+    (tmp_path / "broken.py").write_text("import nothing_of_this_name\n")
+    status, _, err = run(capsys, "train", tmp_path / "broken.py")
+    assert status == 2 and "does not run" in err
+    status, _, err = run(capsys, "train", f"{TINY}:other")
+    assert status == 2 and "no function 'other'; it has config" in err
+
+
+def test_fields_lists_values(capsys):
+    status, out, _ = run(capsys, "train", TINY, "--model.num-iterations", "5", "--fields")
+    assert status == 0 and "--model.num-iterations 5" in out and "--data.world.height" in out
+
+
+def test_predict_classical_from_the_command_line(capsys, tmp_path, photographs):
+    output = tmp_path / "out"
+    status, out, _ = run(capsys, "predict", photographs, "--output", output, "--method", "classical")
+    assert status == 0 and "overview.png" in out and "index" in out
+    summary = json.loads((output / "summary.json").read_text())
+    assert summary["frames"] == ["frame1.png", "frame2.png", "frame10.png"]
+    depth = np.load(output / "depth.npy")
+    assert depth.shape == (40, 48) and depth.dtype == np.float32 and np.isfinite(depth).all()
+
+
+def test_predict_takes_a_shell_expanded_glob(capsys, tmp_path, photographs):
+    files = sorted(photographs.glob("*.png"))
+    status, _, _ = run(capsys, "predict", *files, "--output", tmp_path / "out", "--focus", "1.5", "2.5", "4")
+    assert status == 0
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["focus"] == [1.5, 2.5, 4.0] and summary["frames"][-1] == "frame10.png"
+
+
+def test_bad_input_is_status_2_and_writes_nothing(capsys, tmp_path, photographs):
+    output = tmp_path / "out"
+    (photographs / "frame2.png").write_text("not a picture")
+    status, _, err = run(capsys, "predict", photographs, "--output", output)
+    assert status == 2 and "frame2.png" in err and err.count("\n") == 1
+    assert not output.exists()
+    status, _, err = run(capsys, "predict", photographs, "--output", output, "--unit", "inch")
+    assert status == 2 and "inch" in err
+    status, _, err = run(capsys, "prepare", "procedural/huge")
+    assert status == 2 and "procedural/quickstart" in err
+    status, _, err = run(capsys, "evaluate", tmp_path / "no_run", "--dataset", "procedural/tiny", "--output", output)
+    assert status == 2 and "no_run" in err and not output.exists()
+
+
+@pytest.mark.slow
+def test_prepare_export_evaluate_round_trip(capsys, tmp_path):
+    """A dataset written out as folders of pictures is read back as the same stacks."""
+    data, folders = tmp_path / "data", tmp_path / "folders"
+    status, out, _ = run(capsys, "prepare", "procedural/tiny", "--data-dir", data, "--export", folders)
+    assert status == 0 and str(folders / "00001") in out
+    common = ["evaluate", "classical", "--output"]
+    assert run(capsys, *common, tmp_path / "a", "--dataset", "procedural/tiny", "--data-dir", data)[0] == 0
+    assert run(capsys, *common, tmp_path / "b", "--source", folders)[0] == 0
+    one, two = (json.loads((tmp_path / x / "metrics.json").read_text())["rows"]["classical"] for x in "ab")
+    assert one["MAE"] == pytest.approx(two["MAE"], rel=1e-5)

@@ -1,0 +1,193 @@
+"""The evaluation loop, its table and its figures, with an estimator whose errors are known."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dff_jax import focus_axis
+from dff_jax.errors import InputError
+from dff_jax.evaluation import evaluate as module
+from dff_jax.evaluation import figures, metrics, tables
+from dff_jax.evaluation.evaluate import evaluate
+from dff_jax.types import Batch, Estimator, History, LoadedBatch, Prediction
+
+Z, H, W = 4, 18, 24
+
+
+def fake_estimator(refiner_steps=1, history=True):
+    """Knows the truth (the red channel of frame 0, times 100) and errs by a known amount at each stage."""
+    traces = []
+
+    def apply(variables, frames, focus, *, train=False, num_iterations=None):
+        traces.append(frames.shape)
+        k = 2 if num_iterations is None else num_iterations
+        truth = 100 * frames[:, 0, ..., 0] + variables["offset"]
+        iterates = jnp.stack([truth + 4.0 * 0.5**i for i in range(k + 1)], axis=1)
+        refined = jnp.zeros((truth.shape[0], 0, *truth.shape[1:]))
+        if refiner_steps:
+            refined = jnp.stack([truth - 1.0 / (t + 1) for t in range(refiner_steps)], axis=1)
+        candidates = jnp.stack([truth + 6, truth - 2], -1)
+        stages = History(truth + 8, candidates, jnp.full_like(candidates, 0.5), iterates, refined)
+        depth = refined[:, -1] if refiner_steps else iterates[:, -1]
+        ones = jnp.ones_like(depth)
+        return Prediction(depth, 0.5 * ones, ones, frames[:, 0], stages if history else None), {}
+
+    return Estimator(lambda key, frames, focus: {"offset": jnp.zeros(())}, apply), traces
+
+
+VARIABLES = {"offset": jnp.zeros(())}
+
+
+def loaded_batch(names, unit="disparity", empty=(), height=H, seed=0):
+    """Stacks named `names`; "" and `empty` ones have no truth. The fake estimator's answer is truth in q."""
+    rng = np.random.default_rng(seed)
+    truth = rng.uniform(5, 60, (len(names), height, W)).astype(np.float32)
+    frames = rng.random((len(names), Z, height, W, 3), np.float32)
+    frames[:, 0, ..., 0] = truth / 100
+    mask = rng.random(truth.shape) > 0.1
+    for i, name in enumerate(names):
+        mask[i] &= name not in ("", *empty)
+    focus = np.tile(np.linspace(10, 50, Z, dtype=np.float32), (len(names), 1))
+    return LoadedBatch(Batch(frames, focus, np.where(mask, truth, 0).astype(np.float32), mask), tuple(names))
+
+
+def test_rows_dynamics_and_gains_of_every_stage():
+    estimator, _ = fake_estimator(refiner_steps=2)
+    found = evaluate(estimator, VARIABLES, [loaded_batch(["a", "b"])])
+    mae = {name: row["MAE"] for name, row in found.rows.items()}
+    expected = {"expected": 8, "candidate_1": 6, "candidate_2": 2, "D(0)": 4, "D(1)": 2, "D(2)": 1}
+    expected |= {"refined_1": 1, "refined": 0.5, "final": 0.5}
+    assert list(mae) == [*expected, "classical"]
+    for name, value in expected.items():
+        assert mae[name] == pytest.approx(value, rel=1e-4)
+    assert mae["classical"] > 5  # noise has no depth
+    step = {"D(1)": 2, "D(2)": 1, "refined_1": 2, "refined": 0.5}
+    assert found.dynamics["step"] == pytest.approx(step, rel=1e-4)
+    assert found.dynamics["gain"]["refined"] == pytest.approx(3.5, rel=1e-4)
+    assert found.dynamics["gain"]["expected"] == pytest.approx(-4, rel=1e-4)
+
+
+def test_iterations_pass_through_and_stages_that_do_not_exist_have_no_row():
+    estimator, _ = fake_estimator(refiner_steps=0)
+    found = evaluate(estimator, VARIABLES, [loaded_batch(["a"])], num_iterations=0, yardstick=False)
+    assert list(found.rows) == ["expected", "candidate_1", "candidate_2", "D(0)", "final"]
+    assert found.dynamics["step"] == {} and found.rows["final"]["MAE"] == found.rows["D(0)"]["MAE"]
+    found = evaluate(estimator, VARIABLES, [loaded_batch(["a"])], num_iterations=5, yardstick=False)
+    assert found.rows["D(5)"]["MAE"] == found.rows["final"]["MAE"] == pytest.approx(4 / 32, rel=1e-3)
+    estimator, _ = fake_estimator(history=False)
+    found = evaluate(estimator, VARIABLES, [loaded_batch(["a"])], yardstick=False)
+    assert list(found.rows) == ["final"] and found.dynamics == {}
+
+
+def test_metrics_are_those_of_each_stack_alone_in_both_regions():
+    batch = loaded_batch(["a", "b", "c"])
+    estimator, _ = fake_estimator()
+    found = evaluate(estimator, VARIABLES, [batch], yardstick=False)
+    truth, mask = batch.batch.depth, batch.batch.mask
+    answer = 100 * batch.batch.frames[:, 0, ..., 0] - 1
+    alone = [metrics.compute(answer[i], truth[i], mask[i], (10, 50)) for i in range(3)]
+    for i in range(3):
+        assert 0 < alone[i]["in_range"]["valid_pixels"] < alone[i]["valid_pixels"]
+        for region, expected in (("all", alone[i]), ("in_range", alone[i]["in_range"])):
+            one = found.of_stack(i, region)["refined"]
+            assert one["stack"] == "abc"[i]
+            for name in (*metrics.METRICS, *metrics.COUNTS):
+                assert one[name] == pytest.approx(expected[name], rel=1e-4), name
+    assert found.rows["refined"]["in_range"]["RMS"] == pytest.approx(
+        np.mean([one["in_range"]["RMS"] for one in alone]), rel=1e-4
+    )
+
+
+def test_padding_is_never_evaluated_and_empty_stacks_are_reported():
+    estimator, _ = fake_estimator()
+    two = loaded_batch(["a", "b"])
+    filled = loaded_batch(["c", ""], seed=1)
+    hollow = loaded_batch(["d", "e"], empty=("d",), seed=2)
+    found = evaluate(estimator, VARIABLES, [two, filled, hollow], yardstick=False)
+    assert found.stacks == ("a", "b", "c", "e") and found.excluded == ("d",)
+    assert any("excluded" in note and "d" in note for note in found.notes)
+    ones = [LoadedBatch(Batch(*(x[:1] for x in filled.batch)), ("c",)), two]
+    ones.append(LoadedBatch(Batch(*(x[1:] for x in hollow.batch)), ("e",)))
+    alone = evaluate(estimator, VARIABLES, ones, yardstick=False)
+    for name, row in alone.rows.items():
+        for metric in metrics.METRICS:
+            assert found.rows[name][metric] == pytest.approx(row[metric], rel=1e-6), (name, metric)
+    with pytest.raises(InputError, match="none of its 1 stacks has ground truth"):
+        evaluate(estimator, VARIABLES, [loaded_batch(["d"], empty=("d",))])
+
+
+def test_metres_are_measured_in_metres():
+    """The estimator answers in diopters; an error of 1 diopter is another number of metres at every depth."""
+    estimator, _ = fake_estimator(refiner_steps=1)
+    batch = loaded_batch(["a"])
+    found = evaluate(estimator, VARIABLES, [batch], unit="metre", yardstick=False)
+    q, mask = batch.batch.depth[0].astype(np.float64), batch.batch.mask[0]
+    q, near = q[mask], (q[mask] >= 10) & (q[mask] <= 50)
+    error = np.abs(1 / (q - 1) - 1 / q)
+    assert found.rows["final"]["MAE"] == pytest.approx(error.mean(), rel=1e-3)
+    assert found.rows["final"]["AbsRel"] == pytest.approx((error * q).mean(), rel=1e-3)
+    assert found.rows["final"]["in_range"]["MAE"] == pytest.approx(error[near].mean(), rel=1e-3)
+    assert found.dynamics["step"]["D(1)"] == pytest.approx(np.abs(1 / (q + 2) - 1 / (q + 4)).mean(), rel=1e-3)
+
+
+def test_a_failed_prediction_is_loud():
+    estimator, _ = fake_estimator()
+    batch = loaded_batch(["good", "bad"])
+    batch.batch.frames[1, 0, np.nonzero(batch.batch.mask[1])[0][0], :, 0] = np.nan
+    found = evaluate(estimator, VARIABLES, [batch], yardstick=False)
+    assert math.isnan(found.rows["final"]["MAE"]) and found.rows["final"]["nonfinite_pixels"] > 0
+    assert math.isfinite(found.of_stack(0)["final"]["MAE"])
+    assert any(note.startswith("WARNING: final is not finite") and "bad" in note for note in found.notes)
+    assert figures.choose(found)[1] == "worst"
+    report = tables.report(found, label="x", dataset="y", unit="disparity", iterations=2)
+    assert report["rows"]["final"]["MAE"] is None  # JSON has no NaN
+    assert json.loads(json.dumps(report, allow_nan=False)) == report
+
+
+def test_one_compilation_a_shape_also_over_repeated_evaluations():
+    estimator, traces = fake_estimator()
+    small, large = loaded_batch(["a", "b"]), loaded_batch(["c", "d"], height=H + 2)
+    before = module._measure._cache_size()
+    for _ in range(2):
+        evaluate(estimator, VARIABLES, [small, large, small], yardstick=False)
+    assert len(traces) == 2
+    assert module._measure._cache_size() - before <= 2
+    seen = []
+    evaluate(
+        estimator, VARIABLES, [small, large], on_batch=lambda n, b, p: seen.append((n, b.names, p.depth.shape))
+    )
+    assert seen == [(2, ("a", "b"), (2, H, W)), (4, ("c", "d"), (2, H + 2, W))]
+    assert len(traces) == 2
+
+
+def test_table_marks_the_best_and_says_which_row_is_the_answer():
+    estimator, _ = fake_estimator(refiner_steps=0)
+    found = evaluate(estimator, VARIABLES, [loaded_batch(["a"])], yardstick=False)
+    text = tables.markdown(tables.report(found, label="x", dataset="y", unit="disparity", iterations=2))
+    lines = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("|")}
+    cells = [cell.strip() for cell in lines["D(2) = final"].split("|")]
+    assert cells[2] == "**1**" and "final" not in lines  # MAE
+    assert cells[8] == f"**{found.rows['final']['Acc_1']:.2f}**"  # larger is better
+    assert "**" not in lines["expected"].split("|")[2]
+
+
+def test_truth_and_depths_share_one_colour_scale_and_warm_is_near():
+    estimator, _ = fake_estimator()
+    loaded = loaded_batch(["a"])
+    prediction = jax.device_get(estimator.apply(VARIABLES, loaded.batch.frames, loaded.batch.focus)[0])
+    for unit, colours in (("disparity", "turbo"), ("metre", "turbo_r")):
+        figure = figures.sheet(loaded.batch, prediction, 1.0 + prediction.depth, {"D(0)": 4.0}, unit, "a")
+        images = {axes.get_title(): axes.images[0] for axes in figure.axes if axes.images}
+        depth = [image for title, image in images.items() if "MAE" in title or title == "ground truth"]
+        assert len(depth) == 9  # truth, expected, D(0)..D(2), refined, classical, two candidates
+        assert {image.get_clim() for image in depth} == {depth[0].get_clim()}
+        assert {image.get_cmap().name for image in depth} == {colours}
+        assert "D(0)  MAE 4" in images and "error of D(0)" in images and any("W_{1}^2" in t for t in images)
+        truth = focus_axis.from_q(loaded.batch.depth[0], unit)[loaded.batch.mask[0]]
+        assert depth[0].get_clim()[0] >= truth.min() and depth[0].get_clim()[1] <= truth.max()

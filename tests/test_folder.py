@@ -1,0 +1,226 @@
+"""Photographs and focus settings in, in the right order, or one clear error."""
+
+import imagecodecs
+import numpy as np
+import OpenEXR
+import pytest
+from PIL import Image
+
+from dff_jax.data.focus_settings import focus_settings
+from dff_jax.data.folder import list_stacks, natural_key, read_labelled_stack, read_stack
+from dff_jax.errors import InputError
+from dff_jax.types import FocalStack
+
+H, W = 20, 24
+
+
+def level(value, size=(H, W)):
+    return np.full((*size, 3), value, np.uint8)
+
+
+def save(folder, names, values=None):
+    """Flat frames whose grey level says which file they are."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, name in enumerate(names):
+        Image.fromarray(level(i if values is None else values[i])).save(folder / name)
+    return folder
+
+
+def levels(stack):
+    return stack.frames[:, 0, 0, 0].tolist()
+
+
+def test_counters_give_only_the_order(tmp_path):
+    save(tmp_path, ["frame10.JPG", "frame2.jpg", "frame1.jpeg"], [90, 40, 10])
+    save(tmp_path / "reference", ["x.png", "y.png"])
+    for name in ("AiF.png", ".hidden.png"):
+        Image.fromarray(level(200)).save(tmp_path / name)
+    (tmp_path / "Thumbs.db").write_text("x")
+    (tmp_path / "focal_length.txt").write_text("0.2")
+    stack, read = read_stack(tmp_path)
+    assert stack.unit == "index" and stack.focus.tolist() == [0, 1, 2]
+    assert [f.name for f in read.files] == ["frame1.jpeg", "frame2.jpg", "frame10.JPG"]
+    assert levels(stack) == [10, 40, 90]
+    assert "frame index" in read.notes[0]
+    backward, read = read_stack(tmp_path, reverse=True)
+    assert levels(backward) == [90, 40, 10] and backward.focus.tolist() == [0, 1, 2]
+    assert read.files[0].name == "frame10.JPG"
+    globbed, _ = read_stack(str(tmp_path / "frame*.jp*g"))
+    assert levels(globbed) == [10, 40]
+
+
+def test_values_in_names_are_sorted_by_value(tmp_path):
+    save(tmp_path / "bare", ["16.25.png", "100.0.png", "16.4.png"], [1, 3, 2])
+    stack, read = read_stack(tmp_path / "bare")
+    assert (
+        stack.unit == "disparity"
+        and stack.focus.tolist() == [16.25, 16.4, 100.0]
+        and levels(stack) == [1, 2, 3]
+    )
+    assert "disparity" in read.notes[0]
+    save(tmp_path / "metres", ["image_1_0.35.png", "image_2_0.50.png", "image_3_2.21.png"], [1, 2, 3])
+    stack, read = read_stack(tmp_path / "metres")
+    assert stack.unit == "metre" and stack.focus.tolist() == [2.21, 0.5, 0.35]  # far to near, q ascending
+    assert levels(stack) == [3, 2, 1]
+    stack, _ = read_stack(tmp_path / "metres", unit="diopter")
+    assert stack.focus.tolist() == [0.35, 0.5, 2.21]
+    save(tmp_path / "mixed", ["10.0.png", "20.png"])
+    stack, read = read_stack(tmp_path / "mixed")
+    assert stack.unit == "index" and "counter" in read.notes[0]
+
+
+def test_distance_file(tmp_path):
+    save(tmp_path, ["a1.png", "a2.png", "a10.png"], [1, 2, 10])
+    (tmp_path / "focus_distance.txt").write_bytes(b"\xef\xbb\xbf0.5\r\n7223525.8\r\n2.0\r\n\r\n")
+    stack, read = read_stack(tmp_path)
+    assert (
+        stack.unit == "metre"
+        and stack.focus.tolist() == [7223525.8, 2.0, 0.5]
+        and levels(stack) == [2, 10, 1]
+    )
+    assert "focus_distance.txt" in read.notes[0]
+    given, read = read_stack(tmp_path, focus=[3, 1, 2])  # an explicit list comes first, in natural file order
+    assert given.unit == "disparity" and levels(given) == [2, 10, 1]
+    with pytest.raises(InputError, match="reverse"):
+        read_stack(tmp_path, reverse=True)
+    (tmp_path / "focus_distance.txt").write_text("0.5\nfar\n2.0\n")
+    with pytest.raises(InputError, match="focus_distance.txt, line 2: 'far'"):
+        read_stack(tmp_path)
+    (tmp_path / "focus_distance.txt").write_text("0.5\n2.0\n")
+    with pytest.raises(InputError, match="2 distances for 3 frames"):
+        read_stack(tmp_path)
+    (tmp_path / "focus_distance.txt").write_text("0.5\n2.0\nnan\n")
+    with pytest.raises(InputError, match="a10.png: focus setting nan"):
+        read_stack(tmp_path)
+    (tmp_path / "focus_distance.txt").write_text("0.5\n2.0\n0.5\n")
+    with pytest.raises(InputError, match="same focus setting"):
+        read_stack(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("focus", "unit", "message"),
+    [
+        ([1, 2], None, "2 settings for 3 frames"),
+        ([1, 2, "x"], None, "focus: .*'x'"),
+        ([1, 2, 2], None, "same focus setting"),
+        ([1, 2, np.inf], None, "not a finite number"),
+        ([0, 1, 2], "metre", "not positive"),
+        ([0, 1, 2], "mile", "choose one of disparity"),
+        (None, "metre", "no focus settings in metre"),
+    ],
+)
+def test_bad_focus(tmp_path, focus, unit, message):
+    save(tmp_path, ["1.png", "2.png", "3.png"])
+    with pytest.raises(InputError, match=message):
+        read_stack(tmp_path, focus=focus, unit=unit)
+
+
+def test_bad_folders(tmp_path):
+    save(tmp_path / "sizes", ["1.png", "2.png"])
+    Image.fromarray(level(0, (H, W + 1))).save(tmp_path / "sizes" / "3.png")
+    save(tmp_path / "one", ["1.png"])
+    save(tmp_path / "twice", ["1.png", "1.jpg"])
+    save(tmp_path / "link", ["1.png", "2.png"])
+    (tmp_path / "link" / "3.png").symlink_to(tmp_path / "gone.png")
+    (tmp_path / "empty").mkdir()
+    for name, message in (
+        ("sizes", r"3.png: 25 x 20 where 1.png is 24 x 20"),
+        ("one", "only one image"),
+        ("empty", "no images"),
+        ("twice", "one frame twice"),
+        ("link", "leads nowhere"),
+        ("gone", "no such folder"),
+        ("*.tif", "no images"),
+        ("one/1.png", "not one file"),
+    ):
+        with pytest.raises(InputError, match=message):
+            read_stack(str(tmp_path / name))
+
+
+def test_mixed_depths_and_max_size(tmp_path):
+    save(tmp_path, ["1.png"], [200])
+    (tmp_path / "2.png").write_bytes(imagecodecs.png_encode(np.full((H, W, 3), 200 * 257, np.uint16)))
+    stack, _ = read_stack(tmp_path)
+    assert stack.frames.dtype == np.uint16 and levels(stack) == [200 * 257] * 2
+    save(tmp_path / "big", ["1.png", "2.png"])
+    for name in ("1.png", "2.png"):
+        Image.fromarray(level(7, (40, 80))).save(tmp_path / "big" / name)
+    stack, read = read_stack(tmp_path / "big", max_size=40)
+    assert stack.frames.shape == (2, 20, 40, 3) and read.full_size == (40, 80) and "scaled" in read.notes[-1]
+    with pytest.raises(InputError, match="max_size"):
+        read_stack(tmp_path / "big", max_size=4)
+
+
+def test_natural_order_and_settings_of_a_list(tmp_path):
+    names = ["b2", "a10", "a9", "a09b", "a9b"]
+    assert sorted(names, key=natural_key) == ["a9", "a09b", "a9b", "a10", "b2"]
+    files = [tmp_path / "s_-2.5.png", tmp_path / "s_1e.png"]
+    assert focus_settings(files).unit == "index"
+    signed = focus_settings([tmp_path / "-2.5.png", tmp_path / "2.2e-16.png"])  # as Python writes floats
+    assert signed.values.tolist() == [-2.5, 2.2e-16] and signed.unit == "disparity"
+
+
+# Ground truth ------------------------------------------------------------
+
+
+def labelled(folder, depth, name="disp.npy"):
+    # natural order would put 55.5 before 55.25
+    save(folder, ["10.0.png", "55.5.png", "55.25.png", "AiF.png"], [1, 3, 2, 9])
+    if name.endswith(".npy"):
+        np.save(folder / name, depth)
+    else:
+        header = {"compression": OpenEXR.ZIP_COMPRESSION, "type": OpenEXR.scanlineimage}
+        with OpenEXR.File(header, depth) as file:
+            file.write(str(folder / name))
+    return folder
+
+
+def test_labelled_stack(tmp_path):
+    depth = np.linspace(0, 90, H * W, dtype=np.float32).reshape(H, W)
+    for number, (name, data) in enumerate(
+        [
+            ("disp.npy", depth),
+            ("disp.npy", depth.astype(np.float64)[..., None]),
+            ("disp.exr", {"Y": depth}),
+            ("disp.exr", {"R": depth, "G": depth + 1, "B": depth + 2}),
+            ("disp.exr", {"disparity": depth}),
+        ]
+    ):
+        stack = read_labelled_stack(labelled(tmp_path / f"scene{number}", data, name), "disparity")
+        assert stack.focus.tolist() == [10, 55.25, 55.5] and levels(stack) == [1, 2, 3]
+        np.testing.assert_array_equal(stack.depth, depth)
+        np.testing.assert_array_equal(stack.mask, depth > 0)
+        assert stack.depth.dtype == np.float32 and stack.name == f"scene{number}"
+    assert [path.name for path in list_stacks(tmp_path)] == [f"scene{i}" for i in range(5)]
+    assert list_stacks(tmp_path / "scene3") == [tmp_path / "scene3"]
+
+
+def test_bad_truth(tmp_path):
+    depth = np.ones((H, W), np.float32)
+    holes = depth.copy()
+    holes[0, :3] = [np.nan, np.inf, -np.inf]
+    cases = {
+        "nan": (holes, "disp.npy: 3 of 480 values are NaN or infinite"),
+        "size": (np.ones((H, W + 1), np.float32), "disp.npy: is 25 x 20"),
+        "zero": (np.zeros((H, W), np.float32), "everywhere"),
+        "text": (np.full((H, W), "x"), "not real numbers"),
+        "many": (np.ones((2, H, W), np.float32), "height x width"),
+        "object": (np.array([None] * 4, object), "not a .npy file"),
+    }
+    for name, (data, message) in cases.items():
+        with pytest.raises(InputError, match=message):
+            read_labelled_stack(labelled(tmp_path / name, data), "disparity")
+    with pytest.raises(InputError, match="negative distances"):
+        read_labelled_stack(labelled(tmp_path / "metre", -depth), "metre")
+    (tmp_path / "zero" / "disp.npy").unlink()
+    with pytest.raises(InputError, match="no ground truth; looked for disp.exr and disp.npy"):
+        read_labelled_stack(tmp_path / "zero", "disparity")
+    (tmp_path / "zero" / "disp.exr").write_text("hello")
+    with pytest.raises(InputError, match="disp.exr: not a readable EXR"):
+        read_labelled_stack(tmp_path / "zero", "disparity")
+    Image.fromarray(level(0)).save(tmp_path / "size" / "preview.png")
+    with pytest.raises(InputError, match="preview.png: no focus setting in the name"):
+        read_labelled_stack(tmp_path / "size", "disparity")
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(InputError, match="no focal stack"):
+        list_stacks(tmp_path / "nothing")

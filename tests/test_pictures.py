@@ -1,0 +1,89 @@
+"""Colours, bars and sheets."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dff_jax import pictures
+from dff_jax.pictures import Panel
+
+
+def test_to_uint8():
+    np.testing.assert_array_equal(
+        pictures.to_uint8(np.array([-1.0, 0.0, 0.5, 1.0, 2.0])), [0, 0, 128, 255, 255]
+    )
+    np.testing.assert_array_equal(pictures.to_uint8(np.array([0, 257 * 7, 65535], np.uint16)), [0, 7, 255])
+
+
+def test_robust_range_ignores_outliers_and_holes():
+    values = np.linspace(0, 1, 1001)
+    values[:3] = [1e9, np.nan, -1e9]
+    low, high = pictures.robust_range(values)
+    assert 0 < low < 0.02 and 0.98 < high < 1
+    assert pictures.robust_range(values, mask=values > 0.5)[0] > 0.5
+    low, high = pictures.robust_range(np.full(5, 3.0))
+    assert low < 3 < high
+    assert pictures.robust_range(np.full(5, np.nan)) == (0.0, 1.0)
+
+
+def test_colorize_ends_and_holes():
+    values = np.array([[-5.0, 0.0, 1.0, 9.0, np.nan, 0.5]])
+    mask = np.array([[True, True, True, True, True, False]])
+    colours = pictures.colorize(values, 0.0, 1.0, mask=mask)[0].astype(int)
+    assert colours.shape == (6, 3)
+    assert (colours[0] == colours[1]).all() and (colours[2] == colours[3]).all()
+    assert colours[2][0] > colours[2][2] and colours[1][2] > colours[1][0]  # high is red, low is blue
+    assert colours[4].tolist() == colours[5].tolist() == list(pictures.HOLE)
+
+
+def test_metres_are_labelled_as_metres():
+    bar = pictures.depth_bar(1 / 4.0, 1 / 0.5, "metre")
+    for q, text in bar.ticks:
+        assert float(text) == pytest.approx(1 / q) and 0.5 <= float(text) <= 4
+    assert len(bar.ticks) >= 4 and list(bar.ticks) == sorted(bar.ticks)
+    far = pictures.depth_bar(1e-7, 0.1, "metre")
+    assert far.ticks[0] == (1e-7, "∞") and far.ticks[-1][1] == "10"
+    assert all(float(text).is_integer() for _, text in pictures.depth_bar(0, 3, "index").ticks)
+
+
+def test_bar_beside_picture_leaves_it_alone():
+    picture = np.random.default_rng(0).integers(0, 255, (300, 200, 3), dtype=np.uint8)
+    bar = pictures.plain_bar(0, 5, "x")
+    joined = pictures.beside_bar(picture, bar)
+    np.testing.assert_array_equal(joined[:, :200], picture)
+    strip = joined[:, 200:].astype(int)
+    assert joined.shape[0] == 300 and strip.shape[1] >= 100
+    column = strip[20:280, 30]  # inside the bar: warm above, cold below
+    assert column[10, 0] > column[10, 2] and column[-10, 2] > column[-10, 0]
+    assert pictures.beside_bar(picture[:50], bar).shape[0] >= 240
+
+
+def test_sheet_shows_every_panel():
+    red, green = np.zeros((40, 60, 3), np.uint8), np.zeros((90, 30, 3), np.uint8)
+    red[..., 0], green[..., 1] = 255, 255
+    rows = [[Panel(red, "a"), Panel(red, "b")], [Panel(green, "c", pictures.plain_bar(0, 1, "x"))]]
+    page = pictures.sheet(rows, title="t", width=600)
+    assert page.shape[1:] == (600, 3) and page.dtype == np.uint8
+    is_red, is_green = (page == [255, 0, 0]).all(-1), (page == [0, 255, 0]).all(-1)
+    assert is_red[:, :300].any() and is_red[:, 300:].any() and is_green.any()
+    assert np.argwhere(is_green)[:, 0].min() > np.argwhere(is_red)[:, 0].max()  # the second row is below
+
+
+def test_png_keeps_16_bits(tmp_path):
+    depth = np.arange(600, dtype=np.uint16).reshape(20, 30) * 109
+    pictures.save_png(tmp_path / "d.png", depth)
+    with Image.open(tmp_path / "d.png") as image:
+        np.testing.assert_array_equal(np.asarray(image), depth)
+
+
+def test_no_matplotlib_until_drawn_and_never_pyplot():
+    code = (
+        "import sys, numpy as np; from dff_jax import pictures, prediction;"
+        "assert 'matplotlib' not in sys.modules;"
+        "pictures.sheet([[pictures.Panel(np.zeros((20, 20, 3), np.uint8), 'x')]], width=100);"
+        "assert 'matplotlib' in sys.modules and 'matplotlib.pyplot' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

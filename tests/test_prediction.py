@@ -1,0 +1,281 @@
+"""From photographs to the files of `dff-jax predict`."""
+
+import errno
+import json
+import signal
+from collections import namedtuple
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from dff_jax import output, pictures, prediction, prediction_files
+from dff_jax.errors import InputError
+from dff_jax.estimators import weights as weights_module
+from dff_jax.output import check_output, staged_output
+from dff_jax.prediction import predict, predict_to_folder
+from dff_jax.prediction_files import FILES
+from dff_jax.types import Estimator, Prediction
+
+Z, H, W = 4, 40, 56
+
+
+def blurred_noise(seed, size, radius):
+    """Noise that is the softer the larger `radius`; wraps around."""
+    image = np.random.default_rng(seed).random((*size, 3))
+    for axis in (0, 1):
+        image = np.mean([np.roll(image, k, axis) for k in range(-radius, radius + 1)], axis=0)
+    return image
+
+
+def photographs():
+    """Left half in focus in the first frame, right half in the last; uint8 [Z,H,W,3]."""
+    size, half = (H, W), W // 2
+    frames = []
+    for z in range(Z):
+        left, right = blurred_noise(0, size, z), blurred_noise(0, size, Z - 1 - z)
+        frames.append(np.concatenate([left[:, :half], right[:, half:]], axis=1))
+    return np.rint(np.stack(frames) * 255).astype(np.uint8)
+
+
+def save(folder, frames, names=None):
+    folder.mkdir(parents=True)
+    for i, frame in enumerate(frames):
+        Image.fromarray(frame).save(folder / (names[i] if names else f"{i}.png"))
+    return folder
+
+
+# In memory ------------------------------------------------------------
+
+
+def test_classical_finds_both_planes_in_any_order_and_unit():
+    frames = photographs()
+    left, right = np.s_[8:-8, 8:20], np.s_[8:-8, 36:-8]
+    result = predict(frames)
+    assert result.unit == "index" and "frame index" in result.notes[-1] and "classical" in result.notes[0]
+    assert np.median(result.depth[left]) < 0.5 and np.median(result.depth[right]) > Z - 1.5
+    for name, shape in (("depth", (H, W)), ("confidence", (H, W)), ("disagreement", (H, W)),
+                        ("all_in_focus", (H, W, 3))):  # fmt: skip
+        values = getattr(result, name)
+        assert isinstance(values, np.ndarray) and values.dtype == np.float32 and values.shape == shape
+        assert np.isfinite(values).all()
+    metres = predict(frames, [1.0, 2.0, 3.0, 8.0], unit="metre", method="classical")
+    assert (
+        metres.focus.tolist() == [8, 3, 2, 1] and metres.order.tolist() == [3, 2, 1, 0] and metres.notes == ()
+    )
+    assert np.median(metres.depth[left]) < 1.2 and np.median(metres.depth[right]) > 5
+    shuffled = predict(list(frames[[2, 0, 3, 1]]), [3.0, 1.0, 8.0, 2.0], unit="metre")
+    np.testing.assert_array_equal(shuffled.depth, metres.depth)
+    assert shuffled.order.tolist() == [2, 0, 3, 1]
+    floats = predict(frames / 255.0, [1.0, 2.0, 3.0, 8.0], unit="metre")
+    np.testing.assert_allclose(floats.depth, metres.depth, rtol=1e-3)
+
+
+def test_grey_frames_are_repeated():
+    grey = photographs()[..., 0]
+    np.testing.assert_array_equal(predict(grey).depth, predict(np.stack([grey] * 3, -1)).depth)
+
+
+@pytest.mark.parametrize(
+    ("frames", "options", "message"),
+    [
+        (photographs() / 200.0, {}, r"\[0, 1\]"),
+        (np.full((3, H, W), np.nan), {}, r"NaN"),
+        (photographs().astype(int), {}, "int64"),
+        (photographs()[:1], {}, "at least 2 frames"),
+        (photographs()[0], {}, "at least 16 pixels"),
+        ([np.zeros((H, W, 3)), np.zeros((H, W + 1, 3))], {}, "frame 1 has shape"),
+        (np.zeros((2, H, W, 5)), {}, "neither"),
+        (photographs(), {"focus": [1, 2]}, "2 settings for 4 frames"),
+        (photographs(), {"focus": [1, 2, 2, 3]}, "same focus setting"),
+        (photographs(), {"unit": "metre"}, "none given in metre"),
+        (photographs(), {"unit": "mile"}, "mile"),
+        (photographs(), {"method": "magic"}, "magic"),
+        (photographs(), {"method": "classical", "weights": "w.safetensors"}, "one of the two"),
+        (photographs(), {"weights": "/no/such.safetensors"}, "such"),
+        (photographs(), {"iterations": -1}, "iterations"),
+        (photographs(), {"tile": 10}, "tile"),
+        (photographs(), {"overlap": 300}, "overlap"),
+    ],
+)
+def test_bad_input(frames, options, message):
+    with pytest.raises(InputError, match=message):
+        predict(frames, **options)
+
+
+# To a folder ------------------------------------------------------------
+
+
+def test_files_and_summary(tmp_path):
+    names = [f"shot_{i}_{m}.png" for i, m in enumerate(("0.50", "1.00", "2.00", "4.00"))]
+    source = save(tmp_path / "stack", photographs(), names)
+    target = tmp_path / "a" / "b"
+    summary = predict_to_folder(source, target, method="classical", progress=False)
+    assert sorted(p.name for p in target.iterdir()) == sorted(FILES)
+    assert json.loads((target / "summary.json").read_text()) == summary
+    assert summary["frames"] == names[::-1] and summary["focus"] == [4, 2, 1, 0.5]
+    assert summary["unit"] == "metre" and summary["method"] == "classical" and summary["weights"] is None
+    assert summary["size"] == [H, W] and summary["seconds"] > 0 and summary["near"] == "smaller"
+    depth = np.load(target / "depth.npy")
+    assert depth.dtype == np.float32 and depth.shape == (H, W) and np.isfinite(depth).all()
+    assert np.median(depth[8:-8, 8:20]) < 0.6 and np.median(depth[8:-8, 36:-8]) > 3
+    with Image.open(target / "depth.png") as image:
+        coded = np.asarray(image)
+    assert coded.dtype == np.uint16 and coded.min() == 0 and coded.max() == 65535
+    scale = summary["depth_png"]
+    np.testing.assert_allclose(1 / (scale["offset"] + scale["scale"] * coded), depth, rtol=1e-3)
+    assert "1 / (offset + scale * value)" in scale["rule"]
+    with Image.open(target / "depth_color.png") as image:  # near is warm
+        colours = np.asarray(image)[:, : W * (image.height // H)].astype(int)
+    near = colours[:, : colours.shape[1] // 3].mean((0, 1))
+    far = colours[:, -colours.shape[1] // 3 :].mean((0, 1))
+    assert near[0] > near[2] and far[2] > far[0]
+    for name in ("confidence.npy", "disagreement.npy"):
+        assert np.load(target / name).shape == (H, W)
+    with Image.open(target / "all_in_focus.png") as image:
+        assert image.size == (W, H)
+
+
+def test_existing_output_keeps_other_files_and_takes_new_maps(tmp_path):
+    source, target = save(tmp_path / "stack", photographs()), tmp_path / "out"
+    target.mkdir()
+    (target / "mine.txt").write_text("keep")
+    (target / "depth.npy").write_text("old")
+    summary = predict_to_folder(source, target, max_size=28, progress=False, iterations=3)
+    assert sorted(p.name for p in target.iterdir()) == sorted([*FILES, "mine.txt"])
+    assert np.load(target / "depth.npy").shape == (20, 28) and summary["photograph_size"] == [H, W]
+    notes = " ".join(summary["notes"])
+    assert "frame index" in notes and "scaled" in notes and "no weights" in notes and "no effect" in notes
+    assert summary["unit"] == "index" and summary["near"] == "unknown" and summary["iterations"] is None
+
+
+def test_weights_are_used(tmp_path, monkeypatch):
+    """The door to a trained network: its iterations, label, NaN and Z, with a network that is none."""
+    Loaded = namedtuple("Loaded", "model estimator variables label info")
+    seen = {}
+
+    def built(value):
+        def apply(variables, frames, focus, *, train=False, num_iterations=None):
+            seen.update(k=num_iterations, train=train)
+            shape = (1, *frames.shape[2:4])
+            return Prediction(jnp.full(shape, value), jnp.ones(shape), jnp.zeros(shape), frames[:, 0]), {}
+
+        return Estimator(lambda *_: {}, apply)
+
+    def load(spec):
+        model = prediction.config.paper() if "paper" in str(spec) else prediction.config.tiny()
+        return Loaded(model, None, {}, "label", {"num_frames": 15})
+
+    monkeypatch.setattr(weights_module, "load_estimator", load)
+    monkeypatch.setattr(prediction, "_built", lambda model: built(1.5))
+    source = save(tmp_path / "stack", photographs())
+    summary = predict_to_folder(source, tmp_path / "out", weights="w.safetensors", progress=False)
+    assert summary["iterations"] == 3 == seen["k"] and seen["train"] is False
+    assert summary["weights"] == "w.safetensors" and summary["method"] == "proximal"
+    predict_to_folder(source, tmp_path / "out", weights="w.safetensors", iterations=7, progress=False)
+    assert seen["k"] == 7
+    assert np.load(tmp_path / "out" / "depth.npy").tolist() == np.full((H, W), 1.5).tolist()
+    with pytest.raises(InputError, match="stacks of 15 frames"):
+        predict(photographs(), weights="paper.safetensors")
+    monkeypatch.setattr(prediction, "_built", lambda model: built(jnp.nan))
+    with pytest.raises(InputError, match="NaN"):
+        predict_to_folder(source, tmp_path / "other", weights="w.safetensors", progress=False)
+    assert not (tmp_path / "other").exists()
+
+
+def test_bad_outputs_are_found_before_the_work(tmp_path, monkeypatch):
+    source = save(tmp_path / "stack", photographs())
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "locked").mkdir(mode=0o555)
+    (tmp_path / "taken" / "depth.npy").mkdir(parents=True)
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.setattr(prediction, "estimate", None)  # reaching it would raise TypeError
+    for target, message in (
+        (tmp_path / "file", "is a file"),
+        (tmp_path / "file" / "below", "is a file"),
+        (tmp_path / "locked", "read-only"),
+        (tmp_path / "locked" / "below", "read-only"),
+        (tmp_path / "taken", "depth.npy: is a folder"),
+        (tmp_path / ("x" * 300), "cannot be written"),
+        (source, "folder of the frames"),
+        ("", "empty name"),
+    ):
+        with pytest.raises(InputError, match=message):
+            predict_to_folder(source, target, progress=False)
+    with monkeypatch.context() as patch:
+        usage = namedtuple("usage", "total used free")(10**9, 10**9 - 5000, 5000)
+        patch.setattr(output.shutil, "disk_usage", lambda path: usage)
+        with pytest.raises(InputError, match="0 MB free where about 2 MB are needed"):
+            predict_to_folder(source, tmp_path / "new", progress=False)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("existing", [True, False])
+def test_nothing_half_written(tmp_path, monkeypatch, existing):
+    source, target = save(tmp_path / "stack", photographs()), tmp_path / "deep" / "out"
+    if existing:
+        target.mkdir(parents=True)
+        (target / "depth.npy").write_text("old")
+    before = sorted(tmp_path.rglob("*"))
+
+    def full(path, picture):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(pictures, "save_png", full)
+    with pytest.raises(InputError, match="No space left"):
+        predict_to_folder(source, target, progress=False)
+    assert sorted(tmp_path.rglob("*")) == before
+
+    def stop(path, picture):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pictures, "save_png", stop)
+    with pytest.raises(KeyboardInterrupt):
+        predict_to_folder(source, target, progress=False)
+    assert sorted(tmp_path.rglob("*")) == before
+    if existing:
+        assert (target / "depth.npy").read_text() == "old"
+
+
+def test_staged_output_moves_the_summary_last(tmp_path, monkeypatch):
+    moved = []
+    replace = output.os.replace
+    monkeypatch.setattr(output.os, "replace", lambda a, b: (moved.append(b.name), replace(a, b)))
+    (tmp_path / "out").mkdir()
+    with staged_output(tmp_path / "out", last="a") as staging:
+        for name in ("a", "b", "c"):
+            (staging / name).write_text(name)
+    assert moved[-1] == "a" and sorted(moved) == ["a", "b", "c"]
+    check_output(tmp_path / "out")
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["a", "b", "c", "out"]
+
+
+def test_depth_png_of_a_flat_map():
+    flat = np.full((4, 4), 2.5, np.float32)
+    coded, scale = prediction_files.sixteen_bit(flat, "disparity")
+    np.testing.assert_allclose(scale["offset"] + scale["scale"] * coded, flat)
+
+
+def test_plain_progress(capsys):
+    assert list(prediction._shown(range(35), "working", "tile", True)) == list(range(35))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "working: tile 1 of 35" and len(lines) <= 12
+    assert list(prediction._shown(range(3), "working", "tile", False)) == [0, 1, 2]
+    assert capsys.readouterr().err == ""
+
+
+def test_interrupts_wait_for_xla_but_are_not_lost():
+    done = []
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        with prediction._interrupt_held_back():
+            signal.raise_signal(signal.SIGINT)
+            done.append("the block ends first")
+    assert done and signal.getsignal(signal.SIGINT) is before
+    with pytest.raises(KeyboardInterrupt):
+        with prediction._interrupt_held_back():
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+            done.append("a second one does not wait")
+    assert len(done) == 1
