@@ -9,72 +9,16 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-import types
 import typing
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal
 
+from dff_jax.checked import Checked
 from dff_jax.errors import ConfigError
 
 
-def _check_value(where: str, value: Any, hint: Any) -> None:
-    """Raises ConfigError unless `value` fits the type hint (Literal, int, float, str, bool, tuples, optional)."""
-    origin, args = get_origin(hint), get_args(hint)
-    if origin is Literal:
-        if value not in args:
-            raise ConfigError(f"{where}: {value!r} is not a choice; choose one of {', '.join(map(str, args))}")
-    elif origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in args:
-            return
-        rest = [a for a in args if a is not type(None)]
-        _check_value(where, value, rest[0])
-    elif origin is tuple:
-        variadic = len(args) == 2 and args[1] is Ellipsis
-        if not isinstance(value, tuple) or not (variadic or len(value) == len(args)):
-            raise ConfigError(f"{where}: expected {len(args)} values, got {value!r}")
-        for item, arg in zip(value, args[:1] * len(value) if variadic else args, strict=True):
-            _check_value(where, item, arg)
-    elif hint is float:
-        if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
-            raise ConfigError(f"{where}: expected a number, got {value!r}")
-    elif hint is int:
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise ConfigError(f"{where}: expected a whole number, got {value!r}")
-    elif isinstance(hint, type) and not isinstance(value, hint):
-        raise ConfigError(f"{where}: expected {hint.__name__}, got {value!r}")
-
-
-class _Checked:
-    """Base of all config dataclasses: checks types and choices, then what the subclass adds in `_check`."""
-
-    _section = ""
-
-    def __post_init__(self) -> None:
-        hints = typing.get_type_hints(type(self))
-        for f in dataclasses.fields(self):
-            _check_value(self._name(f.name), getattr(self, f.name), hints[f.name])
-        self._check()
-
-    def _name(self, name: str) -> str:
-        return f"{self._section}.{name}" if self._section else name
-
-    def _check(self) -> None:
-        pass
-
-    def _at_least(self, low: float, *names: str) -> None:
-        for name in names:
-            value = getattr(self, name)
-            if value is not None and value < low:
-                raise ConfigError(f"{self._name(name)}: must be at least {low:g}, got {value!r}")
-
-    def _positive(self, *names: str) -> None:
-        for name in names:
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"{self._name(name)}: must be greater than 0, got {getattr(self, name)!r}")
-
-
 @dataclass(frozen=True)
-class ModelConfig(_Checked):
+class ModelConfig(Checked):
     """The network and its unroll. The defaults are preset `physical`, the library's own reading."""
 
     _section = "model"
@@ -90,7 +34,9 @@ class ModelConfig(_Checked):
     pooling: Literal["pyramid", "none"] = "pyramid"
     """Pyramid pooling at the coarse levels. Its bins scale with the image, so `none` suits training on small crops."""
     width: float = 1.0
-    """Multiplies every channel count."""
+    """Multiplies the channel counts of the encoder and the focus volume."""
+    head_width: float = 1.0
+    """Multiplies those of the networks at full resolution: heads, proximal network, refiner."""
     input_range: Literal["symmetric", "imagenet"] = "symmetric"
     """RGB to [-1,1], or ImageNet mean and standard deviation (for ImageNet weights)."""
     measure_prior: Literal["none", "log_sml"] = "log_sml"
@@ -130,7 +76,7 @@ class ModelConfig(_Checked):
     refiner_inputs: Literal["depth_volume", "depth_volume_candidates"] = "depth_volume"
 
     def _check(self) -> None:
-        self._positive("width", "step_size_init", "regularization_init")
+        self._positive("width", "head_width", "step_size_init", "regularization_init")
         self._at_least(1, "num_candidates", "prox_levels")
         self._at_least(2, "num_planes")
         self._at_least(0, "num_iterations", "refiner_steps")
@@ -139,7 +85,7 @@ class ModelConfig(_Checked):
 
 
 @dataclass(frozen=True)
-class LossConfig(_Checked):
+class LossConfig(Checked):
     """The training objective (26)."""
 
     _section = "loss"
@@ -155,7 +101,7 @@ class LossConfig(_Checked):
 
 
 @dataclass(frozen=True)
-class OptimizerConfig(_Checked):
+class OptimizerConfig(Checked):
     """AdamW with a one-cycle learning rate."""
 
     _section = "optimizer"
@@ -178,7 +124,7 @@ class OptimizerConfig(_Checked):
 
 
 @dataclass(frozen=True)
-class WorldConfig(_Checked):
+class WorldConfig(Checked):
     """Procedural worlds in the image of FlyingThings3D, and the lens that photographs them."""
 
     _section = "data.world"
@@ -208,7 +154,7 @@ class WorldConfig(_Checked):
 
 
 @dataclass(frozen=True)
-class DataConfig(_Checked):
+class DataConfig(Checked):
     """Where training stacks come from and what is done to them."""
 
     _section = "data"
@@ -243,7 +189,7 @@ class DataConfig(_Checked):
 
 
 @dataclass(frozen=True)
-class TrainingConfig(_Checked):
+class TrainingConfig(Checked):
     """The loop: how long, how often, on what."""
 
     _section = "training"
@@ -266,7 +212,7 @@ class TrainingConfig(_Checked):
 
 
 @dataclass(frozen=True)
-class Config(_Checked):
+class Config(Checked):
     """One experiment."""
 
     name: str = "physical"
@@ -295,8 +241,11 @@ def physical() -> ModelConfig:
 
 
 def tiny() -> ModelConfig:
-    """`physical` at a quarter of the width; trains on a laptop, on crops too small for pyramid pooling."""
-    return ModelConfig(encoder="tiny", width=0.25, pooling="none")
+    """`physical` at a quarter of the width; trains on a laptop, on crops too small for pyramid pooling.
+
+    The networks at full resolution keep half of theirs: 8 channels cannot carry 15 planes.
+    """
+    return ModelConfig(encoder="tiny", width=0.25, head_width=0.5, pooling="none")
 
 
 def classical() -> ModelConfig:

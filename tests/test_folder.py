@@ -9,7 +9,6 @@ from PIL import Image
 from dff_jax.data.focus_settings import focus_settings
 from dff_jax.data.folder import list_stacks, natural_key, read_labelled_stack, read_stack
 from dff_jax.errors import InputError
-from dff_jax.types import FocalStack
 
 H, W = 20, 24
 

@@ -18,7 +18,7 @@ from dff_jax import focus_axis
 from dff_jax.data.focus_settings import focus_settings, labelled_settings
 from dff_jax.data.images import IMAGE_SUFFIXES, downscale, read_depth, read_image
 from dff_jax.errors import InputError
-from dff_jax.types import Batch, FocalStack
+from dff_jax.types import FocalStack
 
 TRUTH_FILES = ("disp.exr", "disp.npy")
 MIN_SIDE = 16

@@ -31,7 +31,7 @@ from dff_jax.unroll import (
 from dff_jax.unroll.problem import EPS
 
 # Scales that bring the inputs of the full-resolution networks to about one, in the unit coordinate
-VOLUME_SCALE = 0.25
+VOLUME_SCALE = 0.1
 DISAGREEMENT_SCALE = 10.0
 # Depth uncertainty, as a share of the focus range, at which confidence falls to 1/e
 CONFIDENCE_SCALE = 0.1

@@ -12,6 +12,10 @@ from dff_jax.config import ModelConfig
 from dff_jax.network.layers import ACTIVATIONS, Conv, channels, torch_default
 from dff_jax.types import Array
 
+# Weights start small (S about 1 with three candidates), so that eta S < 1 and what the prox adds outlives the next
+# data step; softmax weights do not feel it.
+WEIGHT_BIAS = -1.0
+
 
 def normalize_weights(logits: Array, kind: str) -> Array:
     """W_i^2 >= 0 from logits [...,N].
@@ -34,13 +38,15 @@ class Head(nn.Module):
     hidden: int
     activation: str
     last_init: Callable = torch_default
+    last_bias: float = 0.0
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         act = ACTIVATIONS[self.activation]
         x = act(Conv(self.hidden)(x))
         x = act(Conv(self.hidden)(x))
-        return Conv(self.features, self.last_kernel, kernel_init=self.last_init)(x)
+        bias = nn.initializers.constant(self.last_bias)
+        return Conv(self.features, self.last_kernel, kernel_init=self.last_init, bias_init=bias)(x)
 
 
 class Candidates(nn.Module):
@@ -51,12 +57,13 @@ class Candidates(nn.Module):
     @nn.compact
     def __call__(self, features: Array, expected: Array) -> tuple[Array, Array]:
         c = self.config
-        hidden = channels(32, c.width)
+        hidden = channels(32, c.head_width)
         # in the unit coordinate a candidate starts near Dbar; in dataset units it has far to go
         last = torch_default if c.coordinate == "raw" else nn.initializers.variance_scaling(0.01, "fan_in", "uniform")
         residuals = [
             Head(1, 3, hidden, c.activation, last, name=f"residual{i}")(features) for i in range(c.num_candidates)
         ]
-        logits = Head(c.num_candidates, 1, hidden, c.activation, name="attention")(features)
+        attention = Head(c.num_candidates, 1, hidden, c.activation, last_bias=WEIGHT_BIAS, name="attention")
+        logits = attention(features)
         candidates = expected[..., None] + jnp.concatenate(residuals, -1)
         return candidates, normalize_weights(logits, c.weight_norm)

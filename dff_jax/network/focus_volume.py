@@ -17,6 +17,9 @@ from dff_jax.types import Array
 
 MEASURE_WINDOWS = (3, 9, 21)
 MEASURE_FLOOR = 2e-3  # of the modified Laplacian, about the level of sensor noise in 8-bit photographs
+# The gain at which the soft-argmax of the prior alone is as accurate as a Gaussian peak; the scores get the same, so that
+# they can soon overrule the prior where it only sees noise
+MEASURE_GAIN = 4.0
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -156,7 +159,7 @@ class FocusVolume(nn.Module):
         volume = total / 4
         if c.measure_prior == "log_sml":
             scale = self.param("measure_scale", nn.initializers.ones, (len(MEASURE_WINDOWS),))
-            volume = volume + measure_logits(frames) @ scale
+            volume = MEASURE_GAIN * (volume + measure_logits(frames) @ scale)
         return volume
 
 

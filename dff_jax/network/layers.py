@@ -35,6 +35,47 @@ def resize(x: Array, height: int, width: int) -> Array:
     return jax.image.resize(x, (*x.shape[:-3], height, width, x.shape[-1]), "bilinear", antialias=False)
 
 
+_NHWC = ("NHWC", "HWIO", "NHWC")
+
+
+@jax.custom_vjp
+def narrow_conv(x: Array, kernel: Array) -> Array:
+    """SAME 3x3 convolution [B,H,W,C] by [3,3,C,O] whose kernel gradient is one matrix product.
+
+    XLA's own kernel gradient is 3 to 6 times slower on CPU when C O is small and the image large.
+    """
+    return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=_NHWC)
+
+
+def _narrow_forward(x: Array, kernel: Array):
+    return narrow_conv(x, kernel), (x, kernel)
+
+
+def _narrow_backward(saved: tuple[Array, Array], g: Array):
+    x, kernel = saved
+    b, h, w, c = x.shape
+    dx = lax.conv_general_dilated(
+        g, jnp.flip(kernel, (0, 1)).swapaxes(2, 3), (1, 1), "SAME", dimension_numbers=_NHWC
+    )
+    padded = jnp.pad(g, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    shifted = [padded[:, 2 - i : 2 - i + h, 2 - j : 2 - j + w] for i in range(3) for j in range(3)]
+    columns = jnp.concatenate(shifted, -1).reshape(b * h * w, -1)
+    dkernel = (x.reshape(b * h * w, c).T @ columns).reshape(c, 3, 3, -1)
+    return dx, jnp.transpose(dkernel, (1, 2, 0, 3))
+
+
+narrow_conv.defvjp(_narrow_forward, _narrow_backward)
+
+
+def conv_general(x: Array, kernel: Array, strides, padding, **options) -> Array:
+    """`lax.conv_general_dilated`, by `narrow_conv` where that is the same and quicker."""
+    same = all(tuple(p) == (1, 1) for p in padding) and all(s == 1 for s in strides)
+    narrow = kernel.shape[:2] == (3, 3) and kernel.shape[2] * kernel.shape[3] < 1024
+    if jax.default_backend() == "cpu" and same and narrow and x.ndim == 4:
+        return narrow_conv(x, kernel)
+    return lax.conv_general_dilated(x, kernel, strides, padding, **options)
+
+
 class Conv(nn.Module):
     """2-D convolution of [..., H, W, C], padded by kernel // 2 on each side (as PyTorch's)."""
 
@@ -43,12 +84,14 @@ class Conv(nn.Module):
     stride: int = 1
     use_bias: bool = True
     kernel_init: Callable = torch_default
+    bias_init: Callable = nn.initializers.zeros
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         return nn.Conv(
             self.features, (self.kernel, self.kernel), (self.stride, self.stride), padding=self.kernel // 2,
-            use_bias=self.use_bias, kernel_init=self.kernel_init,
+            use_bias=self.use_bias, kernel_init=self.kernel_init, bias_init=self.bias_init,
+            conv_general_dilated=conv_general,
         )(x)  # fmt: skip
 
 
@@ -88,7 +131,7 @@ def conv3d_by_slices(x: Array, kernel: Array) -> Array:
     padded = jnp.pad(x, ((0, 0), (k // 2, k // 2), (0, 0), (0, 0), (0, 0)))
     slices = jnp.concatenate([padded[:, i : i + z] for i in range(k)], -1).reshape(b * z, h, w, k * c)
     flat = jnp.moveaxis(kernel, 0, 2).reshape(k, k, k * c, out)
-    y = lax.conv_general_dilated(slices, flat, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    y = conv_general(slices, flat, (1, 1), [(k // 2, k // 2)] * 2, dimension_numbers=_NHWC)
     return y.reshape(b, z, h, w, out)
 
 

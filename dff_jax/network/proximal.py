@@ -50,7 +50,7 @@ class GatedProximalNetwork(nn.Module):
     @nn.compact
     def __call__(self, z: Array) -> Array:
         c = self.config
-        block = lambda features, name: DoubleConv(channels(features, c.width), c.activation, name=name)  # noqa: E731
+        block = lambda features, name: DoubleConv(channels(features, c.head_width), c.activation, name=name)  # noqa: E731
         e1 = block(32, "phi1")(z)
         skips = [block(32, "phi2")(e1)]
         for level in range(c.prox_levels):

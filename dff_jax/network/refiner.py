@@ -20,6 +20,6 @@ class Refiner(nn.Module):
         c = self.config
         x = jnp.concatenate([depth[..., None], features], -1)
         for _ in range(3):
-            x = ACTIVATIONS[c.activation](Conv(channels(32, c.width))(x))
+            x = ACTIVATIONS[c.activation](Conv(channels(32, c.head_width))(x))
         last = nn.initializers.zeros if c.prox_output == "residual" else torch_default
         return Conv(1, kernel_init=last, name="output")(x)[..., 0]

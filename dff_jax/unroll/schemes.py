@@ -18,7 +18,7 @@ Depth = Array  # [B,H,W]
 Prox = Callable[[Any, Depth, Problem, Array], Depth]  # (params, z, problem, eta) -> depth
 StepSize = Callable[[dict, Problem, Array], Array]  # (params, problem, k) -> eta, a scalar or [B,H,W]
 
-STABLE = 1.95  # gradient steps on the data term converge for eta S < 2
+STABLE = 1.0  # eta S < 2 converges; beyond 1 a step overshoots, and the iterates swing about the data term's minimum
 
 
 class Scheme(NamedTuple):
@@ -40,7 +40,7 @@ def constant_step(eta: float) -> StepSize:
 
 
 def learned_step(params: dict, problem: Problem, k: Array) -> Array:
-    """eta = softplus(params["step_size"]), kept below 1.95 / S pixel by pixel so that no step diverges; [B,H,W].
+    """eta = softplus(params["step_size"]), kept below 1 / S pixel by pixel, so that no step overshoots; [B,H,W].
 
     The data term is diagonal, so a step size of its own for each pixel is a diagonal preconditioner.
     """
