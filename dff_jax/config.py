@@ -39,8 +39,9 @@ class ModelConfig(Checked):
     """Multiplies those of the networks at full resolution: heads, proximal network, refiner."""
     input_range: Literal["symmetric", "imagenet"] = "symmetric"
     """RGB to [-1,1], or ImageNet mean and standard deviation (for ImageNet weights)."""
-    measure_prior: Literal["none", "log_sml"] = "log_sml"
-    """`log_sml`: adds the log sum-modified-Laplacian of 3, 9 and 21 pixel windows to F, each with a learned scale."""
+    measure_prior: Literal["none", "log_sml", "log_sml_features"] = "log_sml"
+    """`log_sml`: adds the log sum-modified-Laplacian of 3, 9 and 21 pixel windows to F, each with a learned scale.
+    `log_sml_features`: also shows them to the decoder, pooled to each of its levels."""
 
     # Planes and candidates (4-7, 14)
     planes: Literal["index", "focus"] = "focus"
@@ -243,9 +244,12 @@ def physical() -> ModelConfig:
 def tiny() -> ModelConfig:
     """`physical` at a quarter of the width; trains on a laptop, on crops too small for pyramid pooling.
 
-    The networks at full resolution keep half of theirs: 8 channels cannot carry 15 planes.
+    So small a network learns faster from measured sharpness than from pixels, so its decoder sees the measures too;
+    and its proximal network looks further, since that is where textureless areas are filled.
     """
-    return ModelConfig(encoder="tiny", width=0.25, head_width=0.5, pooling="none")
+    return ModelConfig(
+        encoder="tiny", width=0.25, head_width=0.25, pooling="none", measure_prior="log_sml_features", prox_levels=3
+    )
 
 
 def classical() -> ModelConfig:

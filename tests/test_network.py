@@ -227,7 +227,7 @@ def test_training_updates_batch_statistics_and_evaluation_does_not(tiny):
 @pytest.mark.parametrize(
     "change",
     [
-        {"norm": "group"}, {"volume": "diff"}, {"weight_norm": "sigmoid", "num_candidates": 1},
+        {"norm": "group"}, {"volume": "diff"}, {"measure_prior": "log_sml"}, {"weight_norm": "sigmoid", "num_candidates": 1},
         {"guide": "none", "measure_prior": "none", "prox_inputs": "equation_17"},
         {"step_size": "constant", "regularization": "learned"}, {"prox_levels": 3},
         {"refiner_inputs": "depth_volume_candidates", "refiner_steps": 2}, {"input_range": "imagenet"},

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from dff_jax.config import ModelConfig
-from dff_jax.network.layers import ACTIVATIONS, Conv, channels, torch_default
+from dff_jax.network.layers import ACTIVATIONS, Conv, channels, he_fan_in, torch_default
 from dff_jax.types import Array
 
 # Weights start small (S about 1 with three candidates), so that eta S < 1 and what the prox adds outlives the next
@@ -43,8 +43,8 @@ class Head(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         act = ACTIVATIONS[self.activation]
-        x = act(Conv(self.hidden)(x))
-        x = act(Conv(self.hidden)(x))
+        x = act(Conv(self.hidden, kernel_init=he_fan_in)(x))
+        x = act(Conv(self.hidden, kernel_init=he_fan_in)(x))
         bias = nn.initializers.constant(self.last_bias)
         return Conv(self.features, self.last_kernel, kernel_init=self.last_init, bias_init=bias)(x)
 

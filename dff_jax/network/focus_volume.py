@@ -143,6 +143,10 @@ class FocusVolume(nn.Module):
         volumes = [v.reshape(b, z, *v.shape[1:]) for v in volumes]
         if c.volume == "diff":  # the last frame stays as it is, so that Z is kept
             volumes = [jnp.concatenate([v[:, :-1] - v[:, 1:], v[:, -1:]], 1) for v in volumes]
+        measures = None if c.measure_prior == "none" else measure_logits(frames)
+        if c.measure_prior == "log_sml_features":
+            pooled = [average_pool(measures, (1, 2**k, 2**k)) for k in (2, 3, 4, 5)]
+            volumes = [jnp.concatenate([v, m], -1) for v, m in zip(volumes, pooled, strict=True)]
 
         pool = c.pooling == "pyramid"
         plan = ((128, 64, pool), (64, 32, pool), (32, 16, False), (32, None, False))
@@ -157,9 +161,9 @@ class FocusVolume(nn.Module):
             score, x = block(x, train)
             total = total + resize(score[..., None], h, w)[..., 0]
         volume = total / 4
-        if c.measure_prior == "log_sml":
+        if measures is not None:
             scale = self.param("measure_scale", nn.initializers.ones, (len(MEASURE_WINDOWS),))
-            volume = MEASURE_GAIN * (volume + measure_logits(frames) @ scale)
+            volume = MEASURE_GAIN * (volume + measures @ scale)
         return volume
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from dff_jax.config import ModelConfig
-from dff_jax.network.layers import ACTIVATIONS, Conv, channels, resize, torch_default
+from dff_jax.network.layers import ACTIVATIONS, Conv, channels, he_fan_in, resize, torch_default
 from dff_jax.types import Array
 
 
@@ -21,7 +21,7 @@ class DoubleConv(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         for _ in range(2):
-            x = ACTIVATIONS[self.activation](Conv(self.features)(x))
+            x = ACTIVATIONS[self.activation](Conv(self.features, kernel_init=he_fan_in)(x))
         return x
 
 

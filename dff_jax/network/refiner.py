@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from dff_jax.config import ModelConfig
-from dff_jax.network.layers import ACTIVATIONS, Conv, channels, torch_default
+from dff_jax.network.layers import ACTIVATIONS, Conv, channels, he_fan_in, torch_default
 from dff_jax.types import Array
 
 
@@ -20,6 +20,6 @@ class Refiner(nn.Module):
         c = self.config
         x = jnp.concatenate([depth[..., None], features], -1)
         for _ in range(3):
-            x = ACTIVATIONS[c.activation](Conv(channels(32, c.head_width))(x))
+            x = ACTIVATIONS[c.activation](Conv(channels(32, c.head_width), kernel_init=he_fan_in)(x))
         last = nn.initializers.zeros if c.prox_output == "residual" else torch_default
         return Conv(1, kernel_init=last, name="output")(x)[..., 0]
