@@ -244,11 +244,10 @@ def physical() -> ModelConfig:
 def tiny() -> ModelConfig:
     """`physical` at a quarter of the width; trains on a laptop, on crops too small for pyramid pooling.
 
-    So small a network learns faster from measured sharpness than from pixels, so its decoder sees the measures too;
-    and its proximal network looks further, since that is where textureless areas are filled.
+    So small a network learns faster from measured sharpness than from pixels: its decoder sees the measures too.
     """
     return ModelConfig(
-        encoder="tiny", width=0.25, head_width=0.25, pooling="none", measure_prior="log_sml_features", prox_levels=3
+        encoder="tiny", width=0.25, head_width=0.25, pooling="none", measure_prior="log_sml_features"
     )
 
 

@@ -80,7 +80,7 @@ def test_parameters_and_statistics_move(on_one_device):
 
 @pytest.mark.slow
 def test_many_devices_equal_one_for_tiny():
-    model = dataclasses.replace(configs.tiny(), num_iterations=1, width=0.125)
+    model = dataclasses.replace(configs.tiny(), num_iterations=1, width=0.125, head_width=0.125, prox_levels=1)
     batches = [fakes.batch(2, seed=0, side=32)]
     one, logged_one = run_updates(estimators.build, model, mode="jit", num_devices=1, batches=batches)
     for mode in ("jit", "pmap"):

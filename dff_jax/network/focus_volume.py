@@ -17,8 +17,8 @@ from dff_jax.types import Array
 
 MEASURE_WINDOWS = (3, 9, 21)
 MEASURE_FLOOR = 2e-3  # of the modified Laplacian, about the level of sensor noise in 8-bit photographs
-# The gain at which the soft-argmax of the prior alone is as accurate as a Gaussian peak; the scores get the same, so that
-# they can soon overrule the prior where it only sees noise
+# The gain at which the soft-argmax of the prior alone is as accurate as a Gaussian peak; the scores get the same, so
+# that they can soon overrule the prior where it only sees noise
 MEASURE_GAIN = 4.0
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
