@@ -28,7 +28,7 @@ def export_stacks(source: StackSource, output: str | Path, limit: int | None = N
         folder = output / f"{index:05d}"
         with staged_output(folder) as staging:
             for frame, focus in zip(to_uint8(stack.frames), stack.focus, strict=True):
-                Image.fromarray(frame).save(staging / f"{float(np.float32(focus))!r}.png")
+                Image.fromarray(frame).save(staging / f"{np.float32(focus)!s}.png")
             if stack.depth is not None:
                 depth = stack.depth if stack.mask is None else np.where(stack.mask, stack.depth, 0)
                 np.save(staging / "disp.npy", depth.astype(np.float32))
