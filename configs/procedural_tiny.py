@@ -3,7 +3,7 @@
     dff-jax train configs/procedural_tiny.py
 
 Data: procedural/quickstart (made in about a minute). Two CPU cores: about 8 minutes.
-Scored, on the 24 test stacks: MAE 2.73 disparity for the refined depth, 2.91 for D(0), 4.78 for the classical yardstick.
+Scored, on the 24 test stacks, MAE in disparity: refined 2.73, D(0) 2.91, classical yardstick 4.78.
 """
 
 from dff_jax.config import Config, DataConfig, LossConfig, OptimizerConfig, TrainingConfig, tiny
