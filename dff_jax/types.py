@@ -51,6 +51,7 @@ class History(NamedTuple):
     weights: Array  # [B,H,W,N] W_i^2 (14)
     iterates: Array  # [B,K+1,H,W] D(0)..D(K) (12, 13)
     refined: Array  # [B,T,H,W] Dhat(1)..Dhat(T) (16); T may be 0
+    trace: Any = None  # unroll.Trace, in the working coordinate; None for a method without an unroll
 
 
 class Prediction(NamedTuple):

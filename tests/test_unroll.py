@@ -254,11 +254,13 @@ def heavy_ball(prox, step_size):
     base = proximal_gradient(prox, step_size)
 
     def update(params, state, problem, k):
-        depth, velocity = state
-        moved = base.update(params, depth + 0.5 * velocity, problem, k)
-        return moved, moved - depth
+        inner, velocity = state
+        moved = base.update(params, inner._replace(depth=inner.depth + 0.5 * velocity), problem, k)
+        return moved, moved.depth - inner.depth
 
-    return base._replace(init=lambda d0, p: (d0, jnp.zeros_like(d0)), update=update, depth=lambda s: s[0])
+    return base._replace(
+        init=lambda d0, p: (base.init(d0, p), jnp.zeros_like(d0)), update=update, depth=lambda s: s[0].depth
+    )
 
 
 def test_a_users_scheme_goes_through_the_same_door(key):

@@ -1,4 +1,8 @@
-"""Parameters of an unroll: shared by every iteration, or stacked with a leading axis K, one slice an iteration."""
+"""Parameters of an unroll: shared by every iteration, or stacked with a leading axis K, one slice an iteration.
+
+Tied weights lie in `shared`, untied ones in `per_iteration`; a mixed unroll has some in each (a shared prox and a step
+size of its own for each iteration, as in the paper).
+"""
 
 from __future__ import annotations
 
@@ -33,5 +37,10 @@ def resize_stack(params: Any, num_iterations: int) -> Any:
 
 
 def repeat_shared(params: Any, num_iterations: int) -> Any:
-    """Shared parameters as K equal slices: the untied twin of a tied unroll."""
-    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (num_iterations, *leaf.shape)), params)
+    """Shared parameters as K equal slices: the untied twin of a tied unroll (to go on training untied)."""
+    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (num_iterations, *jnp.shape(leaf))), params)
+
+
+def average_stack(params: Any) -> Any:
+    """Per-iteration parameters [K,...] as one shared slice, their mean: the inverse of `repeat_shared`."""
+    return jax.tree.map(lambda leaf: leaf.mean(0), params)

@@ -5,7 +5,8 @@
 
 The data term is diagonal: E(D) = 1/2 S (D - b/S)^2 + lambda R(D) + V, so its exact prox is (v + eta b)/(1 + eta S),
 and gradient descent on it is stable for 0 < eta < 2 / max S. With softmax weights S = 1 and b = D(0): the first
-gradient step does nothing, and later ones only pull back to D(0).
+gradient step does nothing, and later ones only pull back to D(0); then one exact prox of lambda R at D(0) solves the
+whole problem.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class Problem(NamedTuple):
 
     candidates: Array  # [B,H,W,N] D_i
     weights: Array  # [B,H,W,N] W_i^2, >= 0
-    regularization: Array | float = 0.1  # lambda, a scalar or [B,H,W]
+    regularization: Array | float = 0.1  # lambda, a scalar or [B,H,W] (or [B,1,1])
     context: Any = None  # whatever the prox wants: focus volume, guide
     previous: Array | None = None  # [B,H,W] D(k-1), set by the scheme for the prox (12)
 
@@ -50,6 +51,11 @@ def gradient(problem: Problem, depth: Array) -> Array:
     return problem.S * depth - problem.b
 
 
+def data_prox(problem: Problem, v: Array, eta: Array | float) -> Array:
+    """(v + eta b) / (1 + eta S), [B,H,W]: the exact prox of eta times the data term, for any eta > 0."""
+    return (v + eta * problem.b) / (1 + eta * problem.S)
+
+
 def disagreement(problem: Problem) -> Array:
     """V = 1/2 (sum W_i^2 D_i^2 - b^2/S), [B,H,W], >= 0: what no depth can satisfy.
 
@@ -59,9 +65,17 @@ def disagreement(problem: Problem) -> Array:
     return 0.5 * (problem.weights * spread**2).sum(-1)
 
 
-def energy(problem: Problem, depth: Array, regularizer: Callable[[Array], Array] | None = None) -> Array:
-    """E(D) per stack, [B] (8): data term, plus lambda times `regularizer(depth)` [B,H,W] where one is given."""
-    data = 0.5 * (problem.weights * (depth[..., None] - problem.candidates) ** 2).sum(-1)
-    if regularizer is not None:
-        data = data + problem.regularization * regularizer(depth)
-    return data.sum((-2, -1))
+def data_energy(problem: Problem, depth: Array) -> Array:
+    """1/2 sum_i W_i^2 (D - D_i)^2 per stack, [B]: the data term of (8)."""
+    return 0.5 * (problem.weights * (depth[..., None] - problem.candidates) ** 2).sum((-3, -2, -1))
+
+
+def prior_energy(problem: Problem, depth: Array, regularizer: Callable[[Array, Problem], Array]) -> Array:
+    """lambda R(D) per stack, [B]; `regularizer(depth, problem)` is R as a map [B,H,W] (`Prox.regularizer`)."""
+    return (problem.regularization * regularizer(depth, problem)).sum((-2, -1))
+
+
+def energy(problem: Problem, depth: Array, regularizer: Callable[[Array, Problem], Array] | None = None) -> Array:
+    """E(D) per stack, [B] (8): the data term, plus lambda R(D) where a regularizer is given."""
+    total = data_energy(problem, depth)
+    return total if regularizer is None else total + prior_energy(problem, depth, regularizer)

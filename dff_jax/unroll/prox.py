@@ -1,24 +1,65 @@
-"""Closed-form proximal maps: prox(params, z, problem, eta) -> argmin_D 1/2 |D - z|^2 + eta lambda R(D)."""
+"""Proximal maps: prox(params, z, problem, eta) -> argmin_D 1/2 |D - z|^2 + eta lambda R(D), lambda from the problem.
+
+Any such function will do: a network's `apply`, a closed form, a lambda. One that wants more is a `Prox`: it may keep
+a memory from one iteration to the next (the dual variable of total variation, a recurrent state) and know its energy.
+With eta [B,H,W] the metric is diagonal: 1/2 sum (D - z)^2 / eta + lambda R(D).
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
 from dff_jax.types import Array
 from dff_jax.unroll.problem import Problem
 
-
-def identity(params: Any, z: Array, problem: Problem, eta: Array) -> Array:
-    """R = 0: the prox of nothing."""
-    return z
+Depth = Array  # [B,H,W]
+Memory = Any  # any pytree
 
 
-def box(low: float, high: float):
+class Dual(NamedTuple):
+    """lambda R(D) = max_p <p, A D> - G*(p): what Chambolle-Pock works with."""
+
+    operator: Callable[[Depth], Array]  # A
+    adjoint: Callable[[Array], Depth]  # A^T
+    prox: Callable[[Array, Array, Problem], Array]  # (p, sigma, problem) -> prox of sigma G* at p
+    norm_squared: float  # |A|^2
+
+
+class Prox(NamedTuple):
+    """A proximal map with a memory and an energy. Called as a plain function it starts with a fresh memory."""
+
+    apply: Callable[[Any, Depth, Problem, Array, Memory], tuple[Depth, Memory]]  # (params, z, problem, eta, memory)
+    init: Callable[[Depth, Problem], Memory] = lambda z, problem: ()
+    regularizer: Callable[[Depth, Problem], Array] | None = None  # R(D) as a map [B,H,W], without lambda
+    dual: Dual | None = None
+
+    def __call__(self, params: Any, z: Depth, problem: Problem, eta: Array | float) -> Depth:
+        return self.apply(params, z, problem, eta, self.init(z, problem))[0]
+
+
+PlainProx = Callable[[Any, Depth, Problem, Array], Depth]
+
+
+def as_prox(prox: Prox | PlainProx) -> Prox:
+    """A plain function as a `Prox` without memory or energy; a `Prox` as it is."""
+    if isinstance(prox, Prox):
+        return prox
+    return Prox(lambda params, z, problem, eta, memory: (prox(params, z, problem, eta), memory))
+
+
+identity = Prox(
+    lambda params, z, problem, eta, memory: (z, memory), regularizer=lambda depth, problem: jnp.zeros_like(depth)
+)
+"""R = 0: the prox of nothing."""
+
+
+def box(low: float, high: float) -> Prox:
     """R = 0 inside [low, high] and infinite outside: the projection onto the interval."""
 
-    def prox(params: Any, z: Array, problem: Problem, eta: Array) -> Array:
-        return jnp.clip(z, low, high)
+    def regularizer(depth: Depth, problem: Problem) -> Array:
+        return jnp.where((depth >= low) & (depth <= high), 0.0, jnp.inf).astype(depth.dtype)
 
-    return prox
+    return Prox(lambda params, z, problem, eta, memory: (jnp.clip(z, low, high), memory), regularizer=regularizer)

@@ -1,4 +1,9 @@
-"""Schemes: how one iterate follows from the last. After optax's GradientTransformation, a pair of pure functions."""
+"""Schemes: how one iterate follows from the last. After optax's GradientTransformation, a tuple of pure functions.
+
+Symbols: f(D) = 1/2 sum_i W_i^2 (D - D_i)^2 with grad f = S D - b; R the regularizer; eta the step size, which is
+1/rho for the schemes with a penalty rho. eta may be a number or a map [B,H,W] (a diagonal metric, which the proxes
+follow). Every factory is called as (prox, step_size); `prox` is any function or a `Prox`.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +11,16 @@ import importlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from dff_jax.errors import ConfigError
 from dff_jax.types import Array
-from dff_jax.unroll.parameters import merge
-from dff_jax.unroll.problem import EPS, Problem, gradient
+from dff_jax.unroll.hyperparameters import StepSize, as_step_size, settings
+from dff_jax.unroll.problem import Problem, data_prox, gradient
+from dff_jax.unroll.prox import Memory, PlainProx, Prox, as_prox
 
 Depth = Array  # [B,H,W]
-Prox = Callable[[Any, Depth, Problem, Array], Depth]  # (params, z, problem, eta) -> depth
-StepSize = Callable[[dict, Problem, Array], Array]  # (params, problem, k) -> eta, a scalar or [B,H,W]
-
-STABLE = 1.0  # eta S < 2 converges; beyond 1 a step overshoots, and the iterates swing about the data term's minimum
+Parameters = tuple[dict[str, Any], dict[str, Any]]  # shared; per iteration, leaves [K,...]
 
 
 class Scheme(NamedTuple):
@@ -27,67 +29,269 @@ class Scheme(NamedTuple):
     init(d0 [B,H,W], problem) -> state
     update((shared, own), state, problem, k) -> state     own: this iteration's slice, or None; k: 0, 1, ...
     depth(state) -> [B,H,W]
+    parameters(key, K) -> (shared, per_iteration)         the scheme's own learned parameters, merged with the others
+    step_size(params, problem, k) -> eta                  for the trace; None: not told
+    regularizer(depth, problem) -> [B,H,W]                R of the prox, for the energy; None: has none (a network)
     """
 
     init: Callable[[Depth, Problem], Any]
     update: Callable[[tuple[Any, Any], Any, Problem, Array], Any]
     depth: Callable[[Any], Depth] = lambda state: state
+    parameters: Callable[[Array, int], Parameters] = lambda key, num_iterations: ({}, {})
+    step_size: StepSize | None = None
+    regularizer: Callable[[Depth, Problem], Array] | None = None
 
 
-def constant_step(eta: float) -> StepSize:
-    """The same eta for every iteration."""
-    return lambda params, problem, k: jnp.asarray(eta, problem.candidates.dtype)
+class State(NamedTuple):
+    """What proximal gradient and exact-prox iterations carry."""
+
+    depth: Depth
+    memory: Memory  # of the prox
 
 
-def learned_step(params: dict, problem: Problem, k: Array) -> Array:
-    """eta = softplus(params["step_size"]), kept below 1 / S pixel by pixel, so that no step overshoots; [B,H,W].
-
-    The data term is diagonal, so a step size of its own for each pixel is a diagonal preconditioner.
-    """
-    return jnp.minimum(jax.nn.softplus(params["step_size"]), STABLE / jnp.maximum(problem.S, EPS))
+def _read_depth(state: Any) -> Depth:
+    return state.depth
 
 
-def proximal_gradient(prox: Prox, step_size: StepSize | float = 0.5) -> Scheme:
+def proximal_gradient(prox: Prox | PlainProx, step_size: StepSize | float = 0.5) -> Scheme:
     """Proximal gradient descent (9, 12):
 
         z = D(k-1) - eta_k (S D(k-1) - b)
         D(k) = prox_{eta_k lambda R}(z)
 
-    For a convex R it converges for 0 < eta < 2 / max S, and the energy never rises for eta <= 1 / max S
-    (Parikh and Boyd, Proximal Algorithms, 2014, section 4.2). State: D(k).
+    min f + lambda R for a convex R: converges for 0 < eta < 2 / max S, and the energy never rises for
+    eta <= 1 / max S (Parikh and Boyd, Proximal Algorithms, 2014, section 4.2).
 
     Args:
-      prox: called as prox(params["prox"], z, problem, eta) with problem.previous = D(k-1).
+      prox: gets params["prox"], and problem.previous = D(k-1).
       step_size: a number, or a function of (params, problem, k).
     """
-    step = step_size if callable(step_size) else constant_step(step_size)
+    prox, step = as_prox(prox), as_step_size(step_size)
 
-    def update(params, depth, problem, k):
-        params = merge(params)
-        eta = step(params, problem, k)
-        z = depth - eta * gradient(problem, depth)
-        return prox(params.get("prox"), z, problem._replace(previous=depth), eta)
+    def update(params, state, problem, k):
+        params, problem, eta = settings(params, problem, k, step)
+        z = state.depth - eta * gradient(problem, state.depth)
+        problem = problem._replace(previous=state.depth)
+        return State(*prox.apply(params.get("prox"), z, problem, eta, state.memory))
 
-    return Scheme(init=lambda d0, problem: d0, update=update)
+    return Scheme(
+        lambda d0, problem: State(d0, prox.init(d0, problem)), update, _read_depth,
+        step_size=step, regularizer=prox.regularizer,
+    )  # fmt: skip
 
 
-SCHEMES: dict[str, Callable[[Prox, StepSize], Scheme]] = {"proximal_gradient": proximal_gradient}
+class FistaState(NamedTuple):
+    """Iterate, extrapolated point and momentum counter."""
+
+    depth: Depth
+    ahead: Depth
+    t: Array  # [B,1,1]
+    memory: Memory
 
 
-def resolve_scheme(name: str) -> Callable[[Prox, StepSize], Scheme]:
+def fista(prox: Prox | PlainProx, step_size: StepSize | float = 0.5, restart: bool = False) -> Scheme:
+    """FISTA, accelerated proximal gradient (Beck and Teboulle 2009, eqs. 4.1-4.3):
+
+        D(k) = prox_{eta lambda R}(Y(k) - eta (S Y(k) - b)),   Y(1) = D(0)
+        t(k+1) = (1 + sqrt(1 + 4 t(k)^2)) / 2,   t(1) = 1
+        Y(k+1) = D(k) + (t(k) - 1) / t(k+1) (D(k) - D(k-1))
+
+    min f + lambda R for a convex R and 0 < eta <= 1 / max S: E(D(k)) - E* = O(1/k^2), not monotone. `restart` sets
+    t = 1 where momentum points uphill, (Y(k) - D(k)) . (D(k) - D(k-1)) > 0, for each stack on its own (O'Donoghue and
+    Candes 2015, gradient scheme): linear convergence where E is strongly convex.
+    """
+    prox, step = as_prox(prox), as_step_size(step_size)
+
+    def init(d0, problem):
+        return FistaState(d0, d0, jnp.ones_like(d0[..., :1, :1]), prox.init(d0, problem))
+
+    def update(params, state, problem, k):
+        params, problem, eta = settings(params, problem, k, step)
+        z = state.ahead - eta * gradient(problem, state.ahead)
+        depth, memory = prox.apply(params.get("prox"), z, problem._replace(previous=state.depth), eta, state.memory)
+        moved = depth - state.depth
+        t = (1 + jnp.sqrt(1 + 4 * state.t**2)) / 2
+        momentum = (state.t - 1) / t
+        if restart:
+            uphill = ((state.ahead - depth) * moved).sum((-2, -1), keepdims=True) > 0
+            t, momentum = jnp.where(uphill, 1.0, t), jnp.where(uphill, 0.0, momentum)
+        return FistaState(depth, depth + momentum * moved, t, memory)
+
+    return Scheme(init, update, _read_depth, step_size=step, regularizer=prox.regularizer)
+
+
+def exact_prox(prox: Prox | PlainProx, step_size: StepSize | float = 0.5) -> Scheme:
+    """Alternating proximal maps, the data term by its closed form:
+
+        z = (D(k-1) + eta_k b) / (1 + eta_k S)
+        D(k) = prox_{eta_k lambda R}(z)
+
+    Stable for every eta > 0, whatever S. For constant eta and convex R it converges to the minimiser of R plus the
+    Moreau envelope of f, f(D) smoothed by eta, which is E's own only as eta -> 0: the price of not splitting into
+    gradient and prox (Combettes and Pesquet 2011, section 10.6). With eta falling over k it is `hqs`.
+    """
+    prox, step = as_prox(prox), as_step_size(step_size)
+
+    def update(params, state, problem, k):
+        params, problem, eta = settings(params, problem, k, step)
+        z = data_prox(problem, state.depth, eta)
+        problem = problem._replace(previous=state.depth)
+        return State(*prox.apply(params.get("prox"), z, problem, eta, state.memory))
+
+    return Scheme(
+        lambda d0, problem: State(d0, prox.init(d0, problem)), update, _read_depth,
+        step_size=step, regularizer=prox.regularizer,
+    )  # fmt: skip
+
+
+def hqs(
+    prox: Prox | PlainProx, step_size: StepSize | float = 0.5, growth: float | Callable[[Array], Array] = 1.2
+) -> Scheme:
+    """Half-quadratic splitting (Geman and Yang 1995): min f(Z) + lambda R(D) + mu/2 |D - Z|^2, mu growing:
+
+        mu_k = growth^k / eta
+        Z = (b + mu_k D(k-1)) / (S + mu_k)
+        D(k) = prox_{(lambda / mu_k) R}(Z)
+
+    For convex R the iterates reach the minimiser of E when mu_k grows to infinity while sum_k 1/mu_k diverges
+    (`growth=lambda k: 1 + a k`); a geometric growth, as in plug-and-play practice, stops a little short of it.
+
+    Args:
+      growth: a factor per iteration, or mu_k / mu_0 as a function of k = 0, 1, ...
+    """
+    schedule = growth if callable(growth) else lambda k: jnp.float32(growth) ** k
+    step = as_step_size(step_size)
+    return exact_prox(prox, lambda params, problem, k: step(params, problem, k) / schedule(k))
+
+
+class AdmmState(NamedTuple):
+    """Split variable (the depth), and the scaled multiplier."""
+
+    depth: Depth
+    multiplier: Depth
+    memory: Memory
+
+
+def admm(prox: Prox | PlainProx, step_size: StepSize | float = 0.5) -> Scheme:
+    """ADMM in scaled form (Boyd et al. 2011, section 3.1.1), rho = 1 / eta:
+
+        X = (b + rho (D(k-1) - U)) / (S + rho)
+        D(k) = prox_{(lambda / rho) R}(X + U)
+        U <- U + X - D(k)
+
+    min f + lambda R for a convex R: converges for every constant rho > 0. A learned prox makes it plug-and-play ADMM.
+    """
+    prox, step = as_prox(prox), as_step_size(step_size)
+
+    def update(params, state, problem, k):
+        params, problem, eta = settings(params, problem, k, step)
+        x = data_prox(problem, state.depth - state.multiplier, eta)
+        problem = problem._replace(previous=state.depth)
+        z = x + state.multiplier
+        depth, memory = prox.apply(params.get("prox"), z, problem, eta, state.memory)
+        return AdmmState(depth, z - depth, memory)
+
+    def init(d0, problem):
+        return AdmmState(d0, jnp.zeros_like(d0), prox.init(d0, problem))
+
+    return Scheme(init, update, _read_depth, step_size=step, regularizer=prox.regularizer)
+
+
+class PrimalDualState(NamedTuple):
+    """Iterate, extrapolated point, dual variable."""
+
+    depth: Depth
+    ahead: Depth
+    dual: Array
+
+
+def chambolle_pock(prox: Prox, step_size: StepSize | float = 0.5) -> Scheme:
+    """The primal-dual algorithm of Chambolle and Pock (2011, algorithm 1), for lambda R(D) = max_p <p, A D> - G*(p):
+
+        p <- prox_{sigma G*}(p + sigma A Y(k))
+        D(k) = (D(k-1) - eta A^T p + eta b) / (1 + eta S)
+        Y(k+1) = 2 D(k) - D(k-1),   Y(1) = D(0)
+
+    sigma = 1 / (|A|^2 max eta), so that eta sigma |A|^2 <= 1: converges for every constant eta > 0 and convex R,
+    without solving for the prox of R at all.
+
+    Args:
+      prox: one that knows its dual form (`tv`, `tikhonov`).
+
+    Raises:
+      ValueError: the prox has no dual form.
+    """
+    step = as_step_size(step_size)
+    dual = prox.dual if isinstance(prox, Prox) else None
+    if dual is None:
+        raise ValueError("chambolle_pock: this prox has no dual form; use tv or tikhonov, or another scheme")
+
+    def update(params, state, problem, k):
+        _, problem, eta = settings(params, problem, k, step)
+        sigma = 1 / (dual.norm_squared * jnp.max(eta))
+        p = dual.prox(state.dual + sigma * dual.operator(state.ahead), sigma, problem)
+        depth = data_prox(problem, state.depth - eta * dual.adjoint(p), eta)
+        return PrimalDualState(depth, 2 * depth - state.depth, p)
+
+    def init(d0, problem):
+        return PrimalDualState(d0, d0, jnp.zeros_like(dual.operator(d0)))
+
+    return Scheme(init, update, _read_depth, step_size=step, regularizer=prox.regularizer)
+
+
+def learned_gradient(direction: Prox | PlainProx, step_size: StepSize | float = 0.5) -> Scheme:
+    """Gradient descent whose direction is learned (as RAFT's updates, Teed and Deng 2020; no prox):
+
+        D(k) = D(k-1) - eta_k u_k,   u_k, h_k = direction(S D(k-1) - b, h_{k-1})
+
+    The memory h is the direction's own (`Prox.init`): a recurrent network carries its hidden state there. The identity
+    makes it plain gradient descent on f, stable for 0 < eta < 2 / max S; with a learned direction nothing is promised.
+
+    Args:
+      direction: called like a prox, with the gradient in the place of z.
+    """
+    direction, step = as_prox(direction), as_step_size(step_size)
+
+    def update(params, state, problem, k):
+        params, problem, eta = settings(params, problem, k, step)
+        slope = gradient(problem, state.depth)
+        problem = problem._replace(previous=state.depth)
+        u, memory = direction.apply(params.get("prox"), slope, problem, eta, state.memory)
+        return State(state.depth - eta * u, memory)
+
+    return Scheme(lambda d0, problem: State(d0, direction.init(d0, problem)), update, _read_depth, step_size=step)
+
+
+SCHEMES: dict[str, Callable[..., Scheme]] = {
+    "proximal_gradient": proximal_gradient,
+    "fista": fista,
+    "hqs": hqs,
+    "admm": admm,
+    "chambolle_pock": chambolle_pock,
+    "exact_prox": exact_prox,
+    "learned_gradient": learned_gradient,
+}
+
+
+def resolve_scheme(name: str) -> Callable[[Prox | PlainProx, StepSize], Scheme]:
     """The scheme factory (prox, step_size) -> Scheme of that name, or a user's own as `module:function`.
 
     Raises:
       ConfigError: no such name (the choices are listed), module or function.
     """
-    if name in SCHEMES:
-        return SCHEMES[name]
+    return resolve(name, SCHEMES, "model.scheme")
+
+
+def resolve(name: str, known: dict[str, Any], field: str) -> Any:
+    """`known[name]`, or what `module:function` names; ConfigError naming `field` otherwise."""
+    if name in known:
+        return known[name]
     module_name, _, function = name.partition(":")
     if not function:
         raise ConfigError(
-            f"model.scheme: {name!r} is unknown; choose one of {', '.join(SCHEMES)}, or name your own module:function"
+            f"{field}: {name!r} is unknown; choose one of {', '.join(known)}, or name your own module:function"
         )
     try:
         return getattr(importlib.import_module(module_name), function)
     except (ImportError, AttributeError) as error:
-        raise ConfigError(f"model.scheme: cannot load {name!r} ({error})") from None
+        raise ConfigError(f"{field}: cannot load {name!r} ({error})") from None

@@ -1,0 +1,77 @@
+"""Step size eta and regularization lambda of an iteration: constant, learned, or predicted pixel by pixel.
+
+Three names in `shared` or `per_iteration` have a meaning: `prox` (what the prox gets as its params), `step_size` and
+`regularization` (raw numbers; lambda is the softplus, eta is kept stable besides). In `shared` they serve every
+iteration, in `per_iteration` each its own; beyond the K they were trained for the last one repeats (`resize_stack`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dff_jax.types import Array
+from dff_jax.unroll.parameters import merge
+from dff_jax.unroll.problem import Problem
+
+StepSize = Callable[[dict, Problem, Array], Array]  # (params, problem, k) -> eta, a scalar or [B,H,W]
+
+
+class Settings(NamedTuple):
+    """What one iteration works with."""
+
+    params: dict[str, Any]  # shared and own, merged
+    problem: Problem  # with this iteration's lambda
+    eta: Array  # scalar or [B,H,W]
+
+
+def settings(params: tuple[Any, Any], problem: Problem, k: Array, step_size: StepSize) -> Settings:
+    """Parameters, lambda and eta of iteration k."""
+    merged = merge(params)
+    if "regularization" in merged:
+        problem = problem._replace(regularization=jax.nn.softplus(merged["regularization"]))
+    return Settings(merged, problem, step_size(merged, problem, k))
+
+
+def as_step_size(step_size: StepSize | float) -> StepSize:
+    """A number as a constant step; a function as it is."""
+    return step_size if callable(step_size) else constant_step(step_size)
+
+
+def constant_step(eta: float) -> StepSize:
+    """The same eta for every iteration."""
+    return lambda params, problem, k: jnp.asarray(eta, problem.candidates.dtype)
+
+
+def stable(u: Array, problem: Problem) -> Array:
+    """eta = u / (1 + u S), [B,H,W], for any u > 0: below 1 / S in every pixel, so that no step overshoots.
+
+    With it a gradient step is the exact prox of u times the data term, (D + u b) / (1 + u S). It is smooth: a hard
+    bound would be reached sooner or later, and from then on every step start at D(0) anew and S have no gradient.
+    The data term is diagonal, so a step size of its own for each pixel is a diagonal preconditioner.
+    """
+    return u / (1 + u * problem.S)
+
+
+def learned_step(params: dict, problem: Problem, k: Array) -> Array:
+    """eta = stable(softplus(params["step_size"])), [B,H,W]. Learned once, or per iteration, by where it lies."""
+    return stable(jax.nn.softplus(params["step_size"]), problem)
+
+
+def step_from(read: Callable[[Problem], Array]) -> StepSize:
+    """eta = stable(softplus(read(problem))), [B,H,W]: predicted pixel by pixel, wherever the context has it."""
+    return lambda params, problem, k: stable(jax.nn.softplus(read(problem)), problem)
+
+
+def raw_step(eta: float) -> float:
+    """The raw number from which `learned_step` makes `eta` where S = 1; 0 < eta < 1."""
+    return inverse_softplus(eta / (1 - eta))
+
+
+def inverse_softplus(value: float) -> float:
+    """The raw number whose softplus is `value` > 0."""
+    return math.log(math.expm1(value))
