@@ -1,14 +1,31 @@
-"""Depth from focus with no training: focus measures and peak interpolation."""
+"""Depth from focus with no training: focus measures, peak interpolation, candidates with their weights."""
 
-from dff_jax.classical.focus_measures import box_mean, luminance, modified_laplacian, sum_modified_laplacian
-from dff_jax.classical.peak import gaussian_peak, peak_confidence, sharp_composite
+from dff_jax.classical.aggregation import guided_mean
+from dff_jax.classical.candidates import Candidates, candidate_weights, measure_candidates
+from dff_jax.classical.focus_measures import (
+    box_mean,
+    gradient_magnitude,
+    luminance,
+    modified_laplacian,
+    ring_difference,
+    sum_modified_laplacian,
+)
+from dff_jax.classical.peak import Peak, fitted_peak, gaussian_peak, peak_confidence, sharp_composite
 
 __all__ = [
+    "Candidates",
+    "Peak",
     "box_mean",
+    "candidate_weights",
+    "fitted_peak",
     "gaussian_peak",
+    "gradient_magnitude",
+    "guided_mean",
     "luminance",
+    "measure_candidates",
     "modified_laplacian",
     "peak_confidence",
+    "ring_difference",
     "sharp_composite",
     "sum_modified_laplacian",
 ]

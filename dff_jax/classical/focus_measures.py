@@ -67,3 +67,27 @@ def modified_laplacian(image: Array, step: int = 1) -> Array:
 def sum_modified_laplacian(image: Array, window: int = 9, step: int = 1) -> Array:
     """Sum-modified-Laplacian of image [...,H,W] as a mean over the window (so its scale does not depend on it)."""
     return box_mean(modified_laplacian(image, step), window)
+
+
+def gradient_magnitude(image: Array) -> Array:
+    """|grad I| of image [...,H,W] by Sobel's masks, per pixel: the square root of Tenengrad's sum G_x^2 + G_y^2.
+
+    Tenenbaum, Accommodation in computer vision, 1970; Krotkov, Focusing, IJCV 1987. The root keeps the contrast in the
+    first power, as the other measures have it.
+    """
+    padded = jnp.pad(image, [(0, 0)] * (image.ndim - 2) + [(1, 1), (1, 1)], mode="edge")
+    height, width = image.shape[-2:]
+    at = lambda y, x: padded[..., y : y + height, x : x + width]  # noqa: E731
+    across = at(0, 2) + 2 * at(1, 2) + at(2, 2) - at(0, 0) - 2 * at(1, 0) - at(2, 0)
+    down = at(2, 0) + 2 * at(2, 1) + at(2, 2) - at(0, 0) - 2 * at(0, 1) - at(0, 2)
+    return jnp.sqrt(across**2 + down**2) / 8
+
+
+def ring_difference(image: Array, inner: int = 3, outer: int = 7) -> Array:
+    """|I - mean over a ring around the pixel| of image [...,H,W]: a second derivative with a gap, robust to noise.
+
+    The ring lies between two squares of sides `inner` and `outer`, odd, after Jeon, Surh, Im and Kweon, Ring
+    difference filter for fast and noise robust depth from focus, IEEE TIP 29, 2020 (theirs is round).
+    """
+    ring = (outer**2 * box_mean(image, outer) - inner**2 * box_mean(image, inner)) / (outer**2 - inner**2)
+    return jnp.abs(image - ring)

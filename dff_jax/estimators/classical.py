@@ -1,27 +1,54 @@
-"""The yardstick and the zero-weights fallback: sum-modified-Laplacian, aggregation, Gaussian peak."""
+"""Depth without training, by the same solver as the networks: focus measures propose, total variation disposes.
+
+Three focus measures at three scales give the candidates D_i (6), the sharpness of their peaks the weights W_i^2 (14),
+edge-weighted total variation the prox, and `unroll.solve` the depth, in the working coordinate t.
+"""
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax.numpy as jnp
 
+from dff_jax import focus_axis
 from dff_jax.classical import (
     box_mean,
+    candidate_weights,
     gaussian_peak,
     luminance,
-    peak_confidence,
+    measure_candidates,
+    modified_laplacian,
     sharp_composite,
-    sum_modified_laplacian,
 )
 from dff_jax.types import Array, Estimator, History, Prediction, Variables
+from dff_jax.unroll import Problem, Scheme, disagreement, edge_tv, initial_depth, proximal_gradient, solve
+
+NUM_ITERATIONS = 3
+LAMBDA = 0.01
+REACH = 0.1  # of the working coordinate
+LEAST_S = 0.02  # of S in the step size: caps the steps where nothing is known
+SHARPNESS = 30.0  # of the edges in the guide
+DUAL_STEPS = 40  # in each iteration
 
 
-def classical(window: int = 5, aggregation: int = 9) -> Estimator:
+def scheme() -> Scheme:
+    """Proximal gradient with edge-weighted TV and eta = 1 / max(S, LEAST_S), pixel by pixel.
+
+    A diagonal metric, in which the prox works too, with eta S <= 1 everywhere: the energy never rises. Where S is
+    above the floor the data step is exact, and the iterations go on with the dual variable of TV.
+    """
+    prox = edge_tv(sharpness=SHARPNESS, iterations=DUAL_STEPS)
+    return proximal_gradient(prox, lambda params, problem, k: 1 / jnp.maximum(problem.S, LEAST_S))
+
+
+def classical(num_iterations: int = NUM_ITERATIONS, regularization: float = LAMBDA) -> Estimator:
     """An estimator without weights, for any Z, H and W.
 
     Args:
-      window: side of the sum-modified-Laplacian's window, pixels, odd (Nayar and Nakagawa 1994).
-      aggregation: side of the box that averages the focus volume, pixels, odd.
+      num_iterations: K where `apply` is not told.
+      regularization: lambda, for depth in the working coordinate and weights of 1 at most together.
     """
+    steps, default_iterations = scheme(), num_iterations
 
     def init(key: Array, frames: Array, focus: Array) -> Variables:
         return {"params": {}, "batch_stats": {}}
@@ -29,20 +56,32 @@ def classical(window: int = 5, aggregation: int = 9) -> Estimator:
     def apply(
         variables: Variables, frames: Array, focus: Array, *, train: bool = False, num_iterations: int | None = None
     ) -> tuple[Prediction, dict]:
-        measure = box_mean(sum_modified_laplacian(luminance(frames), window), aggregation)
-        depth = gaussian_peak(measure, focus)
+        K = default_iterations if num_iterations is None else num_iterations
+        t = focus_axis.to_unit_coordinate(focus, focus)
+        image = luminance(frames)
+        first = gaussian_peak(box_mean(modified_laplacian(image), 9), t)  # for the guide
+        guide = luminance(sharp_composite(frames, first, t))
+        candidates = measure_candidates(image, t, guide)
+        weights = candidate_weights(candidates, jnp.full_like(guide[:, :1, :1], REACH))
+        problem = Problem(candidates.depth, weights, regularization)
+        sharp = sharp_composite(frames, initial_depth(problem), t)
+        problem = problem._replace(context=sharp)
+        depth, trace = solve(steps, problem, initial_depth(problem), num_iterations=K, return_history="trace")
+
+        to_q = partial(focus_axis.from_unit_coordinate, focus=focus)
         history = History(
-            expected=depth,
-            candidates=depth[..., None],
-            weights=jnp.ones_like(depth)[..., None],
-            iterates=depth[:, None],
+            expected=to_q(first),
+            candidates=to_q(candidates.depth),
+            weights=weights,
+            iterates=to_q(jnp.moveaxis(trace.depth, 0, 1)),
             refined=jnp.zeros((depth.shape[0], 0, *depth.shape[1:]), depth.dtype),
+            trace=trace,
         )
         return Prediction(
-            depth=depth,
-            confidence=peak_confidence(measure),
-            disagreement=jnp.zeros_like(depth),
-            all_in_focus=sharp_composite(frames, depth, focus),
+            depth=to_q(depth),
+            confidence=jnp.sqrt(jnp.minimum(problem.S, 1.0)),
+            disagreement=disagreement(problem) * jnp.square(focus_axis.span(focus))[:, None, None],
+            all_in_focus=sharp_composite(frames, depth, t),
             history=history,
         ), {}
 

@@ -1,0 +1,44 @@
+"""Averaging focus measures over a neighbourhood that keeps to one surface."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jax.lax import optimization_barrier
+
+from dff_jax.classical.focus_measures import box_mean
+from dff_jax.types import Array
+
+
+def guided_mean(volume: Array, guide: Array, radius: int, epsilon: float) -> Array:
+    """Mean of each frame of `volume` around each pixel, along the edges of the guide and not across them.
+
+    In every window the frame is taken for an affine function of the guide, a I + b with a = cov(I, m) / (var(I) +
+    epsilon), and each pixel gets the mean of what its windows say (He, Sun and Tang, Guided image filtering, PAMI 35,
+    2013). A box would smear the sharpness of a textured surface over its neighbour's border.
+
+    Args:
+      volume: [B,Z,H,W] focus measure, non-negative; so is the result.
+      guide: [B,H,W] picture of the scene, in [0,1].
+      radius: of the windows, pixels; what a pixel sees reaches twice as far.
+      epsilon: variance of the guide below which a window counts as one surface.
+    """
+
+    def mean(x: Array) -> Array:  # kept apart: XLA would fuse these into each other and compute sums many times over
+        return optimization_barrier(box_mean(optimization_barrier(x), 2 * radius + 1))
+
+    guide = (guide - guide.mean((-2, -1), keepdims=True))[:, None]  # centred: no cancellation in float32
+    mean_guide = mean(guide)
+    spread = mean(guide * guide) - mean_guide**2 + epsilon
+    mean_volume = mean(volume)
+    slope = (mean(guide * volume) - mean_guide * mean_volume) / spread
+    offset = mean(mean_volume - slope * mean_guide)
+    return optimization_barrier(jnp.maximum(mean(slope) * guide + offset, 0.0))
+
+
+def pool(x: Array, scale: int) -> Array:
+    """Means over blocks of scale x scale pixels of x [...,H,W]; the last row and column fill up the last blocks."""
+    if scale == 1:
+        return x
+    height, width = x.shape[-2:]
+    x = jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, -height % scale), (0, -width % scale)], mode="edge")
+    return x.reshape(*x.shape[:-2], x.shape[-2] // scale, scale, x.shape[-1] // scale, scale).mean((-3, -1))

@@ -1,0 +1,110 @@
+"""Depth candidates and their weights without training: every focus measure at every scale proposes a depth."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from dff_jax.classical.aggregation import guided_mean, pool
+from dff_jax.classical.focus_measures import box_mean, gradient_magnitude, modified_laplacian, ring_difference
+from dff_jax.classical.peak import fitted_peak
+from dff_jax.types import Array
+
+Measure = Callable[[Array], Array]  # [...,H,W] luminance -> [...,H,W] >= 0
+
+
+class Candidates(NamedTuple):
+    """N proposals for each pixel."""
+
+    depth: Array  # [B,H,W,N] q
+    prominence: Array  # [B,H,W,N] of their peaks, see `Peak`
+    noise: Array  # [N] the prominence that noise alone has
+
+
+MEASURES: dict[str, tuple[Measure, float]] = {
+    "sum_modified_laplacian": (modified_laplacian, 0.4),
+    "tenengrad": (gradient_magnitude, 0.5),
+    "ring_difference": (ring_difference, 0.5),
+}
+"""The measure of a pixel, and how much of it pure noise varies: the standard deviation of its mean over a window of w x
+w pixels, over that mean, times w."""
+
+SCALES = (1, 2, 4)
+RADIUS = 4  # of the windows, pixels of a scale
+EPSILON = 1e-3
+FINE_FIRST = 3  # power of 1 / scale in a candidate's weight
+AGREEMENT = 4  # power of the others' support
+
+
+def measure_candidates(image: Array, focus: Array, guide: Array) -> Candidates:
+    """The candidates of all measures and scales, finest scale first.
+
+    Wide windows see further into poor texture, narrow ones keep detail.
+
+    Args:
+      image: [B,Z,H,W] luminance.
+      focus: [B,Z] q, ascending.
+      guide: [B,H,W] luminance of the scene in focus everywhere.
+    """
+    num, height, width = image.shape[1:]
+    guides = [pool(guide, scale) for scale in SCALES]
+
+    def peaks(volume: Array):
+        """Position and prominence at each scale, [B,h,w]."""
+        pooled = [box_mean(volume, 3) if scale == 1 else pool(volume, scale) for scale in SCALES]
+        means = [guided_mean(x, guide, RADIUS, EPSILON) for x, guide in zip(pooled, guides, strict=True)]
+        return [fitted_peak(mean, focus) for mean in means]
+
+    measures, variations = zip(*MEASURES.values(), strict=True)
+    # one after the other: a volume is the largest thing in memory
+    found = lax.map(peaks, jnp.stack([measure(image) for measure in measures]))
+    maps = [_enlarge(jnp.stack(peak), scale)[..., :height, :width] for scale, peak in zip(SCALES, found, strict=True)]
+    depth, prominence = jnp.moveaxis(jnp.concatenate(maps, 1), 1, -1)
+    spread = _expected_maximum(num) / (2 * RADIUS + 1)
+    noise = [variation * spread / scale for scale in SCALES for variation in variations]
+    return Candidates(depth, prominence, jnp.array(noise, image.dtype))
+
+
+def candidate_weights(candidates: Candidates, reach: Array) -> Array:
+    """W_i^2 [B,H,W,N] >= 0, at most 1 together: sharp peaks count, fine scales first, and what the others support.
+
+        p_i = max(prominence_i - noise_i, 0),   c_i = (p_i / (p_i + p_typical))^2 / scale_i^3
+        a_i = sum_j c_j k(D_i - D_j) / sum_j c_j,   k(d) = 1 / (1 + (d / reach)^2)
+        W_i^2 = c_i a_i^4 / sum_i scale_i^-3
+
+    so a pixel without texture has no weight and is left to the prior; a wide window, which crosses edges, is heard
+    where the narrow ones see nothing; and a candidate that contradicts several equally sharp ones (the halo of an edge
+    in another plane) does not drag their mean, as it would in least squares.
+
+    Args:
+      candidates: of `measure_candidates`.
+      reach: [B,1,1] in q: candidates this far apart support each other half.
+    """
+    depth, prominence, noise = candidates
+    excess = jnp.maximum(prominence - noise.reshape(*[1] * (prominence.ndim - 1), -1), 0.0)
+    typical = jnp.sqrt((excess**2).mean((1, 2))).max(-1)[:, None, None, None]
+    rank = jnp.repeat(jnp.array(SCALES, depth.dtype) ** -FINE_FIRST, len(MEASURES))
+    sharp = (excess / (excess + jnp.maximum(typical, noise.max()))) ** 2 * rank.reshape(1, 1, 1, -1)
+    total = jnp.maximum(sharp.sum(-1), 1e-9)
+
+    def agreement(mine: Array) -> Array:
+        near = 1 / (1 + ((depth - mine[..., None]) / reach[..., None]) ** 2)
+        return (sharp * near).sum(-1) / total
+
+    support = lax.map(agreement, jnp.moveaxis(depth, -1, 0))
+    return sharp * jnp.moveaxis(support, 0, -1) ** AGREEMENT / rank.sum()
+
+
+def _enlarge(x: Array, scale: int) -> Array:
+    shape = (*x.shape[:-2], x.shape[-2] * scale, x.shape[-1] * scale)
+    return x if scale == 1 else jax.image.resize(x, shape, "linear")
+
+
+def _expected_maximum(count: int) -> float:
+    """About how many standard deviations the largest of `count` normal numbers lies above the mean."""
+    return math.sqrt(2 * math.log(max(count, 2)))
