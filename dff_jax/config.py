@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import re
 import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -23,8 +24,9 @@ class ModelConfig(Checked):
 
     _section = "model"
 
-    method: Literal["proximal", "classical"] = "proximal"
-    """Which estimator; `classical` needs no weights and ignores every other field."""
+    method: Literal["proximal", "classical", "sml"] = "proximal"
+    """Which estimator. `classical` (several focus measures fused by the solver) and `sml` (the plain
+    sum-modified-Laplacian) need no weights and ignore every other field."""
 
     # Focus volume F (1-3)
     encoder: Literal["resnet18", "tiny"] = "resnet18"
@@ -49,28 +51,36 @@ class ModelConfig(Checked):
     num_planes: int | None = 15
     """C, to which F is resampled along the focus axis before the heads; None: C = Z, as in the paper."""
     num_candidates: int = 3
-    candidate_source: Literal["residual_heads"] = "residual_heads"
+    candidate_source: Literal["residual_heads", "per_scale"] = "residual_heads"
+    """`per_scale`: the soft-argmax of each of the N finest score maps is a candidate, N <= 4; no heads."""
     weight_norm: Literal["softmax", "softmax_squared", "sigmoid", "softplus"] = "softplus"
     guide: Literal["none", "all_in_focus"] = "all_in_focus"
 
     # Unroll (8-13, 17)
     scheme: str = "proximal_gradient"
     """A scheme of `dff_jax.unroll`, or the dotted name of your own, `module:function`."""
+    prox: str = "gated_unet"
+    """`gated_unet` (18-25), `residual_cnn`, `gru` (recurrent), a closed form of `dff_jax.unroll` (identity, tikhonov,
+    tv, edge_tv, guided_filter), or the dotted name of your own, `module:prox`."""
     num_iterations: int = 3
     tied: bool = True
-    step_size: Literal["learned_per_iteration", "constant"] = "learned_per_iteration"
+    step_size: Literal["learned_per_iteration", "constant", "learned_shared", "per_pixel"] = "learned_per_iteration"
     step_size_init: float = 0.5
-    regularization: Literal["constant", "learned"] = "constant"
+    """eta where S = 1. A learned eta is kept below 1/S in every pixel."""
+    regularization: Literal["constant", "learned", "learned_per_iteration", "per_pixel"] = "constant"
     regularization_init: float = 0.1
     prox_output: Literal["direct", "residual"] = "residual"
-    prox_inputs: Literal["equation_17", "with_confidence"] = "with_confidence"
-    """`with_confidence` adds S and the candidates' disagreement, brought to unit scale."""
-    prox_levels: int = 1
+    prox_inputs: Literal["equation_17", "with_confidence", "with_lookup"] = "with_lookup"
+    """`with_confidence` adds S and the candidates' disagreement, brought to unit scale; `with_lookup` also what the
+    focus volume says around D(k-1): log P at the five planes nearest to it, looked up anew in each iteration."""
+    prox_levels: int = 3
     """Max-poolings inside the proximal U-Net: 1 in the paper; more widen its receptive field."""
     activation: Literal["relu", "leaky_relu", "silu"] = "leaky_relu"
     """Of the heads, the proximal network and the refiner."""
-    gradient: Literal["auto", "backprop", "remat"] = "auto"
-    """`auto`: unrolled back-propagation on CPU, a rolled scan with rematerialised steps elsewhere."""
+    gradient: str = "auto"
+    """`auto` (unrolled back-propagation on CPU, a rolled scan with rematerialised steps elsewhere), `backprop`,
+    `remat`, `truncated(n)` (through the last n steps only), `jacobian_free` (the last step), or `implicit` (as if D(K)
+    were a fixed point of the last step)."""
 
     # Refiner (15, 16)
     refiner_steps: int = 1
@@ -81,6 +91,19 @@ class ModelConfig(Checked):
         self._at_least(1, "num_candidates", "prox_levels")
         self._at_least(2, "num_planes")
         self._at_least(0, "num_iterations", "refiner_steps")
+        if not re.fullmatch(r"auto|backprop|remat|truncated\([1-9]\d*\)|jacobian_free|implicit", self.gradient):
+            raise ConfigError(
+                f"model.gradient: {self.gradient!r} is not a choice; choose one of auto, backprop, remat, "
+                "truncated(n) with n of 1 or more, jacobian_free, implicit"
+            )
+        if self.prox_inputs == "with_lookup" and (self.num_planes is None or self.coordinate == "raw"):
+            raise ConfigError("model.prox_inputs: with_lookup needs fixed planes (num_planes) and coordinate=unit")
+        if self.step_size != "constant" and self.step_size_init >= 1:
+            raise ConfigError(f"model.step_size_init: a learned step needs less than 1, got {self.step_size_init}")
+        if self.candidate_source == "per_scale" and self.num_candidates > 4:
+            raise ConfigError(
+                f"model.num_candidates: per_scale has a candidate for each of 4 levels, got {self.num_candidates}"
+            )
         if self.planes == "index" and self.coordinate == "unit":
             raise ConfigError("model.coordinate: planes=index counts planes 1..C, which is no unit coordinate; use raw")
 
@@ -232,7 +255,7 @@ def paper() -> ModelConfig:
     """The paper to the letter: index planes in dataset units, softmax weights, direct prox, no guide, C = Z."""
     return ModelConfig(
         measure_prior="none", planes="index", coordinate="raw", num_planes=None, weight_norm="softmax", guide="none",
-        prox_output="direct", prox_inputs="equation_17", activation="relu",
+        prox_output="direct", prox_inputs="equation_17", prox_levels=1, activation="relu",
     )  # fmt: skip
 
 
@@ -252,11 +275,16 @@ def tiny() -> ModelConfig:
 
 
 def classical() -> ModelConfig:
-    """No training: sum-modified-Laplacian, aggregation, Gaussian peak."""
+    """No training: several focus measures give the candidates, peak sharpness the weights, TV the prox."""
     return ModelConfig(method="classical")
 
 
-MODEL_PRESETS = {"paper": paper, "physical": physical, "tiny": tiny, "classical": classical}
+def sml() -> ModelConfig:
+    """No training: sum-modified-Laplacian, aggregation, Gaussian peak; the yardstick."""
+    return ModelConfig(method="sml")
+
+
+MODEL_PRESETS = {"paper": paper, "physical": physical, "tiny": tiny, "classical": classical, "sml": sml}
 
 
 def model_preset(name: str) -> ModelConfig:

@@ -231,8 +231,8 @@ def test_training_updates_batch_statistics_and_evaluation_does_not(tiny):
         {"guide": "none", "measure_prior": "none", "prox_inputs": "equation_17", "step_size": "constant",
          "regularization": "learned", "num_candidates": 1},
         {"prox_levels": 3, "refiner_inputs": "depth_volume_candidates", "refiner_steps": 2, "input_range": "imagenet"},
-        {"num_planes": None, "pooling": "pyramid", "prox_output": "direct", "activation": "relu",
-         "weight_norm": "softmax_squared"},
+        {"num_planes": None, "prox_inputs": "with_confidence", "pooling": "pyramid", "prox_output": "direct",
+         "activation": "relu", "weight_norm": "softmax_squared"},
     ],
     ids=lambda change: next(iter(change)),
 )  # fmt: skip

@@ -167,14 +167,15 @@ def test_load_estimator_by_its_three_names(path, variables):
     want, _ = fakes.build(MODEL).apply(variables, batch.frames, batch.focus)
     np.testing.assert_array_equal(got.depth, want.depth)
     assert load_estimator("classical").model == configs.classical()
+    assert load_estimator("sml").model == configs.sml() and load_estimator("sml").label == "sml"
 
 
 def test_specs_that_lead_nowhere(tmp_path):
     (tmp_path / "run").mkdir()
     for spec, words in (
         (tmp_path / "run", "no weights.safetensors inside"),
-        (tmp_path / "absent.safetensors", "neither 'classical' nor an existing weights file"),
-        ("clasical", "neither 'classical' nor"),
+        (tmp_path / "absent.safetensors", "neither 'classical', 'sml' nor an existing weights file"),
+        ("clasical", "neither 'classical', 'sml' nor"),
     ):
         with pytest.raises(WeightsError, match=words):
             load_estimator(spec)

@@ -20,7 +20,11 @@ def build(config: ModelConfig, axis_name: str | None = None) -> Estimator:
     if config.method == "classical":
         from dff_jax.estimators.classical import classical
 
-        return classical()
+        return classical(config.num_iterations)
+    if config.method == "sml":
+        from dff_jax.estimators.sml import sml
+
+        return sml()
     from dff_jax.estimators.proximal import proximal
 
     return proximal(config, axis_name)

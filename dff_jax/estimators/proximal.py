@@ -11,68 +11,45 @@ import jax
 import jax.numpy as jnp
 
 from dff_jax.config import ModelConfig
+from dff_jax.estimators.learned_prox import Context, build_unroll
 from dff_jax.focus_axis import from_unit_coordinate, span, to_unit_coordinate
 from dff_jax.network.candidates import Candidates
+from dff_jax.network.context import ContextHeads, PixelContext, has_context
 from dff_jax.network.focus_volume import FocusVolume, resample_planes
-from dff_jax.network.proximal import GatedProximalNetwork
 from dff_jax.network.refiner import Refiner
 from dff_jax.types import Array, Estimator, History, Prediction, Variables
-from dff_jax.unroll import (
-    Problem,
-    constant_step,
-    disagreement,
-    initial_depth,
-    learned_step,
-    resize_stack,
-    resolve_scheme,
-    solve,
-    stack_init,
-)
+from dff_jax.unroll import Problem, disagreement, initial_depth
 from dff_jax.unroll.problem import EPS
 
 # Scales that bring the inputs of the full-resolution networks to about one, in the unit coordinate
 VOLUME_SCALE = 0.1
 DISAGREEMENT_SCALE = 10.0
+EVIDENCE_SCALE, LEAST_LOG_P = 0.2, -20.0
 # Depth uncertainty, as a share of the focus range, at which confidence falls to 1/e
 CONFIDENCE_SCALE = 0.1
 
 
-class Context(NamedTuple):
-    """What the learned prox looks at beside the depth."""
+class Seen(NamedTuple):
+    """What the focus volume shows (1-5), in the working coordinate."""
 
-    features: Array  # [B,H,W,c] F (and the guide)
-    confidence: Array | None  # [B,H,W,2] S and the candidates' disagreement at unit scale
+    features: Array  # [B,H,W,c] F over its planes (and the guide)
+    expected: Array  # [B,H,W] Dbar
+    per_scale: Array | None  # [B,H,W,N] soft-argmax of each of the N finest score maps
+    spread: Array  # [B,H,W] variance of the distribution over planes, in t^2
+    sharp: Array  # [B,H,W,3] soft all-in-focus image
 
 
 def proximal(config: ModelConfig, axis_name: str | None = None) -> Estimator:
     """The estimator of `config`; see `estimators.build`."""
-    volume_net = FocusVolume(config, axis_name)
-    candidate_net, prox_net, refiner_net = Candidates(config), GatedProximalNetwork(config), Refiner(config)
+    volume_net, candidate_net = FocusVolume(config, axis_name), Candidates(config)
+    context_net, refiner_net = ContextHeads(config), Refiner(config)
+    unroll = build_unroll(config)
     unit = config.coordinate == "unit"
 
-    def prox(params: Any, z: Array, problem: Problem, eta: Array) -> Array:
-        """P(cat(Dtilde, F, eta, lambda, D(k-1))) (12, 17), a direct answer or a correction to Dtilde."""
-        flat = lambda value: jnp.broadcast_to(value, z.shape)[..., None]  # noqa: E731
-        eta = eta if jnp.ndim(eta) == z.ndim else jnp.reshape(eta, (1,) * z.ndim)
-        weight = jnp.reshape(problem.regularization, (1,) * z.ndim)
-        inputs = [flat(z), problem.context.features, flat(eta), flat(weight), flat(problem.previous)]
-        if problem.context.confidence is not None:
-            inputs.append(problem.context.confidence)
-        answer = prox_net.apply({"params": params}, jnp.concatenate(inputs, -1))
-        return z + answer if config.prox_output == "residual" else answer
-
-    step = learned_step if config.step_size == "learned_per_iteration" else constant_step(config.step_size_init)
-    scheme = resolve_scheme(config.scheme)(prox, step)
-
-    def regularization(params: dict) -> Array:
-        if config.regularization == "learned":
-            return jax.nn.softplus(params["regularization"])
-        return jnp.asarray(config.regularization_init, jnp.float32)
-
-    def look(params: dict, batch_stats: dict, frames: Array, focus: Array, train: bool):
-        """Frames -> F, guide, Dbar and the plane distribution's spread (1-5)."""
+    def look(params: dict, batch_stats: dict, frames: Array, focus: Array, train: bool) -> tuple[dict, Seen]:
+        """Frames -> batch statistics, F, guide, Dbar and the plane distribution's spread (1-5)."""
         variables = {"params": params["volume"], "batch_stats": batch_stats}
-        volume, changed = volume_net.apply(variables, frames, train, mutable=["batch_stats"])
+        (volume, scores), changed = volume_net.apply(variables, frames, train, mutable=["batch_stats"])
         stats = changed.get("batch_stats", {}) if train else batch_stats
         t = to_unit_coordinate(focus, focus)
         probability = jax.nn.softmax(volume, axis=1)  # [B,Z,H,W]
@@ -80,45 +57,53 @@ def proximal(config: ModelConfig, axis_name: str | None = None) -> Estimator:
             planes = jnp.broadcast_to(jnp.arange(1.0, focus.shape[1] + 1), focus.shape)
         else:
             planes = t if unit else focus
-        expected = jnp.einsum("bzhw,bz->bhw", probability, planes)
-        in_t = jnp.einsum("bzhw,bz->bhw", probability, t)
+        mean = lambda share, values: jnp.einsum("bzhw,bz->bhw", share, values)  # noqa: E731
+        in_t = mean(probability, t)
         spread = jnp.einsum("bzhw,bzhw->bhw", probability, (t[..., None, None] - in_t[:, None]) ** 2)
         sharp = jnp.einsum("bzhw,bzhwc->bhwc", probability, frames)
+        per_scale = None
+        if config.candidate_source == "per_scale":
+            finest = scores[: config.num_candidates]
+            per_scale = jnp.stack([mean(jax.nn.softmax(score, axis=1), planes) for score in finest], -1)
         if config.num_planes is None:
             features = jnp.moveaxis(volume, 1, -1)
         else:
             features = VOLUME_SCALE * resample_planes(volume, t, config.num_planes)
         if config.guide == "all_in_focus":
             features = jnp.concatenate([features, 2 * sharp - 1], -1)
-        return stats, features, expected, spread, sharp
+        return stats, Seen(features, mean(probability, planes), per_scale, spread, sharp)
 
-    def fuse(params: dict, features: Array, expected: Array) -> Problem:
+    def fuse(params: dict, seen: Seen) -> Problem:
         """Candidates and weights as a problem for the solver (6-14)."""
-        candidates, weights = candidate_net.apply({"params": params["candidates"]}, features, expected)
-        problem = Problem(candidates, weights, regularization(params["unroll"]))
-        confidence = None
-        if config.prox_inputs == "with_confidence":
+        variables = {"params": params["candidates"]}
+        candidates, weights = candidate_net.apply(variables, seen.features, seen.expected, seen.per_scale)
+        pixel = PixelContext(None, None, None)
+        if has_context(config):
+            pixel = context_net.apply({"params": params["context"]}, seen.features)
+        if pixel.regularization is None:
+            weight = unroll.regularization(params)
+        else:
+            weight = jax.nn.softplus(pixel.regularization)
+        problem = Problem(candidates, weights, weight)
+        confidence = evidence = None
+        if config.prox_inputs != "equation_17":
             S = problem.S
             apart = jnp.sqrt(2 * disagreement(problem) / jnp.maximum(S, EPS) + 1e-8)
             confidence = jnp.stack([S / (1 + S), jnp.tanh(DISAGREEMENT_SCALE * apart)], -1)
-        return problem._replace(context=Context(features, confidence))
+        if config.prox_inputs == "with_lookup":
+            logits = seen.features[..., : config.num_planes] / VOLUME_SCALE
+            evidence = EVIDENCE_SCALE * jnp.maximum(jax.nn.log_softmax(logits, -1), LEAST_LOG_P)
+        context = Context(seen.features, seen.sharp, confidence, evidence, pixel.step_size, pixel.hidden)
+        return problem._replace(context=context)
 
-    def iterate(params: dict, problem: Problem, num_iterations: int) -> tuple[Array, Array]:
-        """D(0) [B,H,W] -> D(K), and D(0)..D(K) stacked [B,K+1,H,W] (12, 13)."""
-        d0 = initial_depth(problem)
-        unrolled = params["unroll"]
-        own = {}
-        if "step_size" in unrolled:
-            own["step_size"] = unrolled["step_size"]
-        shared = {"prox": params["prox"]}
-        if not config.tied:
-            own["prox"], shared = params["prox"], None
-        own = resize_stack(own, num_iterations) if own and num_iterations else None
-        depth, history = solve(
-            scheme, problem, d0, shared=shared, per_iteration=own, num_iterations=num_iterations,
-            gradient=config.gradient, return_history=True,
-        )  # fmt: skip
-        return depth, jnp.concatenate([d0[:, None], jnp.moveaxis(history, 0, 1)], 1)
+    def iterate(params: dict, problem: Problem, num_iterations: int, train: bool) -> tuple[Array, Array, Any]:
+        """D(0) -> D(K) [B,H,W], D(0)..D(K) [B,K+1,H,W] and, unless training, the trace (12, 13)."""
+        depth, history = unroll.solve(params, problem, num_iterations, True if train else "trace")
+        if train:  # nothing looks at energies there
+            iterates, trace = jnp.concatenate([initial_depth(problem)[None], history]), None
+        else:
+            iterates, trace = history.depth, history
+        return depth, jnp.moveaxis(iterates, 0, 1), trace
 
     def refine(params: dict, depth: Array, problem: Problem) -> Array:
         """Dhat(1)..Dhat(T), [B,T,H,W] (15, 16)."""
@@ -132,29 +117,23 @@ def proximal(config: ModelConfig, axis_name: str | None = None) -> Estimator:
         return jnp.stack(refined, 1) if refined else jnp.zeros(shape, depth.dtype)
 
     def make_variables(key: Array, num_frames: int) -> Variables:
-        k_volume, k_candidates, k_prox, k_refiner = jax.random.split(key, 4)
+        k_volume, k_candidates, k_unroll, k_refiner = jax.random.split(key, 4)
         small = jnp.zeros((1, num_frames, 64, 64, 3), jnp.float32)
         focus = jnp.linspace(0.0, 1.0, num_frames)[None]
         volume = volume_net.init(k_volume, small, False)
-        K = max(1, config.num_iterations)
-        raw = lambda value: jnp.log(jnp.expm1(jnp.float32(value)))  # noqa: E731  inverse softplus
-        params = {"volume": volume["params"], "unroll": {}}
-        if config.step_size == "learned_per_iteration":
-            params["unroll"]["step_size"] = jnp.full((K,), raw(config.step_size_init))
-        if config.regularization == "learned":
-            params["unroll"]["regularization"] = raw(config.regularization_init)
-        stats = volume.get("batch_stats", {})
-        _, features, expected, _, _ = look(params, stats, small, focus, False)
-        params["candidates"] = candidate_net.init(k_candidates, features, expected)["params"]
-        problem = fuse(params, features, expected)
-        extra = 0 if problem.context.confidence is None else 2
-        z = jnp.zeros((*expected.shape, features.shape[-1] + 4 + extra))
-        make_prox = lambda key: prox_net.init(key, z)["params"]  # noqa: E731
-        params["prox"] = make_prox(k_prox) if config.tied else stack_init(make_prox, k_prox, K)
+        params, stats = {"volume": volume["params"]}, volume.get("batch_stats", {})
+        _, seen = look(params, stats, small, focus, False)
+        inputs = seen.features, seen.expected, seen.per_scale
+        params["candidates"] = candidate_net.init(k_candidates, *inputs)["params"]
+        if has_context(config):
+            k_context = jax.random.fold_in(key, 4)
+            params["context"] = context_net.init(k_context, seen.features)["params"]
+        start = {**params, "unroll": {"shared": {}, "per_iteration": {}}}
+        params |= unroll.init(k_unroll, fuse(start, seen))
         if config.refiner_steps:
-            seen = config.num_candidates if config.refiner_inputs == "depth_volume_candidates" else 0
-            features = jnp.zeros((*expected.shape, features.shape[-1] + seen))
-            params["refiner"] = refiner_net.init(k_refiner, expected, features)["params"]
+            seen_too = config.num_candidates if config.refiner_inputs == "depth_volume_candidates" else 0
+            features = jnp.zeros((*seen.expected.shape, seen.features.shape[-1] + seen_too))
+            params["refiner"] = refiner_net.init(k_refiner, seen.expected, features)["params"]
         return {"params": params, "batch_stats": stats}
 
     def init(key: Array, frames: Array, focus: Array) -> Variables:
@@ -171,29 +150,32 @@ def proximal(config: ModelConfig, axis_name: str | None = None) -> Estimator:
         K = config.num_iterations if num_iterations is None else num_iterations
         params = variables["params"]
         padded = pad_to_multiple(frames)
-        stats, features, expected, spread, sharp = look(params, variables["batch_stats"], padded, focus, train)
-        problem = fuse(params, features, expected)
-        depth, iterates = iterate(params, problem, K)
+        stats, seen = look(params, variables["batch_stats"], padded, focus, train)
+        problem = fuse(params, seen)
+        depth, iterates, trace = iterate(params, problem, K, train)
         refined = refine(params, depth, problem)
         answer = refined[:, -1] if config.refiner_steps else depth
 
         crop = lambda x: x[..., :height, :width]  # noqa: E731
+        if trace is not None:  # its sums, unlike its maps, include the padding
+            trace = trace._replace(depth=crop(trace.depth), disagreement=crop(trace.disagreement))
         to_q = (lambda x: from_unit_coordinate(x, focus)) if unit else (lambda x: x)
         q_squared = span(focus)[:, None, None] ** 2 if unit else 1.0
         V = disagreement(problem)
         apart = 2 * V / jnp.maximum(problem.S, EPS) * q_squared / span(focus)[:, None, None] ** 2
-        confidence = jnp.exp(-jnp.sqrt(spread + apart + 1e-12) / CONFIDENCE_SCALE)
+        confidence = jnp.exp(-jnp.sqrt(seen.spread + apart + 1e-12) / CONFIDENCE_SCALE)
         return Prediction(
             depth=crop(to_q(answer)),
             confidence=crop(confidence),
             disagreement=crop(V * q_squared),
-            all_in_focus=sharp[:, :height, :width],
+            all_in_focus=seen.sharp[:, :height, :width],
             history=History(
-                expected=crop(to_q(expected)),
+                expected=crop(to_q(seen.expected)),
                 candidates=to_q(problem.candidates)[:, :height, :width],
                 weights=problem.weights[:, :height, :width],
                 iterates=crop(to_q(iterates)),
                 refined=crop(to_q(refined)),
+                trace=trace,
             ),
         ), stats
 

@@ -30,6 +30,8 @@ FORMAT = "dff_jax"
 VERSION = "1"
 FILE_NAME = "weights.safetensors"
 """What a run folder calls its best weights so far."""
+WITHOUT_WEIGHTS = ("classical", "sml")
+"""Methods that have none: their names stand where those of weights do."""
 
 
 class Weights(NamedTuple):
@@ -146,16 +148,16 @@ def load_estimator(spec: str | Path) -> LoadedEstimator:
     """An estimator by what a command line calls it.
 
     Args:
-      spec: "classical"; a .safetensors file; or a run folder, of which the best weights so far are taken.
+      spec: "classical" or "sml"; a .safetensors file; or a run folder, of which the best weights so far are taken.
 
     Raises:
       WeightsError: nothing usable there; as `load_weights`.
     """
     from dff_jax import estimators
 
-    if str(spec) == "classical":
-        model = configs.classical()
-        return LoadedEstimator(model, estimators.build(model), {}, "classical")
+    if str(spec) in WITHOUT_WEIGHTS:
+        model = configs.model_preset(str(spec))
+        return LoadedEstimator(model, estimators.build(model), {}, str(spec))
     path = Path(spec)
     label = path.stem
     if path.is_dir():
@@ -166,7 +168,9 @@ def load_estimator(spec: str | Path) -> LoadedEstimator:
                 f"{spec}: no {FILE_NAME} inside; a run folder has it once training came to an evaluation"
             )
     elif not path.exists():
-        raise WeightsError(f"{spec}: neither 'classical' nor an existing weights file (.safetensors) or run folder")
+        raise WeightsError(
+            f"{spec}: neither 'classical', 'sml' nor an existing weights file (.safetensors) or run folder"
+        )
     model, variables, info = load_weights(path)
     return LoadedEstimator(model, estimators.build(model), jax.tree.map(jnp.asarray, variables), label, info)
 

@@ -1,4 +1,4 @@
-"""Depth candidates D_i = Dbar + psi_i(F) (6, 7) and their weights W_i^2 (14)."""
+"""Depth candidates D_i = Dbar + psi_i(F) (6, 7), or one of each scale, and their weights W_i^2 (14)."""
 
 from __future__ import annotations
 
@@ -50,20 +50,24 @@ class Head(nn.Module):
 
 
 class Candidates(nn.Module):
-    """Features [B,H,W,c] (F, and the guide) and Dbar [B,H,W] -> D_i and W_i^2, both [B,H,W,N]."""
+    """Features [B,H,W,c] (F, and the guide) and Dbar [B,H,W] -> D_i and W_i^2, both [B,H,W,N].
+
+    With candidate_source="per_scale" the N candidates are given, `per_scale` [B,H,W,N], and there are no heads psi_i.
+    """
 
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, features: Array, expected: Array) -> tuple[Array, Array]:
+    def __call__(self, features: Array, expected: Array, per_scale: Array | None = None) -> tuple[Array, Array]:
         c = self.config
         hidden = channels(32, c.head_width)
+        attention = Head(c.num_candidates, 1, hidden, c.activation, last_bias=WEIGHT_BIAS, name="attention")
+        weights = normalize_weights(attention(features), c.weight_norm)
+        if per_scale is not None:
+            return per_scale, weights
         # in the unit coordinate a candidate starts near Dbar; in dataset units it has far to go
         last = torch_default if c.coordinate == "raw" else nn.initializers.variance_scaling(0.01, "fan_in", "uniform")
         residuals = [
             Head(1, 3, hidden, c.activation, last, name=f"residual{i}")(features) for i in range(c.num_candidates)
         ]
-        attention = Head(c.num_candidates, 1, hidden, c.activation, last_bias=WEIGHT_BIAS, name="attention")
-        logits = attention(features)
-        candidates = expected[..., None] + jnp.concatenate(residuals, -1)
-        return candidates, normalize_weights(logits, c.weight_norm)
+        return expected[..., None] + jnp.concatenate(residuals, -1), weights

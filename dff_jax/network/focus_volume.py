@@ -128,13 +128,15 @@ def measure_logits(frames: Array) -> Array:
 
 
 class FocusVolume(nn.Module):
-    """Frames [B,Z,H,W,3] in [0,1], H and W multiples of 32 -> F over the real frames, [B,Z,H,W] (logits)."""
+    """Frames [B,Z,H,W,3] in [0,1], H and W multiples of 32 -> F over the real frames, [B,Z,H,W] (logits), and, with
+    candidate_source="per_scale", the score maps [B,Z,H,W] whose mean F is, finest first (else none).
+    """
 
     config: ModelConfig
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, frames: Array, train: bool) -> Array:
+    def __call__(self, frames: Array, train: bool) -> tuple[Array, list[Array]]:
         c = self.config
         b, z, h, w, _ = frames.shape
         flat = normalize(frames, c.input_range).reshape(b * z, h, w, 3)
@@ -150,7 +152,7 @@ class FocusVolume(nn.Module):
 
         pool = c.pooling == "pyramid"
         plan = ((128, 64, pool), (64, 32, pool), (32, 16, False), (32, None, False))
-        x, total = None, 0.0
+        x, total, scores = None, 0.0, []
         for level, (features, up_to, pooled) in zip((4, 3, 2, 1), plan, strict=True):
             volume = volumes[level - 1]
             x = volume if x is None else jnp.concatenate([x, volume], -1)
@@ -159,12 +161,17 @@ class FocusVolume(nn.Module):
                 name=f"decoder{level}",
             )  # fmt: skip
             score, x = block(x, train)
-            total = total + resize(score[..., None], h, w)[..., 0]
+            score = resize(score[..., None], h, w)[..., 0]
+            total = total + score
+            if c.candidate_source == "per_scale":
+                scores.insert(0, score)
         volume = total / 4
         if measures is not None:
             scale = self.param("measure_scale", nn.initializers.ones, (len(MEASURE_WINDOWS),))
-            volume = MEASURE_GAIN * (volume + measures @ scale)
-        return volume
+            prior = measures @ scale
+            volume = MEASURE_GAIN * (volume + prior)
+            scores = [MEASURE_GAIN * (score + prior) for score in scores]
+        return volume, scores
 
 
 def resample_planes(volume: Array, t: Array, num_planes: int) -> Array:
