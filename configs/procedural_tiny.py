@@ -17,5 +17,5 @@ def config() -> Config:
         loss=LossConfig(kind="sequence", gamma=0.3),
         optimizer=OptimizerConfig(peak_learning_rate=2e-3),
         data=DataConfig(dataset="procedural/quickstart", batch_size=2, crop=(96, 96)),
-        training=TrainingConfig(num_steps=1200, log_every=20, eval_every=200, save_every=200),
+        training=TrainingConfig(num_steps=1000, log_every=20, eval_every=250, save_every=250),
     )

@@ -29,7 +29,10 @@ def main(argv: list[str] | None = None) -> int:
     args, rest = parser.parse_known_args(argv)
     if rest and args.command != "train":
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    _compilation_cache()
+    if args.command != "bench":  # which times compilation
+        _compilation_cache()
+    if os.getcwd() not in sys.path:  # a scheme or prox of the user's own, by its dotted name
+        sys.path.append(os.getcwd())
     try:
         return args.run(args, rest) or 0
     except InputError as error:
@@ -76,8 +79,8 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--fields", action="store_true", help="list the config's fields with their values, and stop")
     train.set_defaults(run=_train)
 
-    evaluate = commands.add_parser("evaluate", help="measure a trained network, or `classical`, on stacks with truth")
-    evaluate.add_argument("weights", help="a run folder, a .safetensors file, or `classical`")
+    evaluate = commands.add_parser("evaluate", help="measure a network, `classical` or `sml`, on stacks with truth")
+    evaluate.add_argument("weights", help="a run folder, a .safetensors file, `classical` or `sml`")
     data = evaluate.add_mutually_exclusive_group(required=True)
     data.add_argument("--dataset", help="a tfds dataset, such as procedural/quickstart")
     data.add_argument("--source", help="a folder of stacks: <scene>/<focus>.png ..., disp.exr or disp.npy")
@@ -96,13 +99,30 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--focus", nargs="+", type=float, help="focus settings, one a frame, in order of file names")
     predict.add_argument("--unit", choices=UNITS, help="of the focus settings")
     predict.add_argument("--reverse", action="store_true", help="count the frame index from the other end")
-    predict.add_argument("--method", choices=["classical"], help="an estimator that needs no weights")
+    predict.add_argument("--method", choices=["classical", "sml"], help="an estimator that needs no weights")
     predict.add_argument("--weights", help="a run folder or a .safetensors file")
     predict.add_argument("--iterations", type=int, help="K of the unroll; default as trained")
     predict.add_argument("--max-size", type=int, help="shrink frames whose longer side exceeds this many pixels")
     predict.add_argument("--tile", type=int, default=512, help="side of the tiles of large images, pixels")
     predict.add_argument("--overlap", type=int, default=64, help="of neighbouring tiles, pixels")
     predict.set_defaults(run=_predict)
+
+    ablate = commands.add_parser("ablate", help="what the unroll contributes: trained runs at many K and schemes")
+    ablate.add_argument("runs", nargs="+", metavar="RUN", help="a run folder or a .safetensors file")
+    data = ablate.add_mutually_exclusive_group(required=True)
+    data.add_argument("--dataset", help="a tfds dataset, such as procedural/quickstart")
+    data.add_argument("--source", help="a folder of stacks: <scene>/<focus>.png ..., disp.exr or disp.npy")
+    ablate.add_argument("--output", required=True, help="folder for tables and figures; several runs: one inside each")
+    ablate.add_argument("--split", default="test", choices=["train", "validation", "test"])
+    ablate.add_argument("--unit", choices=UNITS, help="of --source; default disparity")
+    ablate.add_argument("--data-dir", help="where tfds keeps its files")
+    ablate.add_argument("--iterations", nargs="+", type=int, default=[0, 1, 2, 3, 5, 8, 16], metavar="K")
+    ablate.add_argument(
+        "--schemes", nargs="*", metavar="SCHEME[+PROX]", help="for the same parameters; none: only as trained"
+    )
+    ablate.add_argument("--batch-size", type=int, default=1)
+    ablate.add_argument("--limit", type=int, help="only the first so many stacks")
+    ablate.set_defaults(run=_ablate)
 
     prepare = commands.add_parser("prepare", help="make or convert a dataset")
     prepare.add_argument("name", help="such as procedural/quickstart")
@@ -112,6 +132,16 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument("--split", default="test", choices=["train", "validation", "test"], help="for --export")
     prepare.add_argument("--limit", type=int, help="for --export: only the first so many stacks")
     prepare.set_defaults(run=_prepare)
+
+    bench = commands.add_parser("bench", help="compile time and memory, measured side by side")
+    bench.add_argument("subject", choices=["unroll"], help="unroll: over K, in every gradient mode")
+    trainable = [name for name, preset in MODEL_PRESETS.items() if preset().method == "proximal"]
+    bench.add_argument("--preset", default="tiny", choices=trainable)
+    bench.add_argument("--iterations", nargs="+", type=int, default=[2, 4, 8, 16], metavar="K")
+    bench.add_argument("--size", type=int, default=96, help="side of the images, pixels")
+    bench.add_argument("--frames", type=int, default=15, help="of the focal stack")
+    bench.add_argument("--output", help="folder for unroll.md and unroll.json")
+    bench.set_defaults(run=_bench)
     return parser
 
 
@@ -139,6 +169,18 @@ def _evaluate(args: argparse.Namespace, rest: list[str]) -> None:
         data_dir=args.data_dir, iterations=args.iterations, batch_size=args.batch_size, limit=args.limit,
     )  # fmt: skip
     print((Path(args.output) / "table.md").read_text())
+    print(f"written to {args.output}")
+
+
+def _ablate(args: argparse.Namespace, rest: list[str]) -> None:
+    from dff_jax.evaluation.ablate import ablate
+
+    ablate(
+        args.runs, args.output, dataset=args.dataset, source=args.source, unit=args.unit, split=args.split,
+        data_dir=args.data_dir, iterations=args.iterations, schemes=args.schemes, batch_size=args.batch_size,
+        limit=args.limit,
+    )  # fmt: skip
+    print((Path(args.output) / ("comparison.md" if len(args.runs) > 1 else "table.md")).read_text())
     print(f"written to {args.output}")
 
 
@@ -170,6 +212,13 @@ def _prepare(args: argparse.Namespace, rest: list[str]) -> None:
         source = open_named(args.name, split=args.split, data_dir=args.data_dir)
         for folder in export_stacks(source, args.export, args.limit):
             print(folder)
+
+
+def _bench(args: argparse.Namespace, rest: list[str]) -> None:
+    from dff_jax.bench import unroll
+
+    report = unroll.bench_unroll(args.preset, args.iterations, args.size, args.frames, args.output)
+    print(unroll.markdown(report))
 
 
 # Config files and overrides ---------------------------------------------------------------------------------------

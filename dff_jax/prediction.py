@@ -73,7 +73,7 @@ def predict(
       frames: [Z,H,W,3], grey [Z,H,W], or a list of such frames; uint8, uint16, or float in [0,1]; any order.
       focus: [Z] focus settings in `unit`, one a frame; None: the frame index.
       unit: "disparity", "diopter", "metre" or "index"; None: disparity if `focus` is given, else index.
-      method: "classical" for the estimator without weights; None: `weights` decide.
+      method: "classical" or "sml" for an estimator without weights; None: `weights` decide.
       weights: a `.safetensors` file or a run folder; without, the classical estimator answers.
       iterations: K of the unroll; None: as trained.
       tile, overlap: side of a tile and how far neighbours overlap, pixels; pictures up to about 1.5 tiles
@@ -235,14 +235,14 @@ def _built(model: config.ModelConfig) -> Estimator:
 
 
 def _choose(method: str | None, weights: str | Path | None, iterations: int | None) -> _Method:
-    if method not in (None, "classical"):
-        raise InputError(f"method: {method!r} is unknown; choose classical, or give weights")
+    if method not in (None, "classical", "sml"):
+        raise InputError(f"method: {method!r} is unknown; choose classical or sml, or give weights")
     if method and weights is not None:
-        raise InputError("method, weights: classical needs no weights; give one of the two")
+        raise InputError(f"method, weights: {method} needs no weights; give one of the two")
     if iterations is not None and iterations < 0:
         raise InputError(f"iterations: must be at least 0, got {iterations}")
     notes: tuple[str, ...] = ()
-    model, variables, label = config.classical(), {}, None
+    model, variables, label = config.model_preset(method or "classical"), {}, None
     num_frames = None
     if weights is not None:
         from dff_jax.estimators.weights import load_estimator
@@ -252,10 +252,10 @@ def _choose(method: str | None, weights: str | Path | None, iterations: int | No
         num_frames = loaded.info.get("num_frames") if model.num_planes is None else None
     elif method is None:
         notes = ("no weights given: the classical estimator answers",)
-    if model.method == "classical":
+    if model.method == "sml":
         if iterations is not None:
-            notes += ("iterations has no effect on the classical estimator",)
-        return _Method(_built(model), variables, "classical", None, None, None, notes)
+            notes += ("iterations has no effect on sml",)
+        return _Method(_built(model), variables, "sml", None, None, None, notes)
     used = model.num_iterations if iterations is None else iterations
     return _Method(_built(model), variables, model.method, label, used, num_frames, notes)
 

@@ -63,10 +63,11 @@ def test_rows_dynamics_and_gains_of_every_stage():
     mae = {name: row["MAE"] for name, row in found.rows.items()}
     expected = {"expected": 8, "candidate_1": 6, "candidate_2": 2, "D(0)": 4, "D(1)": 2, "D(2)": 1}
     expected |= {"refined_1": 1, "refined": 0.5, "final": 0.5}
-    assert list(mae) == [*expected, "classical"]
+    assert list(mae) == [*expected, "classical", "sml"]
     for name, value in expected.items():
         assert mae[name] == pytest.approx(value, rel=1e-4)
-    assert mae["classical"] > 5  # noise has no depth
+    assert mae["classical"] > 5 and mae["sml"] > 5  # noise has no depth
+    assert mae["classical"] != mae["sml"]
     step = {"D(1)": 2, "D(2)": 1, "refined_1": 2, "refined": 0.5}
     assert found.dynamics["step"] == pytest.approx(step, rel=1e-4)
     assert found.dynamics["gain"]["refined"] == pytest.approx(3.5, rel=1e-4)
@@ -119,7 +120,7 @@ def test_padding_is_never_evaluated_and_empty_stacks_are_reported():
         for metric in metrics.METRICS:
             assert found.rows[name][metric] == pytest.approx(row[metric], rel=1e-6), (name, metric)
     with pytest.raises(InputError, match="none of its 1 stacks has ground truth"):
-        evaluate(estimator, VARIABLES, [loaded_batch(["d"], empty=("d",))])
+        evaluate(estimator, VARIABLES, [loaded_batch(["d"], empty=("d",))], yardstick=False)
 
 
 def test_metres_are_measured_in_metres():
@@ -160,8 +161,9 @@ def test_one_compilation_a_shape_also_over_repeated_evaluations():
     assert module._measure._cache_size() - before <= 2
     seen = []
     evaluate(
-        estimator, VARIABLES, [small, large], on_batch=lambda n, b, p: seen.append((n, b.names, p.depth.shape))
-    )
+        estimator, VARIABLES, [small, large], yardstick=False,
+        on_batch=lambda n, b, p: seen.append((n, b.names, p.depth.shape)),
+    )  # fmt: skip
     assert seen == [(2, ("a", "b"), (2, H, W)), (4, ("c", "d"), (2, H + 2, W))]
     assert len(traces) == 2
 
@@ -182,10 +184,12 @@ def test_truth_and_depths_share_one_colour_scale_and_warm_is_near():
     loaded = loaded_batch(["a"])
     prediction = jax.device_get(estimator.apply(VARIABLES, loaded.batch.frames, loaded.batch.focus)[0])
     for unit, colours in (("disparity", "turbo"), ("metre", "turbo_r")):
-        figure = figures.sheet(loaded.batch, prediction, 1.0 + prediction.depth, {"D(0)": 4.0}, unit, "a")
+        figure = figures.sheet(
+            loaded.batch, prediction, [1.0 + prediction.depth, 2.0 + prediction.depth], {"D(0)": 4.0}, unit, "a"
+        )
         images = {axes.get_title(): axes.images[0] for axes in figure.axes if axes.images}
         depth = [image for title, image in images.items() if "MAE" in title or title == "ground truth"]
-        assert len(depth) == 9  # truth, expected, D(0)..D(2), refined, classical, two candidates
+        assert len(depth) == 10  # truth, expected, D(0)..D(2), refined, classical, sml, two candidates
         assert {image.get_clim() for image in depth} == {depth[0].get_clim()}
         assert {image.get_cmap().name for image in depth} == {colours}
         assert "D(0)  MAE 4" in images and "error of D(0)" in images and any("W_{1}^2" in t for t in images)

@@ -102,7 +102,7 @@ def test_learned_weights_with_more_iterations(tmp_path):
     report = evaluate_to_folder(tmp_path / "w.safetensors", tmp_path / "out", source=source, iterations=4)
     assert report["meta"]["iterations"] == 4 and report["meta"]["label"] == "w"
     names = ["expected", "candidate_1", "candidate_2", "candidate_3", "D(0)", "D(1)", "D(2)", "D(3)", "D(4)"]
-    assert list(report["rows"]) == [*names, "refined", "final", "classical"]
+    assert list(report["rows"]) == [*names, "refined", "final", "classical", "sml"]
     assert set(report["dynamics"]["step"]) == {"D(1)", "D(2)", "D(3)", "D(4)", "refined"}
 
 

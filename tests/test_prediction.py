@@ -142,12 +142,14 @@ def test_existing_output_keeps_other_files_and_takes_new_maps(tmp_path):
     target.mkdir()
     (target / "mine.txt").write_text("keep")
     (target / "depth.npy").write_text("old")
-    summary = predict_to_folder(source, target, max_size=28, progress=False, iterations=3)
+    summary = predict_to_folder(source, target, max_size=28, progress=False, iterations=2)
     assert sorted(p.name for p in target.iterdir()) == sorted([*FILES, "mine.txt"])
     assert np.load(target / "depth.npy").shape == (20, 28) and summary["photograph_size"] == [H, W]
     notes = " ".join(summary["notes"])
-    assert "frame index" in notes and "scaled" in notes and "no weights" in notes and "no effect" in notes
-    assert summary["unit"] == "index" and summary["near"] == "unknown" and summary["iterations"] is None
+    assert "frame index" in notes and "scaled" in notes and "no weights" in notes
+    assert summary["unit"] == "index" and summary["near"] == "unknown" and summary["iterations"] == 2
+    plain = predict(photographs(), method="sml", iterations=2)
+    assert "iterations has no effect on sml" in plain.notes
 
 
 def test_weights_are_used(tmp_path, monkeypatch):

@@ -18,7 +18,7 @@ import numpy as np
 from dff_jax import config, estimators, focus_axis
 from dff_jax.errors import InputError
 from dff_jax.evaluation import metrics, tables
-from dff_jax.evaluation.rows import Evaluation, gather, row_maps, row_names
+from dff_jax.evaluation.rows import YARDSTICKS, Evaluation, gather, row_maps, row_names
 from dff_jax.output import check_output, staged_output
 from dff_jax.types import Estimator, LoadedBatch, Prediction, Variables
 
@@ -27,16 +27,19 @@ OnBatch = Callable[[int, LoadedBatch, Prediction], None]  # stacks done, the bat
 
 @functools.partial(jax.jit, static_argnames=("estimator", "num_iterations"))
 def _predict(estimator, variables, frames, focus, num_iterations) -> Prediction:
-    return estimator.apply(variables, frames, focus, train=False, num_iterations=num_iterations)[0]
+    prediction = estimator.apply(variables, frames, focus, train=False, num_iterations=num_iterations)[0]
+    if prediction.history is None:
+        return prediction
+    return prediction._replace(history=prediction.history._replace(trace=None))  # of no use here, so not computed
 
 
 @functools.partial(jax.jit, static_argnames="unit")
-def _measure(prediction, yardstick, focus, depth, mask, unit):
+def _measure(prediction, yardsticks, focus, depth, mask, unit):
     """Regions of Sums, fields [rows,B]; mean |D - the D before| over valid pixels [stages-1,B], in `unit`."""
     low, high = focus[:, 0, None, None], focus[:, -1, None, None]
     in_range = (depth >= low) & (depth <= high)
     truth = focus_axis.from_q(depth, unit)
-    maps = focus_axis.from_q(jnp.stack(row_maps(prediction, yardstick)), unit)
+    maps = focus_axis.from_q(jnp.stack(row_maps(prediction, yardsticks)), unit)
     # one row after the other: a row's temporaries are several maps large
     regions = jax.lax.map(lambda one: metrics.measure(one, truth, mask, in_range), maps)
     if prediction.history is None:
@@ -48,8 +51,8 @@ def _measure(prediction, yardstick, focus, depth, mask, unit):
 
 
 @functools.cache
-def _yardstick() -> Estimator:
-    return estimators.build(config.classical())  # one object, so that training's evaluations compile it once
+def _yardstick(name: str) -> Estimator:
+    return estimators.build(config.model_preset(name))  # one object, so that repeated evaluations compile it once
 
 
 def evaluate(
@@ -70,14 +73,14 @@ def evaluate(
       batches: stacks in q, padding stacks named "" (`data.pipeline.evaluation_batches`).
       unit: of the data; metrics are computed in it.
       num_iterations: K of the unroll; None: as configured.
-      yardstick: adds the row `classical`.
+      yardstick: adds the rows `classical` and `sml`.
       on_batch: called after each batch with the number of stacks done, the batch and its Prediction.
 
     Raises:
       InputError: no stack, or none with ground truth.
     """
     focus_axis.check_unit(unit)
-    clock, yardstick_clock = _Clock(), _Clock()
+    clock, yardstick_clocks = _Clock(), {name: _Clock() for name in YARDSTICKS}
     start, done = time.perf_counter(), 0
     stacks: list[str] = []
     excluded: list[str] = []
@@ -88,13 +91,14 @@ def evaluate(
         batch = jax.block_until_ready(jax.device_put(loaded.batch))
         frames, focus = batch.frames, batch.focus
         prediction = clock.time(frames.shape, _predict, estimator, variables, frames, focus, num_iterations)
-        classical = None
-        if yardstick and estimator is _yardstick():
-            classical = prediction.depth
-        elif yardstick:
-            answer = yardstick_clock.time(frames.shape, _predict, _yardstick(), {}, frames, focus, None)
-            classical = answer.depth
-        found = _measure(prediction, classical, focus, batch.depth, batch.mask, unit)
+        yardsticks = []
+        for name in YARDSTICKS if yardstick else ():
+            if estimator is _yardstick(name) and num_iterations is None:
+                yardsticks.append(prediction.depth)
+                continue
+            clock_of = yardstick_clocks[name]
+            yardsticks.append(clock_of.time(frames.shape, _predict, _yardstick(name), {}, frames, focus, None).depth)
+        found = _measure(prediction, yardsticks, focus, batch.depth, batch.mask, unit)
         regions, change = jax.device_get(found)  # the one transfer of this batch
         names = row_names(prediction.history, yardstick)
         keep = np.array([bool(name) for name in loaded.names]) & (regions.all.pixels[0] > 0)
@@ -110,8 +114,9 @@ def evaluate(
         raise InputError(f"evaluation data: none of its {done} stacks has ground truth to evaluate against")
     seconds: dict[str, Any] = {"total": time.perf_counter() - start, "per_stack": clock.per_stack()}
     seconds["per_stack_includes_compilation"] = clock.only_first_calls()
-    if yardstick_clock.calls:
-        seconds["per_stack_classical"] = yardstick_clock.per_stack()
+    for name, clock_of in yardstick_clocks.items():
+        if clock_of.calls:
+            seconds[f"per_stack_{name}"] = clock_of.per_stack()
     return gather(names, parts, changes, stacks, excluded, unit, seconds)
 
 
@@ -156,7 +161,7 @@ def evaluate_to_folder(
     """Evaluates and writes `metrics.json`, `per_stack.csv`, `table.md` and `figures/*.png` into `output`.
 
     Args:
-      spec: "classical", a weights file, or a run folder.
+      spec: "classical", "sml", a weights file, or a run folder.
       dataset, source: exactly one: the name of a tfds dataset, or a folder of stacks like FlyingThings3D's.
       unit: of the focus settings and depth of `source`; None: disparity.
       split: of the dataset.
@@ -181,8 +186,8 @@ def evaluate_to_folder(
     from dff_jax.evaluation import figures
 
     loaded = weights.load_estimator(spec)
-    is_classical = loaded.model.method == "classical"
-    estimator = _yardstick() if is_classical else loaded.estimator
+    method = loaded.model.method
+    estimator = _yardstick(method) if method in YARDSTICKS else loaded.estimator
     data = pipeline.open_named(dataset, source, unit, split, data_dir)
 
     def batches() -> Iterator[LoadedBatch]:
@@ -223,13 +228,13 @@ def evaluate_to_folder(
 
 
 def _iterations(model: config.ModelConfig, asked: int | None) -> int | None:
-    if model.method == "classical":
+    if model.method == "sml":
         return None
     return model.num_iterations if asked is None else asked
 
 
 def _predictions(estimator, variables, batches, num_iterations, wanted: set[int]):
-    """Yields (position, batch, prediction, classical depth) of the wanted stacks, arrays [1,...] on the host.
+    """Yields (position, batch, prediction, yardsticks' depths) of the wanted stacks, arrays [1,...] on the host.
 
     Position counts evaluated stacks, as `Evaluation.stacks` does. The data are read a second time: which
     stacks are the best and the worst is known only after the first, and memory may not hold all predictions
@@ -244,8 +249,10 @@ def _predictions(estimator, variables, batches, num_iterations, wanted: set[int]
                 position += 1
         if here:
             prediction = _predict(estimator, variables, batch.frames, batch.focus, num_iterations)
-            classical = _predict(_yardstick(), {}, batch.frames, batch.focus, None).depth
-            on_host = jax.device_get((batch, prediction, classical))
+            if prediction.history is not None:  # the trace has other axes first, and no figure
+                prediction = prediction._replace(history=prediction.history._replace(trace=None))
+            depths = [_predict(_yardstick(name), {}, batch.frames, batch.focus, None).depth for name in YARDSTICKS]
+            on_host = jax.device_get((batch, prediction, depths))
             for at, i in here:
                 yield at, *jax.tree.map(lambda x, i=i: x[i : i + 1], on_host)
         if position > max(wanted):

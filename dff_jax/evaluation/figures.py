@@ -14,7 +14,7 @@ import numpy as np
 
 from dff_jax import focus_axis
 from dff_jax.evaluation import tables
-from dff_jax.evaluation.rows import Evaluation, row_maps, row_names
+from dff_jax.evaluation.rows import YARDSTICKS, Evaluation, row_maps, row_names
 from dff_jax.types import Batch, Prediction
 
 if TYPE_CHECKING:
@@ -63,19 +63,20 @@ def write(
     folder: Path,
     evaluation: Evaluation,
     chosen: dict[int, str],
-    shown: Iterable[tuple[int, Batch, Prediction, np.ndarray]],
+    shown: Iterable[tuple[int, Batch, Prediction, list[np.ndarray]]],
 ) -> None:
     """Writes `mae.png` and a sheet `<role>.png` for each of the chosen stacks into `folder`.
 
     Args:
-      shown: (position, batch, prediction, classical depth) of the chosen stacks, arrays [1,...] on the host.
+      shown: (position, batch, prediction, depths of `rows.YARDSTICKS`) of the chosen stacks, arrays [1,...] on
+        the host.
     """
     save(error_chart(evaluation), folder / "mae.png")
-    for position, batch, prediction, classical in shown:
+    for position, batch, prediction, yardsticks in shown:
         role, name = chosen[position], evaluation.stacks[position]
         mae = {row: values["MAE"] for row, values in evaluation.of_stack(position).items()}
         title = f"{name}: {role} of {len(evaluation.stacks)} stacks (grey: no ground truth)"
-        save(sheet(batch, prediction, classical, mae, evaluation.unit, title), folder / f"{role}.png")
+        save(sheet(batch, prediction, yardsticks, mae, evaluation.unit, title), folder / f"{role}.png")
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -105,26 +106,28 @@ def error_chart(evaluation: Evaluation) -> Figure:
 
 
 def sheet(
-    batch: Batch, prediction: Prediction, classical: np.ndarray, mae: dict[str, Any], unit: str, title: str
+    batch: Batch, prediction: Prediction, yardsticks: list[np.ndarray], mae: dict[str, Any], unit: str, title: str
 ) -> Figure:
     """One stack: pictures and truth; depth and error of every stage; candidates with their attention weights.
 
     Truth and depths share one colour scale, errors another, weights a third.
 
     Args:
-      batch, prediction, classical: of one stack (B = 1), in q, on the host.
+      batch, prediction, yardsticks: of one stack (B = 1), in q, on the host.
       mae: row -> MAE in `unit`, for the captions.
     """
     mask = np.asarray(batch.mask[0])
     truth = np.where(mask, focus_axis.from_q(np.asarray(batch.depth[0]), unit), np.nan)
     names = row_names(prediction.history, True)
-    maps = dict(zip(names, (np.asarray(m[0]) for m in row_maps(prediction, classical)), strict=True))
+    maps = dict(zip(names, (np.asarray(m[0]) for m in row_maps(prediction, yardsticks)), strict=True))
     maps = {name: focus_axis.from_q(depth, unit) for name, depth in maps.items()}
     stages = [name for name in names if not name.startswith("candidate")]
     if _answered_before(maps):
         stages.remove("final")
-    if prediction.history is not None and np.array_equal(maps["classical"], maps["final"], equal_nan=True):
-        stages = [name for name in stages if name in ("final", "classical")][-1:]  # the yardstick itself
+    repeated = [name for name in YARDSTICKS if np.array_equal(maps[name], maps["final"], equal_nan=True)]
+    stages = [name for name in stages if name not in repeated]  # an evaluation of the yardstick itself
+    if "sml" in repeated:  # whose stages are all the same
+        stages = ["sml", *(name for name in stages if name in YARDSTICKS)]
 
     def caption(name: str) -> str:
         value = mae.get(name, math.nan)

@@ -1,13 +1,13 @@
 """The rows of an evaluation, and what is found out about each.
 
 `expected` (Dbar), `candidate_1`.. (D_i), `D(0)`..`D(K)` (the iterates), `refined` (the last refined depth;
-with more than one refiner step `refined_1`.. before it), `final` (the answer, whichever stage it is) and
-`classical` (the yardstick, which needs no training). A stage that an estimator does not have has no row.
+with more than one refiner step `refined_1`.. before it), `final` (the answer, whichever stage it is), `classical` and
+`sml` (the yardsticks, which need no training). A stage that an estimator does not have has no row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +16,9 @@ import numpy as np
 
 from dff_jax.evaluation import metrics
 from dff_jax.types import History, Prediction
+
+YARDSTICKS = ("classical", "sml")
+"""Methods without training that each evaluation measures too."""
 
 
 class Evaluation(NamedTuple):
@@ -49,17 +52,17 @@ def row_names(history: History | None, yardstick: bool) -> list[str]:
         names += [f"candidate_{i + 1}" for i in range(history.candidates.shape[-1])]
         names += [f"D({k})" for k in range(history.iterates.shape[1])]
         names += [f"refined_{t + 1}" for t in range(steps - 1)] + ["refined"] * (steps > 0)
-    return names + ["final"] + ["classical"] * yardstick
+    return names + ["final", *(YARDSTICKS if yardstick else ())]
 
 
-def row_maps(prediction: Prediction, yardstick: jax.Array | None) -> list[jax.Array]:
-    """The depth maps [B,H,W] in q of all rows; `yardstick` is the classical depth, if there is one."""
+def row_maps(prediction: Prediction, yardsticks: Sequence[jax.Array]) -> list[jax.Array]:
+    """The depth maps [B,H,W] in q of all rows; `yardsticks` are those of `YARDSTICKS`, or none."""
     maps = []
     if prediction.history is not None:
         h = prediction.history
         maps = [h.expected, *jnp.moveaxis(h.candidates, -1, 0), *jnp.moveaxis(h.iterates, 1, 0)]
         maps += list(jnp.moveaxis(h.refined, 1, 0))
-    return maps + [prediction.depth] + ([] if yardstick is None else [yardstick])
+    return [*maps, prediction.depth, *yardsticks]
 
 
 def gather(

@@ -45,14 +45,15 @@ def report(evaluation: Evaluation, **meta: Any) -> dict[str, Any]:
             | {name: metadata.version(name) for name in ("dff-jax", "jax", "jaxlib", "flax", "numpy")},
         },
     }
-    return _finite(out)
+    return finite(out)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """The same with null for every NaN and infinity, which JSON cannot hold."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
