@@ -5,6 +5,7 @@ Run as a script, this file is that command: `test_resume.py STACKS RUN`.
 
 import os
 import random
+import re
 import subprocess
 import sys
 import time
@@ -13,7 +14,8 @@ import numpy as np
 import pytest
 import training_fakes as fakes
 
-STEPS = 60
+STEPS = 240
+KILL_AFTER = (20, 80, 140)  # steps; saved every 4th
 
 
 def command(stacks, run):
@@ -40,12 +42,13 @@ def test_killed_three_times_and_resumed_is_uninterrupted(tmp_path):
         process = subprocess.Popen(
             command(stacks, tmp_path / "killed"), env=environment(), stderr=subprocess.PIPE, text=True
         )
-        # Waits for a sign of life in training, so that every kill falls into the run and not into the imports.
+        # Waits for training to be well under way, so that every kill falls into the run, with something saved before.
         for line in process.stderr:
             if "resuming after step" in line:
                 resumed_from.append(int(line.split("after step ")[1].split()[0]))
-            if line.startswith("step ") and kills < 3:
-                time.sleep(moments.uniform(0, 0.4))
+            step = re.match(r"step (\d+)/", line)
+            if step and kills < 3 and int(step[1]) >= KILL_AFTER[kills]:
+                time.sleep(moments.uniform(0, 0.1))
                 process.kill()
                 break
         rest = process.stderr.read()
@@ -54,7 +57,8 @@ def test_killed_three_times_and_resumed_is_uninterrupted(tmp_path):
         assert process.returncode == -9, rest
         kills += 1
     assert kills == 3, "not killed in mid-run: train longer"
-    assert resumed_from and resumed_from == sorted(resumed_from)
+    assert len(resumed_from) == 3 and resumed_from == sorted(resumed_from)
+    assert all(step + 4 >= after for step, after in zip(resumed_from, KILL_AFTER, strict=True))
 
     for name in ("weights.safetensors", "weights_last.safetensors"):
         want, got = load_file(tmp_path / "whole" / name), load_file(tmp_path / "killed" / name)

@@ -184,7 +184,7 @@ def test_specs_that_lead_nowhere(tmp_path):
 def test_frames_of_a_network_tied_to_z(path, variables):
     free = load_estimator(path)
     check_frames(free, fakes.FRAMES + 2)  # resamples its planes: any Z
-    save_weights(path, dataclasses.replace(MODEL, num_planes=None), variables, INFO)
+    save_weights(path, dataclasses.replace(MODEL, num_planes=None, prox_inputs="with_confidence"), variables, INFO)
     tied = load_estimator(path)
     check_frames(tied, fakes.FRAMES)
     with pytest.raises(InputError, match="exactly 3 frames.*the stack has 5"):

@@ -24,7 +24,6 @@ from dff_jax.unroll import (
     Prox,
     Scheme,
     Trace,
-    constant_step,
     initial_depth,
     inverse_softplus,
     learned_step,
@@ -168,10 +167,10 @@ def look_up(evidence: Array, t: Array) -> Array:
     return jnp.stack([read(offset) for offset in range(-LOOKUP_REACH, LOOKUP_REACH + 1)], -1)
 
 
-def _step_size(config: ModelConfig) -> Callable:
-    """eta of an iteration, for the scheme."""
+def _step_size(config: ModelConfig) -> Callable | float:
+    """eta of an iteration, for the scheme, which keeps a plain number stable."""
     if config.step_size == "constant":
-        return constant_step(config.step_size_init)
+        return config.step_size_init
     if config.step_size == "per_pixel":
         return step_from(lambda problem: problem.context.step_size)
     return learned_step

@@ -37,13 +37,17 @@ def settings(params: tuple[Any, Any], problem: Problem, k: Array, step_size: Ste
     return Settings(merged, problem, step_size(merged, problem, k))
 
 
-def as_step_size(step_size: StepSize | float) -> StepSize:
-    """A number as a constant step; a function as it is."""
-    return step_size if callable(step_size) else constant_step(step_size)
+def as_step_size(step_size: StepSize | float, limit: float | None = None) -> StepSize:
+    """A number as a constant step, for each stack at most limit / max S where a limit is given; a function as it is."""
+    if callable(step_size):
+        return step_size
+    if limit is None:
+        return constant_step(step_size)
+    return lambda params, problem, k: jnp.minimum(step_size, limit / problem.S.max((-2, -1), keepdims=True))
 
 
 def constant_step(eta: float) -> StepSize:
-    """The same eta for every iteration."""
+    """The same eta for every iteration, whatever S: keeping it stable is the caller's part."""
     return lambda params, problem, k: jnp.asarray(eta, problem.candidates.dtype)
 
 

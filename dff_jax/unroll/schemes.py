@@ -64,9 +64,9 @@ def proximal_gradient(prox: Prox | PlainProx, step_size: StepSize | float = 0.5)
 
     Args:
       prox: gets params["prox"], and problem.previous = D(k-1).
-      step_size: a number, or a function of (params, problem, k).
+      step_size: a number, lowered to 1.9 / max S where it is above; or a function of (params, problem, k), as it is.
     """
-    prox, step = as_prox(prox), as_step_size(step_size)
+    prox, step = as_prox(prox), as_step_size(step_size, limit=1.9)
 
     def update(params, state, problem, k):
         params, problem, eta = settings(params, problem, k, step)
@@ -99,8 +99,10 @@ def fista(prox: Prox | PlainProx, step_size: StepSize | float = 0.5, restart: bo
     min f + lambda R for a convex R and 0 < eta <= 1 / max S: E(D(k)) - E* = O(1/k^2), not monotone. `restart` sets
     t = 1 where momentum points uphill, (Y(k) - D(k)) . (D(k) - D(k-1)) > 0, for each stack on its own (O'Donoghue and
     Candes 2015, gradient scheme): linear convergence where E is strongly convex.
+
+    A number for the step size is lowered to 1 / max S where it is above; a function is taken as it is.
     """
-    prox, step = as_prox(prox), as_step_size(step_size)
+    prox, step = as_prox(prox), as_step_size(step_size, limit=1.0)
 
     def init(d0, problem):
         return FistaState(d0, d0, jnp.ones_like(d0[..., :1, :1]), prox.init(d0, problem))
