@@ -286,7 +286,10 @@ def test_learned_step_sizes_are_kept_stable():
 
 
 def test_a_constant_step_size_may_exceed_one():
-    config = dataclasses.replace(TINY, prox="identity", step_size="constant", step_size_init=1.5)
+    """With S = 1; where S is larger, a number is lowered to what is stable."""
+    config = dataclasses.replace(
+        TINY, prox="identity", weight_norm="softmax", step_size="constant", step_size_init=1.5
+    )
     unroll, params, problem_of = small_problem(config, trained=False)
     _, trace = run(unroll, params, problem_of, 1, "trace")
     np.testing.assert_allclose(trace.step_size, 1.5)
