@@ -286,9 +286,9 @@ def test_learned_step_sizes_are_kept_stable():
 
 
 def test_a_constant_step_size_may_exceed_one():
-    """With S = 1; where S is larger, a number is lowered to what is stable."""
+    """In a scheme that is stable for any step size; proximal gradient lowers it where it would diverge."""
     config = dataclasses.replace(
-        TINY, prox="identity", weight_norm="softmax", step_size="constant", step_size_init=1.5
+        TINY, prox="identity", scheme="exact_prox", step_size="constant", step_size_init=1.5
     )
     unroll, params, problem_of = small_problem(config, trained=False)
     _, trace = run(unroll, params, problem_of, 1, "trace")
