@@ -413,7 +413,7 @@ def test_a_tolerance_stops_early_and_reports_the_steps(name):
 def test_a_number_for_the_step_size_is_lowered_where_it_would_diverge(factory, limit, key):
     """S = 9 in one stack, 1 in the other: eta = 1 is kept in the second alone, and both converge to D(0)."""
     weights = jnp.stack([jnp.full((4, 5, 3), 3.0), jnp.full((4, 5, 3), 1 / 3)])
-    problem = Problem(jax.random.uniform(key, (2, 4, 5, 3)), weights, 0.1)
+    problem = unroll.Problem(jax.random.uniform(key, (2, 4, 5, 3)), weights, 0.1)
     scheme = factory(identity, 1.0)
     want = initial_depth(problem)
     depth, trace = solve(scheme, problem, want + 1, num_iterations=200, return_history="trace")

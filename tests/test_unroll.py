@@ -112,8 +112,8 @@ def test_steps_beyond_the_bound_diverge_and_learned_steps_do_not(key):
     start = initial_depth(problem) + 1.0
     target = problem.b / problem.S
     error = lambda depth: float(jnp.abs(depth - target).max())  # noqa: E731
-    far, _ = solve(proximal_gradient(identity, 1.05 * bound), problem, start, num_iterations=200)
-    near, _ = solve(proximal_gradient(identity, 0.95 * bound), problem, start, num_iterations=200)
+    far, _ = solve(proximal_gradient(identity, constant_step(1.05 * bound)), problem, start, num_iterations=200)
+    near, _ = solve(proximal_gradient(identity, constant_step(0.95 * bound)), problem, start, num_iterations=200)
     assert error(far) > 100 and error(near) < 1e-2
     huge = {"step_size": jnp.full((200,), 50.0)}
     kept, _ = solve(proximal_gradient(identity, learned_step), problem, start, per_iteration=huge, num_iterations=200)
