@@ -108,6 +108,7 @@ def test_every_number_is_the_estimators_own(tmp_path, stacks, small_run):
         z = D[:, k - 1] - eta * S * (D[:, k - 1] - D[:, 0])
         data, prox = np.abs(z - D[:, k - 1]).mean(), np.abs(D[:, k] - z).mean()
         assert course["data_step"][k - 1] == pytest.approx(data, rel=1e-3, abs=1e-7)
+        assert course["eta_S"][k - 1] == pytest.approx((eta * S).mean(), rel=1e-3)
         assert course["prox_step"][k - 1] == pytest.approx(prox, rel=1e-3)
         assert ablation_tables.data_share(course, k) == pytest.approx(data / (data + prox), rel=1e-3, abs=1e-4)
         residual = np.sqrt(((D[:, k] - D[:, k - 1]) ** 2).mean((1, 2))).mean()

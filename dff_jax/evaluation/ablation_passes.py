@@ -173,11 +173,11 @@ def _watch(model: ModelConfig, settings: dict, prediction: Prediction, focus: Ar
         "S_mean": mean(S), "S_std": S.std((-2, -1)), "weights": h.weights.mean((1, 2)),
         "data_energy": mean(0.5 * S[:, None] * away**2), "residual": jnp.sqrt(mean(moved**2)),
     }  # fmt: skip
-    if h.trace is not None and h.trace.step_size is not None:
-        found |= {"step_size": h.trace.step_size.T, "eta_S": h.trace.data_share.T}
     eta = _step_sizes(model, settings, Problem(h.candidates, h.weights), moved.shape[1])
     if eta is not None:
-        pull = eta * S[:, None] * away[:, :-1]
+        heard = jnp.broadcast_to(eta * S[:, None], moved.shape)
+        pull = heard * away[:, :-1]
+        found |= {"step_size": mean(jnp.broadcast_to(eta, moved.shape)), "eta_S": mean(heard)}
         found |= {"data_step": mean(jnp.abs(pull)), "prox_step": mean(jnp.abs(moved + pull))}
     return found
 
@@ -187,7 +187,7 @@ def _step_sizes(model: ModelConfig, settings: dict, problem: Problem, num_iterat
     if model.scheme != "proximal_gradient" or model.step_size == "per_pixel" or not num_iterations:
         return None
     if model.step_size == "constant":
-        return jnp.full((1, 1, 1, 1), model.step_size_init)
+        return jnp.minimum(model.step_size_init, 1.9 / problem.S.max((-2, -1), keepdims=True))[:, None]
     own, shared = settings.get("per_iteration", {}), settings.get("shared", {})
     if "step_size" not in own and "step_size" not in shared:
         return None
