@@ -16,3 +16,20 @@ class ConfigError(InputError):
 
 class WeightsError(InputError):
     """A weights file that cannot be read, or that belongs to another architecture."""
+
+
+class SourceError(InputError):
+    """A source of data with something missing or damaged. `problems` names it all, a line each."""
+
+    def __init__(self, name: str, source: object, problems: tuple[str, ...]):
+        self.problems = tuple(problems)
+        if len(self.problems) == 1:
+            message = self.problems[0]
+        else:
+            message = f"{source}: {len(self.problems)} problems, all named above; mend them and repeat the command"
+        super().__init__(f"{name}: {message}")
+
+
+def one_line(error: object) -> str:
+    """The text of another library's error, short and without line breaks, for a message of ours."""
+    return " ".join(str(error).split())[:160] or type(error).__name__

@@ -13,6 +13,7 @@ from dff_jax import focus_axis
 from dff_jax.errors import InputError
 
 DISTANCE_FILES = ("focus_distance.txt", "focus_dpth.txt")
+_MOST_TEXT = 2**20  # characters
 _DECIMAL = r"[+-]?\d+\.\d+(?:[eE][+-]?\d+)?"
 _NUMBER = r"[+-]?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?"
 
@@ -137,9 +138,13 @@ def _distance_file(files: Sequence[Path]) -> Path | None:
 
 def _read_distances(path: Path, count: int) -> np.ndarray:
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        with open(path, encoding="utf-8-sig") as file:
+            text = file.read(_MOST_TEXT + 1)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as text ({error})") from None
+    if len(text) > _MOST_TEXT:
+        raise InputError(f"{path}: too long for a list of focus distances; one a line, in name order")
+    lines = text.splitlines()
     values = []
     for number, line in enumerate(lines, start=1):
         if line.strip():

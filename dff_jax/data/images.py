@@ -1,4 +1,4 @@
-"""One file to one array: photographs (JPEG, PNG, TIFF, BMP; 8 and 16 bit) and depth maps (EXR, npy).
+"""One file to one array: photographs (JPEG, PNG, TIFF, BMP; 8 and 16 bit).
 
 Pillow decodes 8-bit pictures, palettes and JPEG. It silently cuts 16-bit RGB down to 8 bit, so 16-bit PNG
 goes through imagecodecs and TIFF through tifffile.
@@ -8,15 +8,22 @@ from __future__ import annotations
 
 import io
 import logging
+import os
+import stat
+import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, TiffImagePlugin
 
-from dff_jax.errors import InputError
+from dff_jax.errors import InputError, one_line
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp")
 MAX_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # where Pillow too calls it a decompression bomb
+MAX_BYTES = 8 * MAX_PIXELS  # of a file: four samples of 16 bit a pixel
+_MAX_SAMPLES = 2**29  # of a picture that is not decoded by Pillow, so that a few copies fit into 2 GiB
+_BAND = 256  # rows
 _FORMATS = ("JPEG", "PNG", "BMP")
 _TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PNG_HEAD = b"\x89PNG\r\n\x1a\n"
@@ -38,11 +45,13 @@ def read_image(path: str | Path) -> np.ndarray:
       InputError: missing, unreadable, empty, truncated, corrupt, too large, or none of the formats.
     """
     path = Path(path)
-    data = _read_bytes(path)
+    data = read_bytes(path)
     try:
         if data[:4] in _TIFF_HEADS:
             return _read_tiff(data)
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            if data[:8] == _PNG_HEAD:
+                check_png(data)
             if data[:8] == _PNG_HEAD and data[24] == 16 and image.mode != "I;16":
                 return _read_png16(data, image)
             return _from_pillow(image)
@@ -52,8 +61,32 @@ def read_image(path: str | Path) -> np.ndarray:
         raise InputError(f"{path}: more than {MAX_PIXELS // 10**6} megapixels; scale it down first") from None
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
+    except MemoryError:
+        raise InputError(f"{path}: needs more memory than there is; scale it down, or copy it again") from None
     except Exception as error:  # each decoder has its own exceptions, and all mean this
-        raise InputError(f"{path}: truncated or corrupt image ({_one_line(error)}); copy it again") from None
+        raise InputError(f"{path}: truncated or corrupt image ({one_line(error)}); copy it again") from None
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """H, W of a photograph as `read_image` gives it, from its header alone; for a quick check of many files.
+
+    Raises:
+      InputError: missing, empty, none of the formats, or more than `MAX_PIXELS`.
+    """
+    path = Path(path)
+    try:
+        with Image.open(path, formats=(*_FORMATS, TiffImagePlugin.TiffImageFile.format)) as image:
+            turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+            return (image.width, image.height) if turned else (image.height, image.width)
+    except Image.UnidentifiedImageError:
+        read_bytes(path)  # says so if it is empty
+        raise InputError(f"{path}: not a JPEG, PNG, TIFF or BMP image; remove it or convert it") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise InputError(f"{path}: more than {MAX_PIXELS // 10**6} megapixels; scale it down first") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or one_line(error)})") from None
+    except Exception as error:  # each decoder has its own exceptions, and all mean this
+        raise InputError(f"{path}: truncated or corrupt image ({one_line(error)}); copy it again") from None
 
 
 def downscale(image: np.ndarray, max_size: int | None) -> np.ndarray:
@@ -72,26 +105,20 @@ def downscale(image: np.ndarray, max_size: int | None) -> np.ndarray:
     return np.clip(np.rint(np.stack(planes, axis=-1)), 0, 65535).astype(np.uint16)
 
 
-def read_depth(path: str | Path) -> np.ndarray:
-    """A depth or disparity map from `.npy`, or `.exr` (channel Y, Z, R, or the only one).
-
-    Returns:
-      [H,W] float32, with 0 for "no truth here" as the file has it.
+def read_bytes(path: Path, length: int = -1) -> bytes:
+    """The first `length` bytes of a file, all of them by default.
 
     Raises:
-      InputError: unreadable, not one map of real numbers, or not finite somewhere.
+      InputError: missing, not a plain file, empty, or too large to be a picture or a map.
     """
-    path = Path(path)
-    values = _read_exr(path) if path.suffix.lower() == ".exr" else _read_npy(path)
-    bad = values.size - np.count_nonzero(np.isfinite(values))
-    if bad:
-        raise InputError(f"{path}: {bad} of {values.size} values are NaN or infinite; write 0 where unknown")
-    return values
-
-
-def _read_bytes(path: Path) -> bytes:
     try:
-        data = path.read_bytes()
+        with open(path, "rb", opener=_open_at_once) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise InputError(f"{path}: not a plain file; remove it")
+            if length < 0 and status.st_size > MAX_BYTES:
+                raise InputError(f"{path}: {status.st_size / 2**30:.1f} GiB, too large; remove it or scale it down")
+            data = file.read(length)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
     if not data:
@@ -99,22 +126,52 @@ def _read_bytes(path: Path) -> bytes:
     return data
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:160] or type(error).__name__
+def _open_at_once(path: str, flags: int) -> int:
+    """Does not wait for a writer where `path` is a pipe."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def check_png(data: bytes) -> tuple[int, int, int, int]:
+    """Width, height, bits and colour type of a PNG file, all of whose checksums are right.
+
+    Decoders pass over many of the checksums, and then give wrong pixels.
+
+    Raises:
+      ValueError: damaged or truncated.
+    """
+    if data[:8] != _PNG_HEAD or data[12:16] != b"IHDR":
+        raise ValueError("not a PNG file")
+    start, name = 8, b""
+    while name != b"IEND":
+        length = int.from_bytes(data[start : start + 4], "big")
+        name, end = data[start + 4 : start + 8], start + 8 + length
+        if end + 4 > len(data):
+            raise ValueError("it ends too early")
+        if zlib.crc32(memoryview(data)[start + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
+            raise ValueError(f"wrong checksum at byte {start}")
+        start = end + 4
+    width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
+    return width, height, data[24], data[25]
 
 
 def _from_pillow(image: Image.Image) -> np.ndarray:
-    image = ImageOps.exif_transpose(image)
+    ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I"):
         return _to_rgb(np.asarray(image).clip(0, 65535).astype(np.uint16))
-    if "transparency" in image.info:  # Pillow warns when a transparent palette goes to RGB in one step
-        image = image.convert("RGBA")
-    return np.asarray(image.convert("RGB"))
+    rgb = np.empty((image.height, image.width, 3), np.uint8)
+    for top in range(0, image.height, _BAND):  # whole, the conversions would need several times the memory
+        band = image.crop((0, top, image.width, min(top + _BAND, image.height)))
+        if "transparency" in image.info:  # Pillow warns when a transparent palette goes to RGB in one step
+            band = band.convert("RGBA")
+        rgb[top : top + _BAND] = np.asarray(band.convert("RGB"))
+    return rgb
 
 
 def _read_png16(data: bytes, image: Image.Image) -> np.ndarray:
     import imagecodecs
 
+    if image.width * image.height * {2: 3, 6: 4}.get(data[25], 2) > _MAX_SAMPLES:
+        raise InputError(f"more than {_MAX_SAMPLES // 10**6} million samples of 16 bit; scale it down first")
     pixels = imagecodecs.png_decode(data)
     return _turn(_to_rgb(pixels), image.getexif().get(_ORIENTATION, 1))
 
@@ -124,15 +181,17 @@ def _read_tiff(data: bytes) -> np.ndarray:
 
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         page = file.pages[0]
+        _check_strips(page)
         plain = (tifffile.PHOTOMETRIC.MINISWHITE, tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.RGB)
         if page.photometric not in plain:  # palette, YCbCr, CMYK: 8 bit, and Pillow knows the conversions
             with Image.open(io.BytesIO(data), formats=(TiffImagePlugin.TiffImageFile.format,)) as image:
                 return _from_pillow(image)
-        if page.imagewidth * page.imagelength > MAX_PIXELS:
-            raise InputError(f"more than {MAX_PIXELS // 10**6} megapixels; scale it down first")
         if page.axes not in ("YX", "YXS", "SYX"):
             raise InputError(f"a TIFF of axes {page.axes} is not one picture; save each frame as a file")
-        pixels = _full_range(page.asarray(), page.bitspersample)
+        pixels = page.asarray()
+        if pixels.size != page.imagelength * page.imagewidth * page.samplesperpixel:
+            raise ValueError("it holds no whole picture")
+        pixels = _full_range(pixels, page.bitspersample)
         pixels = np.moveaxis(pixels, 0, -1) if page.axes == "SYX" else pixels
         if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
             pixels = np.iinfo(pixels.dtype).max - pixels
@@ -140,11 +199,37 @@ def _read_tiff(data: bytes) -> np.ndarray:
         return _turn(_to_rgb(pixels), int(tag.value) if tag else 1)
 
 
+def _check_strips(page: Any) -> None:
+    """Raises unless a TIFF has as many strips or tiles as its size needs, and all their bytes if uncompressed.
+
+    tifffile fills up with zeros what is missing.
+    """
+    height, width, samples = page.imagelength, page.imagewidth, page.samplesperpixel
+    if height < 1 or width < 1:
+        raise ValueError(f"{width} x {height} pixels")
+    if height * width > MAX_PIXELS or height * width * samples * -(-page.bitspersample // 16) > _MAX_SAMPLES:
+        raise InputError(f"more than {MAX_PIXELS // 10**6} megapixels; scale it down first")
+    planes = samples if page.planarconfig == 2 else 1
+    if page.is_tiled:
+        rows, columns = page.tilelength, page.tilewidth
+        count = planes * -(-height // rows) * -(-width // columns)
+        size = count * rows * -(-columns * samples * page.bitspersample // (8 * planes))
+    else:
+        rows = min(page.rowsperstrip or height, height)
+        count = planes * -(-height // rows)
+        size = planes * height * -(-width * samples * page.bitspersample // (8 * planes))
+    sizes = page.databytecounts
+    if len(page.dataoffsets) != count or len(sizes) != count or (page.compression == 1 and sum(sizes) != size):
+        raise ValueError(f"{len(sizes)} strips of {sum(sizes)} bytes for {width} x {height} pixels")
+
+
 def _full_range(pixels: np.ndarray, bits: int) -> np.ndarray:
     """TIFF samples to uint8 or uint16 over the whole range of the type."""
     if pixels.dtype in (np.uint8, np.uint16) and bits in (8, 16):
         return pixels
     if pixels.dtype.kind == "f":
+        if pixels.size > _MAX_SAMPLES // 4:
+            raise InputError(f"more than {_MAX_SAMPLES // 4 // 10**6} million float samples; save it as 16 bit")
         if not np.all((pixels >= 0) & (pixels <= 1)):  # False for NaN as well
             raise InputError("a float TIFF must lie in [0, 1] with no NaN; rescale it or save it as 16 bit")
         return np.rint(pixels * 65535.0).astype(np.uint16)
@@ -172,37 +257,3 @@ def _turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
     if orientation in (2, 3, 6, 7):
         pixels = pixels[:, ::-1]
     return np.ascontiguousarray(pixels)
-
-
-def _read_npy(path: Path) -> np.ndarray:
-    try:
-        values = np.load(io.BytesIO(_read_bytes(path)), allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise InputError(f"{path}: not a .npy file of numbers ({_one_line(error)})") from None
-    if not isinstance(values, np.ndarray):
-        values.close()
-        raise InputError(f"{path}: holds several arrays; save the depth map alone with numpy.save")
-    if values.dtype.kind not in "uif":
-        raise InputError(f"{path}: holds {values.dtype}, not real numbers; save the depth map as float32")
-    values = values.squeeze()
-    if values.ndim != 2:
-        raise InputError(f"{path}: has shape {values.shape}, where a depth map is height x width")
-    return values.astype(np.float32)
-
-
-def _read_exr(path: Path) -> np.ndarray:
-    import OpenEXR
-
-    _read_bytes(path)  # OpenEXR's own message for a missing or empty file names neither
-    try:
-        with OpenEXR.File(str(path), separate_channels=True) as file:
-            channels = {name: channel.pixels for name, channel in file.channels().items()}
-    except Exception as error:  # OpenEXR raises bare RuntimeErrors and others
-        raise InputError(f"{path}: not a readable EXR file ({_one_line(error)})") from None
-    name = next((name for name in ("Y", "Z", "R") if name in channels), None)
-    if name is None and len(channels) == 1:
-        name = next(iter(channels))
-    if name is None:
-        names = ", ".join(channels)
-        raise InputError(f"{path}: has channels {names}; depth is expected in Y, Z, R or a single one")
-    return np.asarray(channels[name], dtype=np.float32)

@@ -1,8 +1,8 @@
 """Weights of an estimator as one safetensors file: flat keys, the config inside, nothing to execute on load.
 
 Keys are "params/<module>/.../kernel" and "batch_stats/...". The metadata holds the format version, the
-model's config, what is known of the training (`info`) and a checksum of the tensors, which safetensors itself
-has not.
+model's config, what is known of the training (`info`) and checksums of the tensors and of these, which
+safetensors itself has not.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import empty_node, flatten_dict, unflatten_dict
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.numpy import save as serialize
 
 from dff_jax import config as configs
@@ -68,6 +68,7 @@ def save_weights(path: str | Path, model: ModelConfig, variables: Mapping[str, A
     tensors = {key: np.asarray(x, order="C") for key, x in flatten_dict(dict(variables), sep="/").items()}
     metadata = {"format": FORMAT, "version": VERSION, "model": configs.to_json(model)}
     metadata |= {"info": json.dumps(dict(info)), "sha256": _checksum(tensors)}
+    metadata["sha256_config"] = _checksum_text(metadata)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -95,7 +96,7 @@ def load_weights(path: str | Path) -> Weights:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}
-    except (SafetensorError, OSError, ValueError) as error:
+    except Exception as error:  # SafetensorError, OSError, and what numpy says to types that it has not
         raise WeightsError(f"{path}: not a safetensors file, or truncated ({_one_line(error)})") from None
     if metadata.get("format") != FORMAT:
         raise WeightsError(f"{path}: a safetensors file, but not weights of dff-jax (no config inside)")
@@ -109,11 +110,17 @@ def load_weights(path: str | Path) -> Weights:
     try:
         model = configs.from_json(metadata["model"], ModelConfig)
         info = json.loads(metadata["info"])
-    except (KeyError, ConfigError, json.JSONDecodeError) as error:
+        if not isinstance(info, dict):
+            raise ConfigError("info: expected fields")
+    except (KeyError, ValueError, RecursionError) as error:
         raise WeightsError(f"{path}: the config inside cannot be used ({_one_line(error)})") from None
+    if metadata.get("sha256_config", _checksum_text(metadata)) != _checksum_text(metadata):  # earlier files have none
+        raise WeightsError(f"{path}: damaged, the checksum of its config does not match; copy it again")
     from dff_jax import estimators
 
     num_frames = info.get("num_frames") or model.num_planes
+    if not (num_frames is None or (type(num_frames) is int and 0 < num_frames <= 10000)):
+        raise WeightsError(f"{path}: the config inside cannot be used (num_frames is {num_frames!r})")
     return Weights(model, fit(path, tensors, estimators.build(model), num_frames), info)
 
 
@@ -194,6 +201,10 @@ def _checksum(tensors: Mapping[str, np.ndarray]) -> str:
         digest.update(f"{key} {x.dtype.name} {x.shape}".encode())
         digest.update(np.asarray(x, order="C").tobytes())
     return digest.hexdigest()
+
+
+def _checksum_text(metadata: Mapping[str, str]) -> str:
+    return hashlib.sha256(f"{metadata['model']}\n{metadata['info']}".encode()).hexdigest()
 
 
 def _shorten(items: list[str], most: int = 4) -> str:
