@@ -1,0 +1,262 @@
+"""Sharp pictures with depth or disparity maps: which files belong together, at what scale, and how they are read.
+
+Found below a folder, in any mix:
+  <scene>/rgb.png + <scene>/disp.pfm      the plain layout; `disp` is disparity in pixels, `depth` is metres
+  <scene>_rgb.png + <scene>_disp.exr      the same, flat (also <scene>_left.png, <scene>.png)
+  rgb/<scene>.png + depth/<scene>.npy     the same, in folders side by side
+  im0.png + disp0.pfm                     Middlebury 2014; disparity in pixels
+  view1.png + disp1.png                   Middlebury 2005 and 2006; 8 bit, divided by 3 or 2 in the reduced sizes
+  im2.png + disp2.png                     Middlebury 2003; 8 bit, divided by 4 or 2 in the reduced sizes
+  imL.png + groundtruth.png               Middlebury v2; 8 bit, the divisor is the first line of info.txt (else 4)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from dff_jax.data.depth_maps import read_depth_map
+from dff_jax.data.folder import MIN_SIDE, natural_key
+from dff_jax.data.images import IMAGE_SUFFIXES, image_size, read_image
+from dff_jax.errors import InputError
+from dff_jax.focus_axis import check_unit
+
+DEPTH_SUFFIXES = (".exr", ".pfm", ".npy", ".npz", ".png")
+SCALE_FILE = "scale.txt"
+_LISTED = ", ".join(DEPTH_SUFFIXES)
+_PLAIN = ("rgb", "aif")  # stems of the picture, the second as in FlyingThings3D's focal stacks
+_UNITS = {"disp": "disparity", "depth": "metre"}
+# Stems of published sets -> divisor of 8-bit maps by the width of the picture: (up to this width, divisor), ...; else 1
+_PUBLISHED = {
+    ("im0", "disp0"): (),
+    ("view1", "disp1"): ((520, 3), (780, 2)),
+    ("im2", "disp2"): ((500, 4), (1000, 2)),
+    ("iml", "groundtruth"): ((500, 4),),
+}
+
+
+class Scene(NamedTuple):
+    """A picture and what lies at each of its pixels."""
+
+    rgb: np.ndarray  # [H,W,3] uint8
+    depth: np.ndarray  # [H,W] float32 in `unit`; 0 where `mask` is False
+    mask: np.ndarray  # [H,W] bool
+    unit: str
+    name: str
+
+
+class SceneFiles(NamedTuple):
+    """Where a scene lies. Picklable."""
+
+    name: str  # unique below the root
+    rgb: Path
+    depth: Path
+    unit: str
+    scale: float  # depth in `unit` = stored value * scale
+
+
+def list_scenes(root: str | Path, *, scale: float | None = None, unit: str | None = None) -> list[SceneFiles]:
+    """The scenes below `root` (or `root` itself), in natural order of their names.
+
+    Args:
+      scale: stored value * scale = depth in its unit; None: from `scale.txt` beside the map (or in `root`), else as the
+        published set has it, else 1 for floating-point maps.
+      unit: of all maps; None: by their names, see above.
+
+    Raises:
+      InputError: no such folder, no scenes, or the first of `find_scenes`'s problems.
+    """
+    scenes, problems = find_scenes(root, scale=scale, unit=unit)
+    if problems:
+        raise InputError(problems[0])
+    return scenes
+
+
+def find_scenes(
+    root: str | Path, *, scale: float | None = None, unit: str | None = None
+) -> tuple[list[SceneFiles], tuple[str, ...]]:
+    """As `list_scenes`, with every problem instead of the first: pictures without a map, maps without a scale, ...
+
+    Raises:
+      InputError: no such folder, nothing in it that looks like a scene, a bad option.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder")
+    if scale is not None and not (math.isfinite(scale) and scale > 0):
+        raise InputError(f"scale: must be a positive number, got {scale}")
+    if unit is not None:
+        check_unit(unit)
+    scenes: dict[str, SceneFiles] = {}
+    problems: list[str] = []
+    for folder in _folders(root):
+        pairs, lonely = _pairs(folder)
+        problems += lonely
+        for pair in pairs:
+            name = _full_name(root, folder, pair.name)
+            if name in scenes:
+                problems.append(f"{pair.rgb} and {scenes[name].rgb}: two scenes named {name!r}; rename one")
+                continue
+            try:
+                files = SceneFiles(name, pair.rgb, pair.depth, unit or _UNITS[pair.kind], scale or _scale(root, pair))
+            except InputError as error:
+                problems.append(str(error))
+            else:
+                scenes[name] = files
+    if not scenes and not problems:
+        raise InputError(
+            f"{root}: no pictures with depth maps here or below; looked for rgb.png with disp.* or depth.* "
+            f"({_LISTED}), im0.png with disp0.pfm, view1.png with disp1.png, im2.png with disp2.png "
+            "and imL.png with groundtruth.png"
+        )
+    return sorted(scenes.values(), key=lambda scene: natural_key(scene.name)), tuple(problems)
+
+
+def read_scene(files: SceneFiles) -> Scene:
+    """Reads a picture and its map. Not finite or 0 means that nothing is known there.
+
+    Raises:
+      InputError: a damaged file, unequal or tiny sizes, negative metres, or no depth anywhere.
+    """
+    rgb = read_image(files.rgb)
+    if rgb.dtype != np.uint8:
+        rgb = np.rint(rgb / 257.0).astype(np.uint8)
+    values, finite = read_depth_map(files.depth, scale=files.scale)
+    height, width = rgb.shape[:2]
+    if values.shape != (height, width):
+        raise InputError(
+            f"{files.depth}: is {values.shape[1]} x {values.shape[0]} (width x height) where {files.rgb.name} is "
+            f"{width} x {height}"
+        )
+    if min(height, width) < MIN_SIDE:
+        raise InputError(f"{files.rgb}: {width} x {height} pixels; each side needs {MIN_SIDE}")
+    mask = finite & (values != 0)
+    if not mask.any():
+        raise InputError(f"{files.depth}: has no depth anywhere (0 or not finite at every pixel)")
+    if files.unit in ("metre", "diopter") and values[mask].min() < 0:
+        raise InputError(f"{files.depth}: holds negative values of {files.unit}; is the unit right?")
+    return Scene(rgb, np.where(mask, values, np.float32(0)), mask, files.unit, files.name)
+
+
+class _Pair(NamedTuple):
+    name: str  # within the folder; "" for the scene that the folder is
+    rgb: Path
+    depth: Path
+    kind: str  # "disp" or "depth"
+
+
+def _folders(root: Path) -> Iterator[Path]:
+    """`root` and all folders below it, hidden ones left out, each once whatever links lead to it."""
+    seen: set[Path] = set()
+    waiting = [root]
+    while waiting:
+        folder = waiting.pop()
+        if folder.resolve() in seen:  # links may run in a circle
+            continue
+        seen.add(folder.resolve())
+        yield folder
+        waiting += [p for p in reversed(_entries(folder)) if p.is_dir() and not p.name.startswith(".")]
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir(), key=natural_key)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be read ({error.strerror or error})") from None
+
+
+def _by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
+    """Files by lower-case stem; of several with one stem, that whose suffix comes first."""
+    files = [p for p in _entries(folder) if p.suffix.lower() in suffixes and not p.name.startswith(".") and p.is_file()]
+    found: dict[str, Path] = {}
+    for path in sorted(files, key=lambda path: suffixes.index(path.suffix.lower())):
+        found.setdefault(path.stem.lower(), path)
+    return found
+
+
+def _pairs(folder: Path) -> tuple[list[_Pair], list[str]]:
+    """The scenes whose picture is in `folder`, and what is there without its other half."""
+    pictures, maps = _by_stem(folder, IMAGE_SUFFIXES), _by_stem(folder, DEPTH_SUFFIXES)
+    pairs, problems = [], []
+
+    # the folder is one scene
+    rgb = next((pictures[stem] for stem in _PLAIN if stem in pictures), None)
+    kind = next((kind for kind in _UNITS if kind in maps), None)
+    published = [(a, b) for a, b in _PUBLISHED if a in pictures and b in maps]
+    if rgb and kind:
+        pairs.append(_Pair("", rgb, maps[kind], kind))
+    elif published:
+        a, b = published[0]
+        pairs.append(_Pair("", pictures[a], maps[b], "disp"))
+    elif rgb and rgb.stem.lower() == "rgb":
+        problems.append(f"{rgb}: no disp.* or depth.* ({_LISTED}) beside it; add it, or move the picture away")
+    elif kind:
+        problems.append(f"{maps[kind]}: no rgb.png beside it; add it, or move the map away")
+    else:
+        alone = next(((a, b) for a, b in _PUBLISHED if a in pictures), None)
+        if alone:
+            problems.append(f"{pictures[alone[0]]}: no {alone[1]} ({_LISTED}) beside it; add it, or move it away")
+
+    for stem, depth in maps.items():  # flat
+        base, _, kind = stem.rpartition("_")
+        if not base or kind not in _UNITS or (kind == "depth" and f"{base}_disp" in maps):
+            continue
+        rgb = next((pictures[s] for s in (f"{base}_rgb", f"{base}_left", base) if s in pictures), None)
+        if rgb is None:
+            problems.append(f"{depth}: no picture {base}_rgb, {base}_left or {base} beside it")
+        else:
+            pairs.append(_Pair(depth.stem[: len(base)], rgb, depth, kind))
+
+    kind = next((kind for kind in _UNITS if (folder.parent / kind).is_dir()), None)
+    if folder.name == "rgb" and kind:  # side by side
+        beside = _by_stem(folder.parent / kind, DEPTH_SUFFIXES)
+        for stem, rgb in pictures.items():
+            if stem in beside:
+                pairs.append(_Pair(f"../{rgb.stem}", rgb, beside[stem], kind))
+            else:
+                problems.append(f"{rgb}: no {kind}/{rgb.stem}.* ({_LISTED}) to go with it")
+    return pairs, problems
+
+
+def _full_name(root: Path, folder: Path, name: str) -> str:
+    if name.startswith("../"):
+        folder, name = folder.parent, name[3:]
+    parts = [*folder.relative_to(root).parts, *([name] if name else [])]
+    return "/".join(parts) or root.resolve().name
+
+
+def _scale(root: Path, pair: _Pair) -> float:
+    """Stored value * scale = depth; see `list_scenes`."""
+    for place in dict.fromkeys((pair.depth.parent, root)):
+        if (place / SCALE_FILE).is_file():
+            return _number(place / SCALE_FILE, 0)
+    if pair.depth.suffix.lower() != ".png":
+        return 1.0
+    stems = pair.rgb.stem.lower(), pair.depth.stem.lower()
+    if stems not in _PUBLISHED:
+        raise InputError(
+            f"{pair.depth}: a PNG needs a scale (stored value x scale = depth); write it to "
+            f"{pair.depth.parent / SCALE_FILE}, or give it (--scale)"
+        )
+    if (pair.depth.parent / "info.txt").is_file():
+        return 1.0 / _number(pair.depth.parent / "info.txt", 0)
+    width = image_size(pair.rgb)[1]
+    return 1.0 / next((divisor for widest, divisor in _PUBLISHED[stems] if width <= widest), 1)
+
+
+def _number(path: Path, line: int) -> float:
+    """The positive number on a line of a short text file; may be a fraction such as 1/3."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            text = file.read(1000).split("\n")[line].strip()
+        above, _, below = text.partition("/")
+        value = float(above) / float(below or 1)
+    except (OSError, ValueError, ZeroDivisionError):
+        value = math.nan
+    if not (math.isfinite(value) and value > 0):
+        raise InputError(f"{path}: its first line must be a positive number, such as 0.25 or 1/4")
+    return value
