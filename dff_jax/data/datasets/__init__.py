@@ -2,27 +2,65 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import io
+import json
 import os
-import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dff_jax.errors import InputError
+from dff_jax.errors import InputError, one_line
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
 # family -> "module:builder class"; a name is family/config
-FAMILIES = {"procedural": "dff_jax.data.datasets.procedural:Procedural"}
+_HERE = "dff_jax.data.datasets"
+FAMILIES = {
+    "procedural": f"{_HERE}.procedural:Procedural",
+    "flyingthings": f"{_HERE}.flyingthings:FlyingThings",
+    "middlebury": f"{_HERE}.middlebury:Middlebury",
+    "hci": f"{_HERE}.hci:Hci",
+    "ddff12": f"{_HERE}.ddff12:Ddff12",
+    "fod500": f"{_HERE}.fod500:Fod500",
+    "mobile_depth": f"{_HERE}.mobile_depth:MobileDepth",
+    "stacks": f"{_HERE}.user_stacks:UserStacks",
+    "rgbd": f"{_HERE}.rgbd:Rgbd",
+}
+_OWN_DATA = ("procedural",)  # makes its data itself: no source
+
+
+class Entry(NamedTuple):
+    """A line of `dff-jax prepare --list`."""
+
+    name: str
+    unit: str
+    about: str
+    where: str
 
 
 def names() -> list[str]:
-    """All names that `prepare` and `open_builder` take."""
-    return [f"{family}/{config}" for family in FAMILIES for config in _builder_class(family).builder_configs]
+    """All names that `prepare` and `open_builder` take; of an open family, "family/NAME"."""
+    found = []
+    for family in FAMILIES:
+        cls = _builder_class(family)
+        open_family = getattr(cls, "OPEN", False)
+        found += [f"{family}/NAME"] if open_family else [f"{family}/{config}" for config in cls.builder_configs]
+    return found
+
+
+def entries() -> list[Entry]:
+    """What each name is and where to get it."""
+    found = []
+    for name in names():
+        family, _, key = name.partition("/")
+        cls = _builder_class(family)
+        config = cls.builder_configs.get(key) or next(iter(cls.builder_configs.values()))
+        facts = getattr(config, "facts", None)
+        unit, where = (facts.unit, facts.where) if facts else ("disparity", "made here, needs no files")
+        unit = "as the files say" if getattr(cls, "OPEN", False) else unit
+        found.append(Entry(name, unit, config.description or cls.__doc__ or "", where))
+    return found
 
 
 def data_root(data_dir: str | os.PathLike | None = None) -> Path:
@@ -30,32 +68,57 @@ def data_root(data_dir: str | os.PathLike | None = None) -> Path:
     return Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
 
 
-def prepare(name: str, data_dir: str | os.PathLike | None = None, *, overwrite: bool = False) -> Path:
+def prepare(
+    name: str,
+    data_dir: str | os.PathLike | None = None,
+    *,
+    source: str | os.PathLike | None = None,
+    overwrite: bool = False,
+    workers: int = 1,
+    **options: Any,
+) -> Path:
     """Makes the dataset `name` (such as "procedural/quickstart") unless it is there; returns its folder.
 
-    An interruption leaves nothing that would be taken for a dataset. Progress goes to stderr.
+    An interruption leaves nothing that would be taken for a dataset. Progress goes to stderr. Converted data gets
+    `statistics.json` and the pictures `overview.png` beside it.
 
     Args:
       data_dir: see `data_root`.
+      source: the folder of downloaded files; `procedural` has none.
       overwrite: makes it again even if it is there.
+      workers: processes that read, 0: one a core; more than one needs a main module that guards its work by
+        `if __name__ == "__main__"`.
+      options: of the family, such as `unit` of `stacks`.
 
     Raises:
-      InputError: no such dataset (the message lists the choices), or a folder that cannot be written.
+      InputError: no such dataset (the message lists the choices) or option, or a folder that cannot be written.
+      SourceError: files that are missing or damaged, all in one; nothing is written.
     """
-    builder = _builder(name, data_dir)
+    from dff_jax.data.datasets import preparing
+
+    builder = _builder(name, data_dir, options)
     path = Path(builder.data_path)
-    if path.exists() and overwrite:
-        # A builder that finds data takes over its description, so the old data steps aside while new is made.
-        aside = path.with_name(f"replaced.{os.getpid()}.{path.name}")
-        path.rename(aside)
-        try:
-            _generate(name, _builder(name, data_dir))
-        except BaseException:
-            aside.rename(path)
-            raise
-        shutil.rmtree(aside)
-    elif not path.exists():
-        _generate(name, builder)
+    if path.exists() and not overwrite:
+        _check_options(name, builder, options)
+        return path
+    if name.partition("/")[0] in _OWN_DATA:
+        if source is not None:
+            raise InputError(f"--source: {name} makes its own data; leave it out")
+        if path.exists():
+            with preparing.replacing(path):
+                preparing.generate(name, _builder(name, data_dir))
+        else:
+            preparing.generate(name, builder)
+        return path
+    inventory = preparing.survey(name, builder, source)
+    if path.exists():
+        with preparing.replacing(path):
+            builder = _builder(name, data_dir, options, inventory.facts)
+            preparing.convert(name, builder, Path(source), inventory, workers)
+    else:
+        if inventory.facts is not None:
+            builder = _builder(name, data_dir, options, inventory.facts)
+        preparing.convert(name, builder, Path(source), inventory, workers)
     return path
 
 
@@ -63,12 +126,20 @@ def open_builder(name: str, data_dir: str | os.PathLike | None = None) -> tfds.c
     """The tfds builder of `name`, its data in place: `procedural` is made on first use, with a message.
 
     Raises:
-      InputError: as `prepare`, or data on disk that was made with other settings than this version's.
+      InputError: as `prepare`; data that `prepare` has yet to convert; or data on disk that was made with other
+        settings than this version's.
     """
+    from dff_jax.data.datasets.preparing import generate
+
     builder = _builder(name, data_dir)
     if not builder.data_path.exists():
+        if name.partition("/")[0] not in _OWN_DATA:
+            raise InputError(
+                f"{name} is not in {data_root(data_dir)}; convert its files first: dff-jax prepare {name} --source DIR "
+                f"({builder.builder_config.facts.where})"
+            )
         print(f"{name} is not in {data_root(data_dir)}; making it now", file=sys.stderr, flush=True)
-        _generate(name, builder)
+        generate(name, builder)
         return builder
     found = builder.info.metadata or {}
     for key, value in builder.builder_config.fingerprint.items():
@@ -85,22 +156,43 @@ def _builder_class(family: str):
     return getattr(importlib.import_module(module), name)
 
 
-def _builder(name: str, data_dir: str | os.PathLike | None):
+def _builder(
+    name: str, data_dir: str | os.PathLike | None, options: dict[str, Any] | None = None, facts: Any = None
+):
     family, _, config = name.partition("/")
-    if family not in FAMILIES or config not in _builder_class(family).builder_configs:
+    cls = _builder_class(family) if family in FAMILIES else None
+    if cls is None or not config or (config not in cls.builder_configs and not getattr(cls, "OPEN", False)):
         raise InputError(f"dataset: {name!r} is unknown; choose one of {', '.join(names())}")
-    return _builder_class(family)(config=config, data_dir=data_root(data_dir))
+    if family in _OWN_DATA:
+        if options:
+            raise InputError(f"--{next(iter(options)).replace('_', '-')}: {name} takes no options")
+        return _construct(cls, name, config, data_root(data_dir))
+    chosen = cls.config_named(config, options)
+    if facts is not None:
+        chosen.facts = facts
+    return _construct(cls, name, chosen, data_root(data_dir))
 
 
-def _generate(name: str, builder: tfds.core.DatasetBuilder) -> None:
-    """Runs tfds, which writes beside the goal and renames at the end, without its own bars and banners."""
-    import tensorflow_datasets as tfds
-
-    tfds.disable_progress_bar()
-    settings = tfds.download.DownloadConfig(try_download_gcs=False)
+def _construct(cls: type, name: str, config: Any, root: Path) -> Any:
+    """The builder; it reads the descriptions of data that is there, which may be damaged."""
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            builder.download_and_prepare(file_format="array_record", download_config=settings)
-    except OSError as error:
-        if not builder.data_path.exists():  # else another process was faster
-            raise InputError(f"{name}: cannot write {builder.data_path}: {error}") from None
+        builder = cls(config=config, data_dir=root)
+        _ = builder.info.metadata  # reads them
+        return builder
+    except InputError:
+        raise
+    except Exception as error:  # of json, of protobuf, and KeyErrors
+        if not (root / name).is_dir():
+            raise
+        raise InputError(f"{root / name}: damaged ({one_line(error)}); remove that folder and make it again") from None
+
+
+def _check_options(name: str, builder: Any, options: dict[str, Any]) -> None:
+    """Data that is there must be what was asked for."""
+    found = json.loads((builder.info.metadata or {}).get("options", "{}"))
+    for key, value in options.items():
+        if json.loads(json.dumps(value)) != found.get(key):
+            raise InputError(
+                f"{name}: {builder.data_path} was made with {key} {found.get(key)}, not {value}; make it again with "
+                "--overwrite, or under another name or --data-dir"
+            )

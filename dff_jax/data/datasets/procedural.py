@@ -7,8 +7,6 @@ the same records again. What a reader needs (unit, focus range, seed, the world'
 from __future__ import annotations
 
 import dataclasses
-import sys
-import time
 from collections.abc import Iterator
 from functools import partial
 
@@ -18,13 +16,14 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from dff_jax.config import WorldConfig, to_json
+from dff_jax.data.datasets.progress import report
+from dff_jax.data.datasets.writing import StreamedBuilder
 from dff_jax.optics.scenes import make_stack
 
 RENDERER_VERSION = 1
 """Raise it when pictures or the records' layout change: data of another version is then made anew."""
 
 SPLITS = ("train", "validation", "test")
-REPORT_SECONDS = 15.0
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
@@ -76,7 +75,7 @@ def _photograph(key: jax.Array, world: WorldConfig) -> tuple[jax.Array, jax.Arra
     return jnp.round(stack.frames * 255).astype(jnp.uint8), stack.focus, stack.depth
 
 
-class Procedural(tfds.core.GeneratorBasedBuilder):
+class Procedural(StreamedBuilder):
     """Focal stacks of procedural worlds over disparity, with dense truth (partly outside the focus range)."""
 
     name = "procedural"
@@ -108,8 +107,11 @@ class Procedural(tfds.core.GeneratorBasedBuilder):
         return {split: self._generate_examples(split, size) for split, size in sizes}
 
     def _generate_examples(self, split: str, size: int) -> Iterator[tuple[int, dict]]:
+        yield from report(self._render(split, size), f"procedural/{self.builder_config.name}: {split}", size)
+
+    def _render(self, split: str, size: int) -> Iterator[tuple[int, dict]]:
         config = self.builder_config
-        for index in _report(range(size), f"procedural/{config.name}: {split}"):
+        for index in range(size):
             if index == 0:
                 ahead = _photograph(stack_key(config.seed, split, 0), config.world)
             frames, focus, depth = jax.device_get(ahead)
@@ -117,19 +119,3 @@ class Procedural(tfds.core.GeneratorBasedBuilder):
                 ahead = _photograph(stack_key(config.seed, split, index + 1), config.world)
             name = f"{config.name}/{split}/{index:05d}"
             yield index, {"stack": frames, "focus": focus, "depth": depth, "name": name}
-
-
-def _report(items: range, label: str) -> Iterator[int]:
-    """Passes `items` on and shows how far it is: a bar on a terminal, else a plain line now and then."""
-    if sys.stderr.isatty():
-        from tqdm import tqdm
-
-        yield from tqdm(items, desc=label, unit="stack", file=sys.stderr)
-        return
-    start = last = time.monotonic()
-    for done, item in enumerate(items, 1):
-        yield item
-        now = time.monotonic()
-        if done == len(items) or now - last > REPORT_SECONDS:
-            last = now
-            print(f"{label} {done}/{len(items)} stacks, {now - start:.0f} s", file=sys.stderr, flush=True)

@@ -1,0 +1,179 @@
+"""Stacks of picture files: a quick look that finds what is missing or damaged, and the reader of one stack."""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, TiffImagePlugin
+
+from dff_jax.data.datasets.base import Inventory, Item
+from dff_jax.data.datasets.preparing import record_bytes
+from dff_jax.data.depth_maps import read_depth
+from dff_jax.data.images import read_image
+from dff_jax.errors import InputError
+from dff_jax.focus_axis import sort_order
+from dff_jax.pictures import to_uint8
+from dff_jax.types import FocalStack
+
+_FORMATS = ("JPEG", "PNG", "BMP", TiffImagePlugin.TiffImageFile.format)
+_PNG_HEAD, _PNG_TAIL = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
+
+
+class StackFiles(NamedTuple):
+    """One stack as files."""
+
+    name: str  # unique in its split
+    frames: tuple[Path, ...]  # [Z]
+    focus: tuple[float, ...]  # [Z], in `unit`
+    truth: Path | None
+    unit: str
+    positive: bool = True  # whether truth holds only above 0; else wherever it is not 0
+
+
+def inventory(splits: dict[str, list[StackFiles]], problems: Sequence[str], notes: Sequence[str] = ()) -> Inventory:
+    """Probes every file and puts the frames of each stack into ascending q.
+
+    Args:
+      splits: stacks of each split; splits without any are left out.
+      problems: what is known already.
+    """
+    problems = list(problems)
+    items: dict[str, tuple[Item, ...]] = {}
+    shapes: list[tuple[int, int, int]] = []
+    for split, stacks in splits.items():
+        made = []
+        for stack in stacks:
+            found, shape = _probe(stack)
+            problems += found
+            if shape is not None:
+                shapes.append(shape)
+                order = sort_order(stack.focus, stack.unit)
+                ordered = stack._replace(
+                    frames=tuple(stack.frames[i] for i in order), focus=tuple(float(stack.focus[i]) for i in order)
+                )
+                made.append(Item(stack.name, functools.partial(read_files, ordered)))
+        if made:
+            items[split] = tuple(made)
+    shape = shapes[0] if len(set(shapes)) == 1 else None
+    size = sum(record_bytes(*shape) for shape in shapes)
+    return Inventory(items, tuple(problems), tuple(notes), shape, size)
+
+
+def read_files(stack: StackFiles) -> FocalStack:
+    """Reads one stack whose frames are in ascending q.
+
+    Raises:
+      InputError: a file that cannot be read, or frames and truth of several sizes.
+    """
+    frames = []
+    for path in stack.frames:
+        image = to_uint8(read_image(path))
+        if frames and image.shape != frames[0].shape:
+            raise InputError(_sizes(path, image.shape[:2], frames[0].shape[:2]))
+        frames.append(image)
+    depth = mask = None
+    if stack.truth is not None:
+        depth, mask = read_truth(stack.truth, frames[0].shape[:2], stack.positive)
+    return FocalStack(np.stack(frames), np.array(stack.focus), stack.unit, depth, mask, stack.name)
+
+
+def read_truth(path: Path, size: tuple[int, int], positive: bool) -> tuple[np.ndarray, np.ndarray]:
+    """A depth map as (depth [H,W] float32, 0 where the mask is False; mask [H,W] bool).
+
+    Raises:
+      InputError: unreadable, not finite somewhere, or not of `size` (H, W).
+    """
+    values = read_depth(path)
+    if values.shape != size:
+        raise InputError(_sizes(path, values.shape, size))
+    mask = values > 0 if positive else values != 0
+    return np.where(mask, values, 0).astype(np.float32), mask
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """H, W of a picture from its header; also finds empty files and PNG files that end too early.
+
+    Raises:
+      InputError: missing, empty, truncated, or no picture.
+    """
+    try:
+        with open(path, "rb") as file:
+            head = file.read(32)
+            if not head:
+                raise InputError(f"{path}: the file is empty; copy it again")
+            if head[:8] == _PNG_HEAD:
+                file.seek(-min(64, file.seek(0, 2)), 2)
+                if _PNG_TAIL not in file.read():  # bytes behind it do no harm
+                    raise InputError(f"{path}: truncated, it has no end; copy it again")
+                return int.from_bytes(head[20:24], "big"), int.from_bytes(head[16:20], "big")
+        with Image.open(path, formats=_FORMATS) as image:
+            return image.height, image.width
+    except FileNotFoundError:
+        raise InputError(f"{path}: missing; copy it again") from None
+    except Image.DecompressionBombError:
+        raise InputError(f"{path}: its header speaks of a picture too large to be one; copy it again") from None
+    except (OSError, ValueError, SyntaxError, Warning) as error:
+        if isinstance(error, InputError):
+            raise
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else "not a picture, or damaged"
+        raise InputError(f"{path}: {reason}; copy it again") from None
+
+
+def truth_size(path: Path) -> tuple[int, int] | None:
+    """H, W of an EXR depth map from its header; None for another format, which only reading shows.
+
+    Raises:
+      InputError: missing, empty, or not an EXR file.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: missing; copy it again")
+    if not path.stat().st_size:
+        raise InputError(f"{path}: the file is empty; copy it again")
+    if path.suffix.lower() != ".exr":
+        return None
+    import OpenEXR
+
+    try:
+        with OpenEXR.File(str(path), separate_channels=True, header_only=True) as file:
+            low, high = file.header()["dataWindow"]
+            width, height = (int(high[i]) - int(low[i]) + 1 for i in (0, 1))
+    except Exception:  # OpenEXR raises bare RuntimeErrors and others
+        raise InputError(f"{path}: not a readable EXR file; copy it again") from None
+    return height, width
+
+
+def _probe(stack: StackFiles) -> tuple[list[str], tuple[int, int, int] | None]:
+    """Problems of one stack; its Z, H, W if there are none."""
+    problems: list[str] = []
+    sizes: dict[Path, tuple[int, int]] = {}
+    try:
+        sort_order(stack.focus, stack.unit, [str(path) for path in stack.frames])
+    except InputError as error:
+        problems.append(str(error))
+    for path in stack.frames:
+        try:
+            sizes[path] = image_size(path)
+        except InputError as error:
+            problems.append(str(error))
+    common = Counter(sizes.values()).most_common(1)
+    if stack.truth is not None:
+        try:
+            size = truth_size(stack.truth)
+            if size is not None:
+                sizes[stack.truth] = size
+        except InputError as error:
+            problems.append(str(error))
+    problems += [_sizes(path, size, common[0][0]) for path, size in sizes.items() if common and size != common[0][0]]
+    return problems, None if problems or not common else (len(stack.frames), *common[0][0])
+
+
+def _sizes(path: Path, size: tuple[int, ...], expected: tuple[int, ...]) -> str:
+    return (
+        f"{path}: {size[1]} x {size[0]} where the frames are {expected[1]} x {expected[0]} (width x height); "
+        "copy it again"
+    )

@@ -1,0 +1,112 @@
+"""tfds dataset `mobile_depth`: aligned focal stacks of a phone, without truth.
+
+As distributed, in two archives: `Aligned/Figure*/<scene>/a<N>.jpg`, and `calibration/<scene>/calibrated.txt` with the
+focus distance of a frame in the first column of each row and the focal length in the last row. The calibration has a
+scale of its own in each scene; some scenes have other names in the other archive.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+from dff_jax.data.datasets.base import Facts, Inventory, StackBuilder, StackConfig
+from dff_jax.data.datasets.frames import StackFiles, inventory
+from dff_jax.errors import InputError
+
+SCENES = (
+    "balls", "bottles", "fruits", "keyboard", "metals", "plants", "telephone", "window",
+    "zeromotion", "smallmotion", "largemotion",
+)  # fmt: skip
+OTHER_NAMES = {"metal": "metals", "gt": "zeromotion", "gtsmall": "smallmotion", "gtlarge": "largemotion"}
+_CITATION = "S. Suwajanakorn, C. Hernandez, S. M. Seitz, Depth from Focus with Your Mobile Phone, CVPR 2015"
+_WHERE = "supasorn.com/dffdownload.html: depth_from_focus_data3.zip (stacks), depth_from_focus_data2.zip (calibration)"
+
+
+def _facts(unit: str, order: str) -> Facts:
+    return Facts(
+        unit=unit, focus_range=None, order=order, truth="none", licence="not found", citation=_CITATION, where=_WHERE,
+        has_truth=False,
+    )  # fmt: skip
+
+
+class MobileDepth(StackBuilder):
+    """Mobile Depth: aligned stacks of 11 scenes taken with a phone, to look at; frames and sizes differ."""
+
+    name = "mobile_depth"
+    BUILDER_CONFIGS = [
+        StackConfig(
+            name="aligned", facts=_facts("diopter", "by frame number; the calibration sorts the frames"),
+            description="11 scenes; settings are 1 / calibrated distance, in a scale of its own in each scene",
+        ),
+        StackConfig(
+            name="frame_index", facts=_facts("index", "by frame number"),
+            description="11 scenes; settings are frame numbers, for want of the calibration",
+        ),
+    ]  # fmt: skip
+
+    def survey(self, source: Path) -> Inventory:
+        calibrated = self.builder_config.facts.unit != "index"
+        folders, problems = _scene_folders(source)
+        notes = [f"no scene {scene}" for scene in SCENES if scene not in folders]
+        calibrations = {_scene(path.parent.name): path for path in sorted(source.rglob("calibrated.txt"))}
+        stacks = []
+        for scene, folder in sorted(folders.items()):
+            numbers = sorted(int(match[1]) for match in map(_frame, folder.iterdir()) if match)
+            names = {int(match[1]): path for path in folder.iterdir() if (match := _frame(path))}
+            frames = tuple(names[number] for number in numbers)
+            try:
+                focus = _distances(scene, calibrations, source, len(frames)) if calibrated else None
+            except InputError as error:
+                problems.append(str(error))
+                continue
+            settings = np.arange(float(len(frames))) if focus is None else 1.0 / focus
+            stacks.append(StackFiles(f"test/{scene}", frames, tuple(settings), None, self.builder_config.facts.unit))
+        return inventory({"test": stacks}, problems, notes)
+
+
+def _frame(path: Path) -> re.Match | None:
+    return re.fullmatch(r"a(\d+)\.jpe?g", path.name.lower())
+
+
+def _scene(name: str) -> str:
+    return OTHER_NAMES.get(name.lower(), name.lower())
+
+
+def _scene_folders(source: Path) -> tuple[dict[str, Path], list[str]]:
+    """Scene -> folder of `a<N>.jpg`; those below a folder `Aligned` if there is one."""
+    found = sorted({path.parent for path in source.rglob("*.[jJ]*") if _frame(path)})
+    aligned = [path for path in found if "aligned" in (part.lower() for part in path.relative_to(source).parts)]
+    folders, problems = {}, []
+    for folder in aligned or found:
+        other = folders.setdefault(_scene(folder.name), folder)
+        if other is not folder:
+            problems.append(f"{folder}: the same scene as {other}; remove one")
+    if not folders:
+        raise InputError(
+            f"{source}: not Mobile Depth; looked for Aligned/Figure*/<scene>/a<N>.jpg in it and below; give the folder "
+            "that depth_from_focus_data3.zip was unpacked to"
+        )
+    return folders, problems
+
+
+def _distances(scene: str, calibrations: dict[str, Path], source: Path, count: int) -> np.ndarray:
+    """Focus distances [Z] of a scene, in its own scale."""
+    path = calibrations.get(scene)
+    if path is None:
+        raise InputError(
+            f"{source}: no calibration of {scene}; looked for calibration/{scene}/calibrated.txt "
+            "(depth_from_focus_data2.zip), or take mobile_depth/frame_index"
+        )
+    try:
+        rows = [[float(word) for word in line.split()] for line in path.read_text().splitlines() if line.strip()]
+        values = np.array([row[0] for row in rows[:-1]])  # the last row is the focal length
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as rows of numbers ({error}); copy it again") from None
+    if len(values) != count:
+        raise InputError(f"{path}: {len(values)} rows and the focal length, for {count} frames; copy it again")
+    if not (np.isfinite(values) & (values > 0)).all():
+        raise InputError(f"{path}: holds a focus distance that is not positive; take mobile_depth/frame_index")
+    return values

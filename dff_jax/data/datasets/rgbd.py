@@ -1,0 +1,169 @@
+"""tfds family `rgbd`: your own RGB-D pictures, photographed when prepared: `dff-jax prepare rgbd/room --source DIR`.
+
+Which files make a scene: see `dff_jax.data.rgbd`. `DIR/train`, `DIR/val` and `DIR/test` are splits; without them all
+scenes are to train. To photograph them anew each time instead, train with `data.source=rgbd`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import zlib
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dff_jax.data.datasets.base import Facts, Inventory, Item, StackBuilder, StackConfig
+from dff_jax.data.datasets.preparing import record_bytes
+from dff_jax.data.images import image_size
+from dff_jax.data.rgbd import SceneFiles, find_scenes, read_scene
+from dff_jax.errors import InputError
+from dff_jax.focus_axis import from_q, to_q
+from dff_jax.optics.rgbd import fill_holes, lens_limits, photograph
+from dff_jax.types import FocalStack
+
+SPLIT_FOLDERS = {"train": ("train",), "validation": ("val", "validation"), "test": ("test",)}
+END_RADIUS = 5.0  # pixels, if no `blur_per_q` is given: the blur of one end of the range when the other is in focus
+CHUNK_PIXELS = 2**24  # rendered at once, so that memory stays bounded
+
+FACTS = Facts(
+    unit="disparity",
+    focus_range=None,
+    order="rendered far to near",
+    truth="as the depth maps have it: none where they are 0 or not finite",
+    licence="that of your pictures",
+    citation="",
+    where="your own folder of pictures with depth maps",
+)
+
+
+@dataclasses.dataclass(eq=False, kw_only=True)
+class RgbdConfig(StackConfig):
+    """The lens, and what the depth maps hold."""
+
+    frames: int = 15
+    focus_range: tuple[float, float] | None = None  # in the unit of the scenes; must be given
+    blur_per_q: float | None = None  # pixels of blur radius per px of disparity, or per diopter; None: see END_RADIUS
+    noise: float = 0.004  # standard deviation, of full scale
+    seed: int = 0  # of the noise
+    scale: float | None = None  # stored value * scale = depth; None: see `data.rgbd.list_scenes`
+    unit: str | None = None  # of the depth maps; None: by their names
+
+
+class Rgbd(StackBuilder):
+    """Your own RGB-D pictures, photographed by a thin lens at given focus settings."""
+
+    name = "rgbd"
+    OPEN = True
+    IN_PROCESS = True
+    BUILDER_CONFIGS = [RgbdConfig(name="any", facts=FACTS, description="your own folder of RGB-D pictures, rendered")]
+
+    def survey(self, source: Path) -> Inventory:
+        config = self.builder_config
+        _check(config)
+        places = {
+            split: [source / name for name in names if (source / name).is_dir()]
+            for split, names in SPLIT_FOLDERS.items()
+        }
+        notes, problems = [], []
+        if not any(places.values()):
+            places = {"train": [source]}
+            notes.append("no train/, val/ or test/ inside: every scene is in the train split")
+        found: dict[str, list[SceneFiles]] = {}
+        for split, roots in places.items():
+            for root in roots:
+                scenes, more = find_scenes(root, scale=config.scale, unit=config.unit)
+                problems += more
+                found.setdefault(split, []).extend(scenes)
+        every = [scene for scenes in found.values() for scene in scenes]
+        units = {scene.unit: scene.depth for scene in reversed(every)}
+        if len(units) > 1:
+            seen = ", ".join(f"{unit} in {path}" for unit, path in units.items())
+            problems.append(f"depth maps of several units: {seen}; give --unit, or prepare them apart")
+        unit = every[0].unit if every else FACTS.unit
+        settings, blur = _lens(config, unit)
+        sizes = []
+        for scene in every:
+            try:
+                sizes.append(image_size(scene.rgb))
+            except InputError as error:
+                problems.append(str(error))
+        scales = {scene.scale for scene in every} - {1.0}
+        if scales and config.scale is None:
+            listed = ", ".join(f"{scene.name}: {scene.scale:.4g}" for scene in every if scene.scale != 1.0)
+            notes.append(f"stored values are scaled to {unit} ({listed})")
+        notes.append(f"blur radius: {blur:.4g} pixels per {'diopter' if unit == 'metre' else unit}")
+        items = {
+            split: tuple(
+                Item(f"{split}/{s.name}", functools.partial(render_scene, s, settings, blur, config.noise, config.seed))
+                for s in scenes
+            )
+            for split, scenes in found.items()
+            if scenes
+        }
+        shape = (config.frames, *sizes[0]) if len(set(sizes)) == 1 else None
+        needed = sum(record_bytes(config.frames, *size) for size in sizes)
+        facts = FACTS._replace(unit=unit, focus_range=(min(settings), max(settings)))
+        return Inventory(items, tuple(problems), tuple(notes), shape, needed, facts)
+
+
+def render_scene(
+    files: SceneFiles, settings: tuple[float, ...], blur_per_q: float, noise: float, seed: int
+) -> FocalStack:
+    """Photographs one scene. The same arguments give the same frames on the same machine, whatever else is rendered.
+
+    Args:
+      settings: focus, in the scene's unit, such that q ascends.
+      blur_per_q: pixels of blur radius per unit of q.
+      noise: standard deviation, of full scale.
+
+    Returns:
+      frames [Z,H,W,3] uint8, depth and mask as the file has them; what lies in holes is invented, but not called truth.
+
+    Raises:
+      InputError: as `data.rgbd.read_scene`.
+    """
+    scene = read_scene(files)
+    depth = to_q(fill_holes(scene.depth, scene.mask), scene.unit).astype(np.float32)
+    focus = np.asarray(settings, np.float64)
+    q = to_q(focus, scene.unit).astype(np.float32)
+    max_radius, num_layers = lens_limits(depth, q, blur_per_q)
+    key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(files.name.encode()))
+    rgb = scene.rgb.astype(np.float32) / 255
+    count = min(len(q), max(1, CHUNK_PIXELS // depth.size))
+    frames = []
+    for start in range(0, len(q), count):
+        some = q[start : start + count]
+        padded = np.concatenate([some, np.full(count - len(some), some[-1], np.float32)])  # one shape to compile
+        made = photograph(
+            jax.random.fold_in(key, start), rgb, depth, padded, blur_per_q=blur_per_q, max_radius=max_radius,
+            num_layers=num_layers, noise=noise,
+        )  # fmt: skip
+        frames.append(np.asarray(jnp.round(made * 255).astype(jnp.uint8))[: len(some)])
+    return FocalStack(np.concatenate(frames), focus, scene.unit, scene.depth, scene.mask, files.name)
+
+
+def _check(config: RgbdConfig) -> None:
+    if config.focus_range is None:
+        raise InputError("--focus-range: needed, the first and last focus setting in the unit of the depth maps")
+    if config.frames < 2:
+        raise InputError(f"--frames: a focal stack needs at least 2, got {config.frames}")
+    low, high = config.focus_range
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise InputError(f"--focus-range: needs low < high, got {low:g} {high:g}")
+    if not (math.isfinite(config.noise) and config.noise >= 0):
+        raise InputError(f"--noise: must be at least 0, got {config.noise}")
+    if config.blur_per_q is not None and not (math.isfinite(config.blur_per_q) and config.blur_per_q > 0):
+        raise InputError(f"--blur-per-q: must be greater than 0, got {config.blur_per_q}")
+
+
+def _lens(config: RgbdConfig, unit: str) -> tuple[tuple[float, ...], float]:
+    """Focus settings in `unit`, evenly spaced in q, ascending; and the blur radius per unit of q."""
+    if unit in ("metre", "diopter") and config.focus_range[0] <= 0:
+        raise InputError(f"--focus-range: settings in {unit} must be greater than 0, got {config.focus_range[0]:g}")
+    low, high = sorted(float(to_q(value, unit)) for value in config.focus_range)
+    settings = from_q(np.linspace(low, high, config.frames), unit)
+    return tuple(map(float, settings)), config.blur_per_q or END_RADIUS / (high - low)

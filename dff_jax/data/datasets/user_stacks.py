@@ -1,0 +1,155 @@
+"""tfds family `stacks`: your own focal stacks, under any name: `dff-jax prepare stacks/garden --source DIR`.
+
+A stack is a folder of pictures, with focus settings as `dff-jax predict` finds them (file names, a distance file, else
+the frame index), and perhaps a truth, `disp.exr` or `disp.npy` (0 = none). `DIR/train`, `DIR/val` and `DIR/test` are
+splits; without them all stacks are the test split.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from dff_jax.data.datasets.base import Facts, Inventory, Item, StackBuilder, StackConfig
+from dff_jax.data.datasets.frames import StackFiles, inventory
+from dff_jax.data.datasets.reading import Noted
+from dff_jax.data.focus_settings import focus_settings, labelled_settings
+from dff_jax.data.folder import MIN_SIDE, TRUTH_FILES, find_frames, list_stacks
+from dff_jax.data.images import downscale
+from dff_jax.errors import InputError
+from dff_jax.types import FocalStack
+
+SPLIT_FOLDERS = {"train": ("train",), "validation": ("val", "validation"), "test": ("test",)}
+
+FACTS = Facts(
+    unit="index",
+    focus_range=None,
+    order="as the focus settings say",
+    truth="disp.exr or disp.npy of each stack, where it is not 0; some or all stacks may have none",
+    licence="yours",
+    citation="",
+    where="your own folder of stacks",
+)
+
+
+@dataclasses.dataclass(eq=False, kw_only=True)
+class UserStacksConfig(StackConfig):
+    """Options as of `dff-jax predict`; None: as the files say."""
+
+    unit: str | None = None  # of focus settings and truth
+    reverse: bool = False  # counts the frame index from the other end
+    max_size: int | None = None  # longest side in pixels to scale down to
+    align: str | None = None  # model of the motion between frames, see `data.align`
+
+
+class UserStacks(StackBuilder):
+    """Your own focal stacks, with or without ground truth."""
+
+    name = "stacks"
+    OPEN = True
+    BUILDER_CONFIGS = [UserStacksConfig(name="any", facts=FACTS, description="your own folder of focal stacks")]
+
+    def survey(self, source: Path) -> Inventory:
+        config = self.builder_config
+        if config.max_size is not None and config.max_size < MIN_SIDE:
+            raise InputError(f"max_size: must be at least {MIN_SIDE} pixels, got {config.max_size}")
+        if config.align is not None:
+            _check_model(config.align)
+        places = {
+            split: [source / name for name in names if (source / name).is_dir()]
+            for split, names in SPLIT_FOLDERS.items()
+        }
+        notes: Counter[str] = Counter()
+        problems: list[str] = []
+        if not any(places.values()):
+            places = {"test": [source]}
+            notes["no train/, val/ or test/ inside: every stack is in the test split"] += 1
+        splits: dict[str, list[StackFiles]] = {}
+        for split, folders in places.items():
+            for root in folders:
+                for folder in list_stacks(root):
+                    name = folder.relative_to(root).as_posix()
+                    try:
+                        stack, said = _find(f"{split}/{folder.name if name == '.' else name}", folder, config)
+                    except InputError as error:
+                        problems.append(str(error))
+                        continue
+                    notes.update(said)
+                    splits.setdefault(split, []).append(stack)
+        every = [stack for stacks in splits.values() for stack in stacks]
+        unit, said = _one_unit(every)
+        if config.align is not None and any(stack.truth for stack in every):
+            notes["truth is taken to belong to the frame that alignment leaves as it is, the middle one"] += 1
+        said_of = [text if count == 1 else f"{text} ({count} stacks)" for text, count in notes.items()]
+        found = inventory(splits, problems + said, said_of)
+        prepared = {
+            split: tuple(Item(i.name, functools.partial(_read, i.read, config.max_size, config.align)) for i in items)
+            for split, items in found.splits.items()
+        }
+        same = len({stack.focus for stack in every}) == 1
+        facts = FACTS._replace(
+            unit=unit,
+            focus_range=(min(every[0].focus), max(every[0].focus)) if same else None,
+            has_truth=any(stack.truth for stack in every),
+        )
+        if config.max_size is not None:  # headers tell the size before scaling: an upper bound
+            found = found._replace(shape=None)
+        return found._replace(splits=prepared, facts=facts)
+
+
+def _find(name: str, folder: Path, config: UserStacksConfig) -> tuple[StackFiles, tuple[str, ...]]:
+    """The files of one stack and what was assumed of them."""
+    files = find_frames(folder)
+    truth = next((folder / name for name in TRUTH_FILES if (folder / name).is_file()), None)
+    if truth is None:
+        focus, unit, notes = focus_settings(files, None, config.unit, reverse=config.reverse)
+    else:
+        if config.reverse or config.max_size:
+            option = "reverse" if config.reverse else "max-size"
+            raise InputError(f"{truth}: --{option} is for stacks without truth; leave it out, or prepare them apart")
+        focus, unit, notes = labelled_settings(files), config.unit or "disparity", ()
+    return StackFiles(name, tuple(files), tuple(focus), truth, unit, unit == "metre"), notes
+
+
+def _one_unit(stacks: list[StackFiles]) -> tuple[str, list[str]]:
+    """The unit that all stacks share, or problems naming a stack of each."""
+    first = {stack.unit: stack.frames[0].parent for stack in reversed(stacks)}
+    if len(first) < 2:
+        return next(iter(first), FACTS.unit), []
+    found = ", ".join(f"{unit} in {folder}" for unit, folder in first.items())
+    return FACTS.unit, [f"focus settings of several units: {found}; give --unit, or prepare them apart"]
+
+
+def _check_model(model: str) -> None:
+    from dff_jax.data import align
+    from dff_jax.data.registration import opencv
+
+    if model not in align.MODELS:
+        raise InputError(f"align: {model!r} is unknown; choose one of {', '.join(align.MODELS)}")
+    opencv()
+
+
+def _read(read: functools.partial, max_size: int | None, model: str | None) -> FocalStack | Noted:
+    """A stack, scaled down and aligned."""
+    stack = read()
+    frames = np.stack([downscale(frame, max_size) for frame in stack.frames])
+    if model is None:
+        return stack._replace(frames=frames)
+    from dff_jax.data import align
+    from dff_jax.data.align_picture import alignment_sheet
+    from dff_jax.pictures import png_bytes
+
+    names = [path.name for path in read.args[0].frames]
+    aligned = align.align_stack(frames, model)
+    stack = stack._replace(frames=aligned.frames)
+    if stack.depth is not None:
+        mask = stack.mask & aligned.mask
+        stack = stack._replace(depth=np.where(mask, stack.depth, 0), mask=mask)
+    remarks = tuple(f"{stack.name}: {text}" for text in align.remarks(aligned, names)) if aligned.failed() else ()
+    sheet, energy = alignment_sheet(frames, aligned, names)
+    details = align.report(aligned, names) | {"gradient_energy": energy}
+    return Noted(stack, remarks, {"alignment": details}, {"alignment": png_bytes(sheet)})

@@ -1,0 +1,288 @@
+"""`dff-jax prepare`: one report of all problems, room, progress, several processes, interruption, statistics."""
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from collections import namedtuple
+from functools import partial
+
+import numpy as np
+import pytest
+from dataset_files import flyingthings, fod500
+from PIL import Image
+
+from dff_jax import cli
+from dff_jax.data import datasets
+from dff_jax.data.datasets import preparing, reading, writing
+from dff_jax.data.datasets.base import Inventory, Item
+from dff_jax.errors import InputError, SourceError
+from dff_jax.types import FocalStack
+
+FT = "flyingthings/focal_stack"
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return flyingthings(tmp_path_factory.mktemp("ft"), train=3, val=1)
+
+
+@pytest.fixture
+def own_source(source, tmp_path):
+    """A copy to damage."""
+    return shutil.copytree(source, tmp_path / "ft")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "kept as conftest set it")
+    monkeypatch.setattr("signal.signal", lambda *_: None)  # pytest keeps its own
+
+
+def run(capsys, *arguments):
+    """Status, stdout and stderr of a command line."""
+    try:
+        status = cli.main([str(a) for a in arguments])
+    except SystemExit as error:  # argparse
+        status = error.code
+    out = capsys.readouterr()
+    return status, out.out, out.err
+
+
+def _files(folder):
+    return {
+        str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.rglob("*") if p.is_file()
+    }
+
+
+def test_the_command_says_room_progress_and_statistics(capsys, tmp_path, source):
+    status, out, err = run(capsys, "prepare", FT, "--source", source, "--data-dir", tmp_path)
+    assert status == 0
+    per_stack = 24 * 32 * (15 * 3 + 5) + 15 * 4 + 256
+    assert f"3 in train, 1 in test; at most {4 * per_stack / 1e6:.1f} MB of disk" in err and "free at" in err
+    assert "train 3/3 stacks" in err and "test 1/1 stacks" in err and "stacks/s" in err
+    assert "train: 3 stacks where 1000 were published" in err
+    assert "train: 3 stacks (3 of 15 x 24 x 32" in out and "beyond the last plane" in out
+    folder = tmp_path / "flyingthings/focal_stack/1.0.0"
+    assert str(folder / "overview.png") in out
+    with Image.open(folder / "overview.png") as sheet:
+        assert sheet.width == 1600 and sheet.height > 300
+        assert len(sheet.convert("RGB").getcolors(1 << 20)) > 100
+    status, out, _ = run(capsys, "prepare", FT, "--data-dir", tmp_path)  # there already: no source needed
+    assert status == 0 and "train: 3 stacks" in out
+
+
+def test_statistics_are_those_of_the_records(tmp_path, source):
+    path = datasets.prepare(FT, tmp_path, source=source)
+    found = json.loads((path / "statistics.json").read_text())
+    assert found["unit"] == "disparity" and found["focus"]["low"] == 10 and found["focus"]["high"] == 100
+    np.testing.assert_allclose(found["focus"]["same_in_all"], np.linspace(10, 100, 15))
+    records = list(datasets.open_builder(FT, tmp_path).as_data_source(split="train"))
+    values = np.concatenate([r["depth"][r["mask"]] for r in records]).astype(np.float64)
+    train = found["splits"]["train"]
+    assert train["stacks"] == 3 and train["shapes"] == {"15 x 24 x 32": 3} and train["stacks_without_truth"] == 0
+    assert train["valid_share"] == pytest.approx(len(values) / (3 * 24 * 32))
+    assert train["in_range_share"] == pytest.approx(np.mean((values >= 10) & (values <= 100)))
+    expected = {"low": values.min(), "high": values.max(), "mean": values.mean()}
+    assert train["truth"] == pytest.approx(expected)
+    inside, _ = np.histogram(values, np.linspace(10, 100, 11))
+    assert train["histogram"] == [np.sum(values < 10), *inside, np.sum(values > 100)]
+
+
+def test_the_histogram_of_metres_is_over_diopters(tmp_path):
+    path = datasets.prepare("fod500/default", tmp_path / "d", source=fod500(tmp_path / "fod"))
+    train = json.loads((path / "statistics.json").read_text())["splits"]["train"]
+    records = list(datasets.open_builder("fod500/default", tmp_path / "d").as_data_source(split="train"))
+    q = 1 / np.concatenate([r["depth"][r["mask"]] for r in records]).astype(np.float64)
+    inside, _ = np.histogram(q, np.linspace(1 / 1.5, 1 / 0.1, 11))
+    assert train["histogram"] == [np.sum(q < 1 / 1.5), *inside, np.sum(q > 10)]
+
+
+def test_everything_missing_or_damaged_is_in_one_report(capsys, tmp_path, own_source):
+    train = own_source / "train" / "focal_stack"
+    frames = {float(p.stem): p for p in (train / "0000").glob("*.png") if p.stem != "AiF"}
+    frames[10.0].unlink()
+    cut = frames[55.0].read_bytes()
+    frames[55.0].write_bytes(cut[: len(cut) // 2])
+    frames[100.0].write_bytes(b"")
+    (train / "0001" / "disp.exr").unlink()
+    Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(train / "0002" / "10.0.png")
+    (train / "0002" / "disp.exr").write_text("no EXR")
+    (own_source / "val" / "focal_stack" / "0000" / "100.0.png").rename(
+        own_source / "val" / "focal_stack" / "0000" / "best.png"
+    )
+    status, out, err = run(capsys, "prepare", FT, "--source", own_source, "--data-dir", tmp_path / "d")
+    assert status == 2 and out == ""
+    lines = err.splitlines()
+    expected = [
+        ("0000: no frame at 10", "copy it again"),
+        ("55.0.png", "truncated"),
+        ("100.0.png", "the file is empty"),
+        ("0001/disp.exr", "missing"),
+        ("0002/10.0.png: 9 x 9 where", "32 x 24"),
+        ("0002/disp.exr", "not a readable EXR"),
+        ("best.png", "no focus setting in the name"),
+    ]
+    for parts in expected:
+        assert sum(all(part in line for part in parts) for line in lines) == 1, (parts, err)
+    assert lines[-1].startswith("dff-jax: error: ") and "problems, all named above" in lines[-1]
+    assert not (tmp_path / "d").exists()
+
+
+def test_damage_that_only_reading_shows_is_reported_for_all_stacks_and_nothing_is_kept(tmp_path, own_source):
+    damaged = [own_source / "train" / "focal_stack" / "0001" / "55.0.png", own_source / "val/focal_stack/0000/disp.exr"]
+    picture = bytearray(damaged[0].read_bytes())
+    middle = len(picture) // 2
+    picture[middle : middle + 40] = bytes(40)
+    damaged[0].write_bytes(bytes(picture))
+    depth = damaged[1].read_bytes()
+    damaged[1].write_bytes(depth[: len(depth) - len(depth) // 3])
+    with pytest.raises(SourceError) as error:
+        datasets.prepare(FT, tmp_path / "d", source=own_source)
+    assert len(error.value.problems) == 2
+    for path, problem in zip(damaged, error.value.problems, strict=True):
+        assert str(path) in problem
+    assert not [p for p in (tmp_path / "d").rglob("*") if "array_record" in p.name or p.suffix == ".part"]
+
+
+def test_two_processes_write_the_same_bytes_as_one(tmp_path, source):
+    one = datasets.prepare(FT, tmp_path / "one", source=source, workers=1)
+    two = datasets.prepare(FT, tmp_path / "two", source=source, workers=2)
+    assert _files(one) == _files(two) and any("array_record" in name for name in _files(one))
+
+
+def test_interrupted_and_repeated_it_ends_the_same(monkeypatch, capsys, tmp_path, source):
+    whole = _files(datasets.prepare(FT, tmp_path / "whole", source=source))
+    real, read = reading.read_one, []
+
+    def interrupted(item):
+        read.append(item)
+        if len(read) == 3:
+            raise KeyboardInterrupt
+        return real(item)
+
+    monkeypatch.setattr(reading, "read_one", interrupted)
+    status, _, err = run(capsys, "prepare", FT, "--source", source, "--data-dir", tmp_path / "d")
+    assert status == 130 and "interrupted" in err
+    assert not [p for p in (tmp_path / "d" / FT).rglob("*") if p.is_file()]
+    monkeypatch.undo()
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    assert _files(datasets.prepare(FT, tmp_path / "d", source=source)) == whole
+
+    monkeypatch.setattr(reading, "read_one", lambda item: 1 / 0)  # made again, and failing: the old data stays
+    with pytest.raises(ZeroDivisionError):
+        datasets.prepare(FT, tmp_path / "d", source=source, overwrite=True)
+    monkeypatch.undo()
+    assert _files(tmp_path / "d" / FT / "1.0.0") == whole
+    assert [p.name for p in (tmp_path / "d" / FT).iterdir()] == ["1.0.0"]
+
+
+def test_too_little_room_is_told_before_anything_is_written(monkeypatch, tmp_path, source):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9 - 1000, 1000))
+    with pytest.raises(InputError, match="0 MB free where about 17 MB are needed"):
+        datasets.prepare(FT, tmp_path / "d", source=source)
+    assert not (tmp_path / "d").exists()
+
+
+def test_what_a_killed_run_left_is_mentioned(tmp_path, source, capsys):
+    left = tmp_path / FT / "incomplete.ABC123_1.0.0"
+    left.mkdir(parents=True)
+    datasets.prepare(FT, tmp_path, source=source)
+    assert f"{left} was left by a run that was killed" in capsys.readouterr().err
+
+
+def test_many_files_keep_the_order_and_their_number_is_known_to_tfds(monkeypatch, tmp_path, source):
+    monkeypatch.setattr(writing, "SHARD_BYTES", 50_000)  # one stack is 39 kB
+    path = datasets.prepare(FT, tmp_path, source=source)
+    files = sorted(p.name for p in path.glob("*train*"))
+    assert files == [f"flyingthings-train.array_record-0000{i}-of-00003" for i in range(3)]
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder_from_directory(path)  # without our builder class
+    assert builder.info.splits["train"].shard_lengths == [1, 1, 1]
+    names = [record["name"] for record in builder.as_data_source(split="train")]
+    assert names == [b"train/0000", b"train/0001", b"train/0002"]
+
+
+def test_a_split_larger_than_memory_would_allow_needs_no_tensorflow(monkeypatch, tmp_path):
+    from tensorflow_datasets.core import shuffle
+
+    monkeypatch.setattr(shuffle, "MAX_MEM_BUFFER_SIZE", 0)  # above it tfds asks TensorFlow for temporary files
+    path = datasets.prepare("procedural/tiny", tmp_path)
+    assert len(list(path.glob("*.array_record*"))) == 3 and "tensorflow" not in sys.modules
+
+
+def _bad_stack(what):
+    frames, focus = np.zeros((3, 4, 5, 3), np.uint8), np.array([1.0, 2.0, 3.0])
+    depth, mask = np.ones((4, 5), np.float32), np.ones((4, 5), bool)
+    stack = FocalStack(frames, focus, "disparity", depth, mask)
+    return {
+        "good": stack,
+        "type": stack._replace(frames=frames.astype(np.uint16)),
+        "order": stack._replace(focus=focus[::-1]),
+        "metres": stack._replace(unit="metre"),
+        "count": stack._replace(focus=focus[:2]),
+        "size": stack._replace(depth=np.ones((5, 4), np.float32)),
+        "nan": stack._replace(depth=depth * np.nan),
+        "zero": stack._replace(mask=np.zeros((4, 5), bool)),
+    }[what]
+
+
+def test_a_reader_that_breaks_its_promise_is_stopped():
+    assert reading.read_one(Item("a", partial(_bad_stack, "good"))).name == "a"
+    matches = {
+        "type": "not uint8", "order": "not sorted", "metres": "not sorted", "count": "2,", "size": "depth",
+        "nan": "must be finite", "zero": "0 where the mask is False",
+    }  # fmt: skip
+    for what, match in matches.items():
+        with pytest.raises(ValueError, match=match):
+            reading.read_one(Item("a", partial(_bad_stack, what)))
+
+
+def test_workers_by_default():
+    few, many = (Inventory({"train": (Item("a", None),) * n}) for n in (3, 10_000))
+    assert preparing._sensible_workers(few) == 1
+    assert preparing._sensible_workers(many) == reading.available_cores()
+
+
+def test_the_list_names_all_with_unit_and_place(capsys):
+    status, out, _ = run(capsys, "prepare", "--list")
+    assert status == 0
+    for name in datasets.names():
+        assert name in out
+    assert "fod500/default  [metre]" in out and "fs_6.zip" in out and "stacks/NAME  [as the files say]" in out
+
+
+def test_slips_on_the_command_line(capsys, tmp_path, source):
+    for arguments, match in (
+        ([], "give a name"),
+        ([FT, "--data-dir", tmp_path / "d"], "--source DIR is needed"),
+        ([FT, "--source", source, "--workers", 0, "--data-dir", tmp_path / "d"], "--workers: must be at least 1"),
+        ([FT, "--source", source, "--noise", 1, "--data-dir", tmp_path / "d"], "it takes no options"),
+        (["procedural/tiny", "--source", source, "--data-dir", tmp_path / "d"], "makes its own data"),
+    ):
+        status, _, err = run(capsys, "prepare", *arguments)
+        assert status == 2 and match in err and err.count("\n") == 1
+    assert not (tmp_path / "d").exists()
+
+
+@pytest.mark.slow
+def test_terminated_it_leaves_nothing(tmp_path, source):
+    """A real process, ended while it reads."""
+    program = """
+import os, signal, sys
+from dff_jax import cli
+from dff_jax.data.datasets import reading
+real = reading.read_one
+def read_one(item):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return real(item)
+reading.read_one = read_one
+sys.exit(cli.main(["prepare", *sys.argv[1:]]))
+"""
+    command = [sys.executable, "-c", program, FT, "--source", str(source), "--data-dir", str(tmp_path / "d")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 130 and "interrupted" in done.stderr
+    assert not [p for p in (tmp_path / "d" / FT).rglob("*") if p.is_file()]
