@@ -23,11 +23,12 @@ import numpy as np
 from tqdm import tqdm
 
 from dff_jax import config, estimators, focus_axis
+from dff_jax.data.align import Aligned, align_stack, remarks, report
 from dff_jax.data.arrays import stack_from_arrays
 from dff_jax.data.folder import Source, read_stack
 from dff_jax.errors import InputError
 from dff_jax.output import check_output, staged_output
-from dff_jax.prediction_files import FILES, write_maps
+from dff_jax.prediction_files import ALIGNMENT, FILES, write_alignment, write_maps
 from dff_jax.tiles import check_tiling, split
 from dff_jax.types import Estimator, FocalStack, Variables
 
@@ -43,6 +44,7 @@ class Result(NamedTuple):
     unit: str
     order: np.ndarray  # [Z] which of the given frames stands where in `focus`
     notes: tuple[str, ...]  # what was assumed
+    aligned: Aligned | None = None  # with `align`: the frames used, their motions, where all of them see
 
 
 class _Method(NamedTuple):
@@ -65,6 +67,7 @@ def predict(
     iterations: int | None = None,
     tile: int = 512,
     overlap: int = 64,
+    align: str | None = None,
     progress: bool = False,
 ) -> Result:
     """Depth from a focal stack in memory.
@@ -78,6 +81,8 @@ def predict(
       iterations: K of the unroll; None: as trained.
       tile, overlap: side of a tile and how far neighbours overlap, pixels; pictures up to about 1.5 tiles
         square go in one piece.
+      align: brings the frames onto the middle one first: "similarity", "translation", "affine" or "homography";
+        confidence is 0 where not all frames see. Needs the extra `align`.
       progress: shows a bar on a terminal, plain lines elsewhere (stderr).
 
     Raises:
@@ -86,7 +91,7 @@ def predict(
     check_tiling(tile, overlap)
     chosen = _choose(method, weights, iterations)
     stack, notes = stack_from_arrays(frames, focus, unit)
-    return _predict(stack, chosen, tile, overlap, progress, notes)
+    return _predict(stack, chosen, tile, overlap, progress, notes, align)
 
 
 def predict_to_folder(
@@ -102,12 +107,14 @@ def predict_to_folder(
     max_size: int | None = None,
     tile: int = 512,
     overlap: int = 64,
+    align: str | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Depth of a folder, glob or list of photographs, written to `output`; `dff-jax predict`.
 
     Writes depth.npy [H,W] float32 in the unit of the focus axis, depth.png (16 bit, scale in the summary),
-    depth_color.png, confidence.npy, disagreement.npy, all_in_focus.png, overview.png and summary.json.
+    depth_color.png, confidence.npy, disagreement.npy, all_in_focus.png, overview.png and summary.json; with
+    `align` also alignment.png, before and after.
     Arguments are those of `predict` and `folder.read_stack`; `max_size` makes all outputs smaller too.
 
     Returns:
@@ -119,17 +126,19 @@ def predict_to_folder(
     """
     start = time.perf_counter()
     check_tiling(tile, overlap)
-    check_output(output, FILES)
+    files = FILES if align is None else (*FILES, ALIGNMENT)
+    check_output(output, files)
     chosen = _choose(method, weights, iterations)
     stack, read = read_stack(source, focus=focus, unit=unit, reverse=reverse, max_size=max_size)
     if Path(output).resolve() in {file.resolve().parent for file in read.files}:
         raise InputError(f"{output}: is the folder of the frames; write the maps to another one")
     pixels = int(np.prod(stack.frames.shape[1:3]))
-    check_output(output, FILES, needed=30 * pixels + 2**21)
-    result = _predict(stack, chosen, tile, overlap, progress, read.notes)
+    check_output(output, files, needed=30 * pixels + 2**21)
+    names = [file.name for file in read.files]
+    result = _predict(stack, chosen, tile, overlap, progress, read.notes, align, names)
     summary = {
         "source": str(source) if isinstance(source, str | Path) else [str(item) for item in source],
-        "frames": [file.name for file in read.files],
+        "frames": names,
         "focus": result.focus.tolist(),
         "unit": result.unit,
         "near": {True: "larger", False: "smaller", None: "unknown"}[focus_axis.larger_is_nearer(result.unit)],
@@ -142,7 +151,11 @@ def predict_to_folder(
     }
     with staged_output(output, last="summary.json") as staging:
         title = f"{stack.name}, {chosen.method}"
-        summary |= write_maps(staging, stack.frames, summary["frames"], result, title)
+        frames = stack.frames if result.aligned is None else result.aligned.frames
+        summary |= write_maps(staging, frames, names, result, title)
+        if result.aligned is not None:
+            summary["alignment"] = report(result.aligned, names)
+            summary["alignment"] |= write_alignment(staging, stack.frames, names, result.aligned)
         summary["seconds"] = round(time.perf_counter() - start, 2)
         text = json.dumps(summary, indent=2, allow_nan=False, ensure_ascii=False)
         (staging / "summary.json").write_text(text + "\n", encoding="utf-8")
@@ -261,8 +274,9 @@ def _choose(method: str | None, weights: str | Path | None, iterations: int | No
 
 
 def _predict(
-    stack: FocalStack, chosen: _Method, tile: int, overlap: int, progress: bool, notes: tuple[str, ...]
-) -> Result:
+    stack: FocalStack, chosen: _Method, tile: int, overlap: int, progress: bool, notes: tuple[str, ...],
+    align: str | None = None, names: Sequence[str] | None = None,
+) -> Result:  # fmt: skip
     if chosen.num_frames not in (None, len(stack.focus)):
         raise InputError(
             f"{chosen.weights}: this network takes stacks of {chosen.num_frames} frames, as in its training, "
@@ -271,6 +285,12 @@ def _predict(
     order = focus_axis.sort_order(stack.focus, stack.unit)
     if not np.array_equal(order, np.arange(len(order))):
         stack = stack._replace(frames=stack.frames[order], focus=stack.focus[order])
+    aligned = None
+    if align is not None:
+        each = functools.partial(_shown, what="aligning", each="frame", progress=progress)
+        aligned = align_stack(stack.frames, align, each=each)
+        stack = stack._replace(frames=aligned.frames)
+        notes = (*notes, *remarks(aligned, names or [f"frame {i}" for i in order]))
     q, confidence, disagreement, sharp = estimate(
         chosen.estimator, chosen.variables, stack, iterations=chosen.iterations, tile=tile, overlap=overlap,
         progress=progress,
@@ -280,7 +300,9 @@ def _predict(
             source = chosen.weights or chosen.method
             raise InputError(f"weights: {source} gives a {name} that is NaN or infinite")
     depth = focus_axis.from_q(q, stack.unit).astype(np.float32)
+    if aligned is not None:
+        confidence = np.where(aligned.mask, confidence, np.float32(0))
     return Result(
         depth, np.clip(confidence, 0, 1), np.maximum(disagreement, 0), np.clip(sharp, 0, 1), stack.focus,
-        stack.unit, order, chosen.notes + tuple(notes),
+        stack.unit, order, chosen.notes + tuple(notes), aligned,
     )  # fmt: skip

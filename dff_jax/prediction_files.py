@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dff_jax import focus_axis, pictures
+from dff_jax.data.align import Aligned
+from dff_jax.data.align_picture import alignment_sheet
 from dff_jax.pictures import Panel
 
 if TYPE_CHECKING:
@@ -18,6 +20,7 @@ FILES = (
     "depth.npy", "depth.png", "depth_color.png", "confidence.npy", "disagreement.npy", "all_in_focus.png",
     "overview.png", "summary.json",
 )  # fmt: skip
+ALIGNMENT = "alignment.png"  # also written if the frames were aligned
 MAX_FRAMES_SHOWN = 5
 
 
@@ -54,6 +57,17 @@ def write_maps(
         "depth_png": scale,
         "disagreement_unit": f"{'diopter' if result.unit == 'metre' else result.unit}^2",
     }
+
+
+def write_alignment(folder: Path, before: np.ndarray, names: Sequence[str], aligned: Aligned) -> dict[str, Any]:
+    """Writes the picture of before and after; returns how much sharper it became, for the summary.
+
+    Args:
+      before: [Z,H,W,3] as photographed.
+    """
+    picture, energy = alignment_sheet(before, aligned, names)
+    pictures.save_png(folder / ALIGNMENT, picture)
+    return {"gradient_energy": energy}
 
 
 def sixteen_bit(q: np.ndarray, unit: str) -> tuple[np.ndarray, dict[str, Any]]:
