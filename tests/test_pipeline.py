@@ -92,8 +92,15 @@ def test_processes_share_an_epoch_without_overlap(five):
         for p, n in ((0, 3), (1, 2))
     ]
     assert sorted(shares[0] + shares[1]) == [f"s{i}" for i in range(5)]
-    with pytest.raises(InputError, match="5 stacks cannot feed 6 processes"):
-        pipeline.training_loader(data, 7, process_count=6)
+
+
+def test_what_a_global_batch_holds_does_not_depend_on_the_number_of_processes(five):
+    whole = _take(pipeline.training_loader(dataclasses.replace(DATA, batch_size=4), 7), 3)
+    half = dataclasses.replace(DATA, batch_size=2)
+    shares = [_take(pipeline.training_loader(half, 7, process_index=p, process_count=2), 3) for p in (0, 1)]
+    for batch, *parts in zip(whole, *shares, strict=True):
+        assert batch.names == parts[0].names + parts[1].names
+        np.testing.assert_array_equal(batch.batch.frames, np.concatenate([p.batch.frames for p in parts]))
 
 
 def test_a_batch_has_the_promised_shapes_and_types(five):
@@ -214,7 +221,8 @@ from dff_jax.data import pipeline
 from dff_jax.types import FocalStack
 heavy = {"tensorflow", "tensorflow_datasets", "grain", "orbax", "matplotlib", "PIL", "tyro"}
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
-stack = FocalStack(np.zeros((2, 16, 16, 3), np.uint8), np.arange(2.0), "index", name="s")
+depth = np.ones((16, 16), np.float32)
+stack = FocalStack(np.zeros((2, 16, 16, 3), np.uint8), np.arange(2.0), "index", depth, depth > 0, "s")
 pipeline.open_source = lambda data, split: pipeline.StackSource("s", "index", "", 1, lambda i: stack)
 loader = pipeline.training_loader(DataConfig(crop=(16, 16)), 0)
 assert next(loader).batch.frames.shape == (2, 2, 16, 16, 3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -11,7 +12,8 @@ import numpy as np
 from jax import lax
 
 from dff_jax.config import DataConfig, WorldConfig
-from dff_jax.data.augment import apply_colour, make_colour
+from dff_jax.data.augment import apply_colour, draw_frame_count, focus_errors, make_colour
+from dff_jax.data.parts import Share
 from dff_jax.errors import ConfigError
 from dff_jax.optics.scenes import make_stack
 from dff_jax.types import Array, Batch, FocalStack, LoadedBatch
@@ -32,63 +34,89 @@ def _photograph(key: Array, world: WorldConfig) -> tuple[Array, Array, Array]:
     return jnp.round(stack.frames * 255) / 255, stack.focus, stack.depth
 
 
+def develop(keys: Array, frames: Array, colour: float, noise: float) -> Array:
+    """Frames [Z,H,W,3] recoloured and made noisier, with three keys [3], as `augment.augment` does."""
+    k_colour, k_sigma, k_noise = keys
+    if colour:
+        change = make_colour(jax.random.uniform(k_colour, (6,), minval=-1.0), colour, jnp)
+        frames = apply_colour(frames, change.gain.reshape(1, 1, 1, 3), change)
+    if noise:
+        sigma = jax.random.uniform(k_sigma, maxval=noise)
+        frames = (frames + sigma * jax.random.normal(k_noise, frames.shape)).clip(0.0, 1.0)
+    return frames
+
+
+def map_stacks(one: Callable, *arrays: Array):
+    """`one` for each stack of [B,...]: in turn on a CPU, where vmap would compute every branch of every random
+    choice for nothing; all at once elsewhere."""
+    if jax.default_backend() == "cpu":
+        return lax.map(lambda own: one(*own), arrays)
+    return jax.vmap(one)(*arrays)
+
+
 @partial(jax.jit, static_argnames=("world", "colour", "noise"))
 def make_batch(keys: Array, world: WorldConfig, colour: float = 0.0, noise: float = 0.0) -> Batch:
-    """A batch [B] of fresh stacks, one for each key [B], coloured and made noisier as `augment.augment` does.
-
-    Pure and jitted; `world` gives the size. One after another on a CPU, where vmap would compute every
-    branch of every random choice for nothing; all at once elsewhere.
-    """
+    """A batch [B] of fresh stacks, one for each key [B]; `world` gives the size. Pure and jitted."""
 
     def one(key: Array) -> Batch:
-        k_world, k_colour, k_sigma, k_noise = jax.random.split(key, 4)
+        k_world, *others = jax.random.split(key, 4)
         frames, focus, depth = _photograph(k_world, world)
-        if colour:
-            change = make_colour(jax.random.uniform(k_colour, (6,), minval=-1.0), colour, jnp)
-            frames = apply_colour(frames, change.gain.reshape(1, 1, 1, 3), change)
-        if noise:
-            sigma = jax.random.uniform(k_sigma, maxval=noise)
-            frames = (frames + sigma * jax.random.normal(k_noise, frames.shape)).clip(0.0, 1.0)
-        return Batch(frames, focus, depth, jnp.ones(depth.shape, bool))
+        return Batch(develop(others, frames, colour, noise), focus, depth, jnp.ones(depth.shape, bool))
 
-    return lax.map(one, keys) if jax.default_backend() == "cpu" else jax.vmap(one)(keys)
+    return map_stacks(one, keys)
 
 
-class LiveLoader:
-    """Iterator of LoadedBatch on the device; its state is the number of the next batch.
+@jax.jit
+def refocus_batch(batch: Batch, turn: Array, errors: Array) -> Batch:
+    """What `augment.vary_focus` does, on the device: stacks with `turn` [B] are turned around, settings moved by
+    `errors` [B,Z]."""
+    ends = batch.focus[:, :1] + batch.focus[:, -1:]
+    focus = jnp.where(turn[:, None], ends - batch.focus[:, ::-1], batch.focus) + errors
+    frames = jnp.where(turn[:, None, None, None, None], batch.frames[:, ::-1], batch.frames)
+    depth = jnp.where(turn[:, None, None] & batch.mask, ends[..., None] - batch.depth, batch.depth)
+    return Batch(frames, focus, depth, batch.mask)
+
+
+class LivePart:
+    """Procedural worlds as a part of what is trained on, rendered in `finish`; see `parts.Part`.
 
     Stack i of the global batch n has the same content however many processes share the batch.
     """
 
-    def __init__(self, data: DataConfig, seed: int, process_index: int = 0, process_count: int = 1):
+    reads = False
+
+    def __init__(self, data: DataConfig, share: Share):
         height, width = data.crop
         if min(data.crop) < 32:
             raise ConfigError(f"data.crop: procedural_live needs at least 32 pixels a side, got {data.crop}")
         self._world = dataclasses.replace(data.world, height=height, width=width)
-        self._data, self._seed, self._next = data, seed, 0
-        self._first = process_index * data.batch_size
-        self._global_batch = process_count * data.batch_size
+        self._data, self._share = data, share
 
-    def __iter__(self) -> LiveLoader:
-        return self
+    def prepare(self, number: int) -> int:
+        return number
 
-    def __next__(self) -> LoadedBatch:
-        n, data = self._next, self._data
-        numbers = range(self._first, self._first + data.batch_size)
-        indices = jnp.array([n * self._global_batch + i for i in numbers], jnp.uint32)
-        keys = jax.vmap(partial(_key, self._seed, "train"))(indices)
-        batch = make_batch(keys, self._world, data.colour, data.noise)
-        self._next = n + 1
-        return LoadedBatch(batch, tuple(f"live/{self._seed}/{n}/{i}" for i in numbers))
+    def finish(self, number: int) -> LoadedBatch:
+        data, share, world = self._data, self._share, self._world
+        count = draw_frame_count(data.frames, share.batch_generator(number))
+        if count is not None:
+            world = dataclasses.replace(world, num_frames=count)
+        numbers = share.stacks(number)
+        keys = jax.vmap(partial(_key, share.seed, "train"))(jnp.array([n % 2**32 for n in numbers], jnp.uint32))
+        batch = make_batch(keys, world, data.colour, data.noise)
+        if data.reverse or data.focus_jitter:
+            focus = np.linspace(*world.focus_range, world.num_frames)
+            draws = [draw_focus(focus, share.generator(n), data) for n in numbers]
+            batch = refocus_batch(batch, *(np.stack(x) for x in zip(*draws, strict=True)))
+        first = share.process_index * share.batch_size
+        return LoadedBatch(batch, tuple(f"live/{share.seed}/{number}/{first + i}" for i in range(share.batch_size)))
 
-    def get_state(self) -> dict[str, int]:
-        return {"next_index": self._next}
 
-    def set_state(self, state: dict[str, int]) -> None:
-        self._next = int(state["next_index"])
-
-    def close(self) -> None:
-        """Nothing to release."""
+def draw_focus(focus: np.ndarray, rng: np.random.Generator, data: DataConfig) -> tuple[np.ndarray, np.ndarray]:
+    """One stack's `turn` and `errors` [Z] for `refocus_batch`; `focus` [Z] in q, ascending."""
+    turn = np.array(data.reverse and bool(rng.integers(2)))
+    mirrored = focus[0] + focus[-1] - focus[::-1] if turn else focus
+    errors = focus_errors(mirrored, data.focus_jitter, rng) if data.focus_jitter else np.zeros(len(focus))
+    return turn, errors.astype(np.float32)
 
 
 def held_out_stack(split: str, index: int, world: WorldConfig) -> FocalStack:

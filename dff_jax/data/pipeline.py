@@ -7,18 +7,23 @@ holds depends on its number alone, so a resumed run sees what an uninterrupted o
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
 from dff_jax.config import DataConfig
-from dff_jax.data.augment import augment, to_float
-from dff_jax.errors import ConfigError, InputError
-from dff_jax.focus_axis import check_unit, sort_order, to_q
-from dff_jax.types import Batch, FocalStack, LoadedBatch
+from dff_jax.data.parts import FilePart, Part, Share, StackSource, to_batch
+from dff_jax.errors import InputError, one_line
+from dff_jax.focus_axis import check_unit
+from dff_jax.types import FocalStack, LoadedBatch
+
+if TYPE_CHECKING:
+    import tensorflow_datasets as tfds
+
+    from dff_jax.data.rgbd import SceneFiles
 
 Split = Literal["train", "validation", "test"]
 
@@ -28,25 +33,9 @@ _SPLIT_FOLDERS = {
     "validation": ("val", "validation", "test"),
     "test": ("test", "val", "validation"),
 }
-
-
-@dataclass(frozen=True)
-class StackSource:
-    """Focal stacks by number, read when asked for; reading may go on in several threads at once."""
-
-    name: str  # what to call it in a table
-    unit: str  # of focus settings and depth
-    describe: str  # one line: where it comes from
-    length: int
-    read: Callable[[int], FocalStack]
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> FocalStack:
-        if not 0 <= index < self.length:
-            raise IndexError(f"stack {index} of {self.length} in {self.name}")
-        return self.read(index)
+# Most published sets have one held-out split, to validate and to test.
+_OTHER_HELD_OUT = {"validation": "test", "test": "validation"}
+_AGAIN = "make it again with dff-jax prepare ... --overwrite"
 
 
 class Loader(Protocol):
@@ -66,27 +55,45 @@ class Loader(Protocol):
 
 
 def tfds_source(name: str, split: Split, data_dir: str | os.PathLike | None = None) -> StackSource:
-    """A split of a tfds dataset of this package; prepared first if it makes its own data.
+    """A split of a tfds dataset of this package; prepared first if it makes its own data. Of a dataset with only one
+    of validation and test, that one serves as both; the name says which it is.
 
     Raises:
       InputError: no such dataset or split.
     """
     from dff_jax.data.datasets import open_builder
 
-    builder = open_builder(name, data_dir)
+    return builder_source(open_builder(name, data_dir), name, split)
+
+
+def builder_source(builder: tfds.core.DatasetBuilder, name: str, split: Split) -> StackSource:
+    """As `tfds_source`, of a dataset whose data is there."""
+    if not builder.info.splits:
+        raise InputError(f"{builder.data_path}: damaged or incomplete (it has no splits); {_AGAIN}")
+    if split not in builder.info.splits and _OTHER_HELD_OUT.get(split) in builder.info.splits:
+        split = _OTHER_HELD_OUT[split]
     if split not in builder.info.splits:
         raise InputError(f"split: {name} has no {split!r}; choose one of {', '.join(builder.info.splits)}")
-    records, unit = builder.as_data_source(split=split), check_unit(builder.info.metadata["unit"])
+    try:
+        facts = builder.info.metadata
+        records, unit = builder.as_data_source(split=split), check_unit(facts["unit"])
+    except Exception as error:
+        raise InputError(f"{builder.data_path}: damaged or incomplete ({one_line(error)}); {_AGAIN}") from None
+    describe = f"{len(records)} stacks in {builder.data_path}"
+    read = partial(_read_record, records, unit, f"{builder.data_path}, {split}")
+    convention, has_truth = facts.get("convention", "default"), facts.get("has_truth", True)
+    return StackSource(f"{name}/{split}", unit, describe, len(records), read, convention, has_truth)
 
-    def read(index: int) -> FocalStack:
+
+def _read_record(records: Any, unit: str, where: str, index: int) -> FocalStack:
+    try:
         record = records[index]
         depth = record["depth"]
         mask = record.get("mask", np.isfinite(depth) & (depth > 0))
         focus = record["focus"].astype(np.float64)
         return FocalStack(record["stack"], focus, unit, depth, mask, record["name"].decode())
-
-    describe = f"{len(records)} stacks in {builder.data_path}"
-    return StackSource(f"{name}/{split}", unit, describe, len(records), read)
+    except Exception as error:  # array_record raises bare RuntimeErrors, which name no file
+        raise InputError(f"{where}: record {index} cannot be read ({one_line(error)}); {_AGAIN}") from None
 
 
 def folder_source(root: str | os.PathLike, split: Split, unit: str) -> StackSource:
@@ -97,23 +104,57 @@ def folder_source(root: str | os.PathLike, split: Split, unit: str) -> StackSour
     Raises:
       InputError: no such folder, or none for that split, or no stacks in it.
     """
-    from dff_jax.data.folder import list_stacks, read_labelled_stack
+    from dff_jax.data.folder import list_stacks
 
-    root, unit = Path(root), check_unit(unit)
+    place, name = _split_place(root, split, "focal stacks", whole=split != "train")
+    stacks = list_stacks(place)
+    read = partial(_read_folder, stacks, check_unit(unit))
+    return StackSource(name, unit, f"{len(stacks)} stacks in {place}", len(stacks), read)
+
+
+def _read_folder(stacks: list[Path], unit: str, index: int) -> FocalStack:
+    from dff_jax.data.folder import read_labelled_stack
+
+    return read_labelled_stack(stacks[index], unit)
+
+
+def _split_place(root: str | os.PathLike, split: Split, what: str, *, whole: bool) -> tuple[Path, str]:
+    """The folder of a split below `root`, and what to call it; `root` itself if it has no split folders and may be
+    taken `whole`."""
+    root = Path(root)
     if not root.is_dir():
-        raise InputError(f"{root}: no such folder of focal stacks")
+        raise InputError(f"{root}: no such folder of {what}")
     present = [s for s in ("train", "val", "validation", "test") if (root / s).is_dir()]
     found = [s for s in _SPLIT_FOLDERS[split] if s in present]
-    if not found and (present or split == "train"):
+    if not found and (present or not whole):
         raise InputError(f"{root}: no {'/ or '.join(_SPLIT_FOLDERS[split])}/ inside, needed for {split}")
-    place = root / found[0] if found else root
-    stacks = list_stacks(place)
+    name = root.resolve().name
+    return (root / found[0], f"{name}/{found[0]}") if found else (root, name)
 
-    def read(index: int) -> FocalStack:
-        return read_labelled_stack(stacks[index], unit)
 
-    name = f"{root.resolve().name}/{found[0]}" if found else root.resolve().name
-    return StackSource(name, unit, f"{len(stacks)} stacks in {place}", len(stacks), read)
+def scene_files(root: str | os.PathLike, split: Split) -> tuple[str, list[SceneFiles]]:
+    """A name for, and the RGB-D scenes of, a split below root/train, root/val and so on; to train on, also of a `root`
+    without these.
+
+    Raises:
+      InputError: no such folder, none for that split, or as `rgbd.list_scenes`.
+    """
+    from dff_jax.data.rgbd import list_scenes
+
+    place, name = _split_place(root, split, "RGB-D scenes", whole=split == "train")
+    return name, list_scenes(place)
+
+
+def rgbd_source(data: DataConfig, split: Split) -> StackSource:
+    """RGB-D scenes photographed once each, always by the same lens, and kept in memory: to evaluate on.
+
+    They have the size of `data.crop`, the unit of the scenes, and diopters where that is metres.
+    """
+    from dff_jax.data.live_rgbd import HeldOut
+
+    name, files = scene_files(data.dataset, split)
+    held_out = HeldOut(data, files)
+    return StackSource(name, held_out.unit, f"{len(files)} scenes, photographed here", len(files), held_out.read)
 
 
 def live_source(split: Split, data: DataConfig) -> StackSource:
@@ -146,6 +187,8 @@ def open_source(data: DataConfig, split: Split) -> StackSource:
         return tfds_source(data.dataset, split, data.data_dir)
     if data.source == "folder":
         return folder_source(data.dataset, split, data.unit)
+    if data.source == "rgbd":
+        return rgbd_source(data, split)
     return live_source(split, data)
 
 
@@ -173,95 +216,42 @@ def open_named(
 # Batches ----------------------------------------------------------------------------------------------------
 
 
-def to_batch(stacks: list[FocalStack]) -> Batch:
-    """Stacks of one shape to a Batch of numpy arrays: sorted, in q, frames float32 in [0,1].
-
-    Without truth, depth is 0 and the mask False everywhere.
-
-    Raises:
-      InputError: focus settings that cannot be sorted (see `focus_axis.sort_order`).
-    """
-    size, (z, h, w, _) = len(stacks), stacks[0].frames.shape
-    batch = Batch(
-        np.empty((size, z, h, w, 3), np.float32), np.empty((size, z), np.float32),
-        np.zeros((size, h, w), np.float32), np.zeros((size, h, w), bool),
-    )  # fmt: skip
-    for i, stack in enumerate(stacks):
-        order = sort_order(stack.focus, stack.unit, [f"{stack.name}, frame {k}" for k in range(z)])
-        batch.frames[i] = to_float(stack.frames)[order]
-        batch.focus[i] = to_q(stack.focus[order], stack.unit)
-        if stack.depth is not None:
-            mask = np.isfinite(stack.depth) if stack.mask is None else stack.mask
-            batch.mask[i] = mask
-            batch.depth[i] = np.where(mask, to_q(np.where(mask, stack.depth, 1.0), stack.unit), 0.0)
-    return batch
-
-
-class _GrainLoader:
-    """A grain iterator, under the three names of `Loader`."""
-
-    def __init__(self, iterator: Any):
-        self._iterator = iterator
-
-    def __iter__(self) -> _GrainLoader:
-        return self
-
-    def __next__(self) -> LoadedBatch:
-        return next(self._iterator)
-
-    def get_state(self) -> dict[str, Any]:
-        return self._iterator.get_state()
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        self._iterator.set_state(state)
-
-    def close(self) -> None:
-        self._iterator.close()
-
-
-def _collate(items: list[FocalStack]) -> LoadedBatch:
-    shapes = {stack.frames.shape: stack.name for stack in items}
-    if len(shapes) > 1:
-        found = ", ".join(f"{name} has {shape[0]} frames" for shape, name in shapes.items())
-        raise ConfigError(f"data.batch_size: stacks of unequal length cannot share a batch ({found}); use 1")
-    return LoadedBatch(to_batch(items), tuple(stack.name for stack in items))
-
-
 def training_loader(
     data: DataConfig, seed: int, *, process_index: int = 0, process_count: int = 1
 ) -> Loader:
     """Endless augmented batches of `data.batch_size` stacks for this process, equal for equal arguments.
 
-    Each epoch is shuffled anew; a batch may span two. The processes' shares are disjoint and cover the epoch.
-    With source=procedural_live the arrays are on the device, else numpy.
+    Each epoch of a source is shuffled anew; a batch may span two. The processes' shares are disjoint, and together
+    they are what a single process would see. With a mixture each batch comes from one of its parts. Rendered stacks
+    (procedural_live, rgbd) are on the device, others numpy.
 
     Raises:
-      InputError: as `open_source`, fewer stacks than processes, or (from the iterator) a stack that cannot be
-        read or is smaller than `data.crop`.
+      InputError: as `open_source`, or, from the iterator (for a mixture at once, as far as a first batch of each part
+        shows it), a stack that cannot be read, has no truth, too few frames, or is smaller than `data.crop`.
     """
+    from dff_jax.data.loading import PartLoader
+
+    shares = [
+        Share.of_part(seed, i, data.batch_size, process_index, process_count) for i in range(len(data.parts()))
+    ]
+    parts = [_open_part(part, share) for part, share in zip(data.parts(), shares, strict=True)]
+    if len(parts) > 1:
+        for part in parts:
+            part.prepare(0)
+    weights = [part.weight for part in data.mixture] or [1.0]
+    return PartLoader(parts, weights, num_threads=data.num_threads, num_workers=data.num_workers)
+
+
+def _open_part(data: DataConfig, share: Share) -> Part:
     if data.source == "procedural_live":
-        from dff_jax.data.live import LiveLoader
+        from dff_jax.data.live import LivePart
 
-        return LiveLoader(data, seed, process_index, process_count)
-    import grain
+        return LivePart(data, share)
+    if data.source == "rgbd":
+        from dff_jax.data.live_rgbd import RgbdPart
 
-    source = open_source(data, "train")
-    if len(source) < process_count:
-        raise InputError(f"{source.name}: {len(source)} stacks cannot feed {process_count} processes")
-
-    def random_view(stack: FocalStack, rng: np.random.Generator) -> FocalStack:
-        return augment(stack, rng, crop=data.crop, flips=data.flips, colour=data.colour, noise=data.noise)
-
-    batches = (
-        grain.MapDataset.source(source)
-        .seed(seed)
-        .shuffle()[process_index::process_count]
-        .repeat(None)
-        .random_map(random_view)
-        .batch(data.batch_size, drop_remainder=True, batch_fn=_collate)
-    )
-    threads = grain.ReadOptions(num_threads=data.num_threads, prefetch_buffer_size=2 * data.num_threads)
-    return _GrainLoader(iter(batches.to_iter_dataset(threads)))
+        return RgbdPart(data, scene_files(data.dataset, "train")[1], share)
+    return FilePart(data, open_source(data, "train"), share)
 
 
 def evaluation_batches(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +27,7 @@ FOLDER = "checkpoints"
 # on which devices it computes; never what it computes. `training.num_steps` is not among them: the learning
 # rate is a function of it, so a longer run is another run.
 FREE_FIELDS = frozenset(
-    {"name", "data.data_dir", "data.num_threads", "data.eval_batch_size"}
+    {"name", "data.data_dir", "data.num_threads", "data.num_workers", "data.eval_batch_size"}
     | {f"training.{name}" for name in ("log_every", "eval_every", "save_every", "keep", "parallel")}
     | {f"training.{name}" for name in ("num_devices", "tensorboard", "transfer")}
 )
@@ -141,8 +142,11 @@ def check_config(saved: dict[str, Any], now: dict[str, Any], where: Any) -> None
     """Raises ConfigError, naming each field, if two configs (nested dicts) would not train the same way."""
     old, new = _flatten(saved), _flatten(now)
     free = FREE_FIELDS
-    if new["data.source"] != "procedural_live":  # prepared data is not rendered again
-        free = free | {name for name in old.keys() | new.keys() if name.startswith("data.world.")}
+    # prepared data is not rendered again
+    used = {value for name, value in new.items() if re.fullmatch(r"data\.(mixture\.\d+\.)?source", name)}
+    for source, section in (("procedural_live", "world"), ("rgbd", "lens")):
+        if source not in used:
+            free = free | {name for name in old.keys() | new.keys() if name.startswith(f"data.{section}.")}
     changed = [
         f"{name} ({old.get(name, 'absent')} -> {new.get(name, 'absent')})"
         for name in sorted(old.keys() | new.keys())
@@ -160,9 +164,11 @@ def abstract(state: TrainState, sharding: jax.sharding.Sharding) -> TrainState:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state)
 
 
-def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flatten(config: dict[Any, Any], prefix: str = "") -> dict[str, Any]:
     flat = {}
     for name, value in config.items():
+        if isinstance(value, list | tuple) and value and isinstance(value[0], dict):
+            value = dict(enumerate(value))
         if isinstance(value, dict):
             flat |= _flatten(value, f"{prefix}{name}.")
         else:

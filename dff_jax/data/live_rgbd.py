@@ -1,0 +1,221 @@
+"""RGB-D scenes photographed on the accelerator: another crop, lens, focus range and noise each time.
+
+The host reads, fills holes, crops and draws what is random about the lens; the device renders. A crop is taken with a
+margin as wide as the largest blur, so that what lies just outside shines in.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dff_jax.config import DataConfig, LensConfig
+from dff_jax.data.augment import crop_window, draw_frame_count
+from dff_jax.data.live import develop, draw_focus, map_stacks, refocus_batch
+from dff_jax.data.parts import Share
+from dff_jax.data.rgbd import SceneFiles, read_scene
+from dff_jax.errors import ConfigError, InputError
+from dff_jax.focus_axis import to_q
+from dff_jax.optics.rgbd import fill_holes, photograph
+from dff_jax.types import Batch, FocalStack, LoadedBatch
+
+_KEEP_BYTES = 2**29  # of decoded scenes, kept so that a small set is read only once
+_LEAST_SHARE = 0.3  # of the scene's depths that a drawn focus range spans at least: a flat crop needs one too
+_HELD_OUT_SEED = 0
+
+
+class Sharp(NamedTuple):
+    """A scene ready to photograph."""
+
+    rgb: np.ndarray  # [H,W,3] uint8
+    q: np.ndarray  # [H,W] float32, finite everywhere
+    mask: np.ndarray  # [H,W] bool: where q is measured
+    span: tuple[float, float]  # where nearly all measured q lie
+    name: str
+
+
+class Views(NamedTuple):
+    """Crops of scenes and the lens for each: all that the device needs. M = margin."""
+
+    rgb: np.ndarray  # [B,H+2M,W+2M,3] uint8
+    q: np.ndarray  # [B,H+2M,W+2M] float32
+    mask: np.ndarray  # [B,H,W] bool
+    focus: np.ndarray  # [B,Z] float32, q, ascending
+    blur_per_q: np.ndarray  # [B] float32
+    noise: np.ndarray  # [B] float32, standard deviation
+    seed: np.ndarray  # [B] uint32, of what the device draws
+    turn: np.ndarray  # [B] bool, see `live.refocus_batch`
+    errors: np.ndarray  # [B,Z] float32
+
+
+class Album:
+    """Scenes by number, read and filled when asked for; remembers as many as fit. For several threads at once."""
+
+    def __init__(self, files: Sequence[SceneFiles]):
+        self.files = files
+        self._kept: dict[int, Sharp] = {}
+        self._room, self._lock = _KEEP_BYTES, threading.Lock()
+
+    def __getstate__(self) -> dict:
+        return {"files": self.files}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__init__(state["files"])
+
+    def __getitem__(self, index: int) -> Sharp:
+        if index in self._kept:
+            return self._kept[index]
+        scene = read_scene(self.files[index])
+        q = to_q(fill_holes(scene.depth, scene.mask), scene.unit).astype(np.float32)
+        low, high = np.quantile(q[scene.mask], (0.02, 0.98))
+        sharp = Sharp(scene.rgb, q, scene.mask, (float(low), float(high)), scene.name)
+        size = sharp.rgb.nbytes + q.nbytes + sharp.mask.nbytes
+        with self._lock:
+            if index not in self._kept and size <= self._room:
+                self._kept[index], self._room = sharp, self._room - size
+        return sharp
+
+
+def draw_focus_range(
+    values: np.ndarray, scene: Sharp, lens: LensConfig, rng: np.random.Generator
+) -> tuple[float, float]:
+    """The first and last focus setting in q, for a crop that shows `values` [n]: around most of them."""
+    if lens.focus_range is not None:
+        return lens.focus_range
+    low, high = np.quantile(values, (0.02, 0.98)) if values.size else scene.span
+    whole = scene.span[1] - scene.span[0]
+    least = max(_LEAST_SHARE * whole, 1e-2 * max(abs(scene.span[0]), abs(scene.span[1])), 1e-6)
+    span = max(high - low, least) * rng.uniform(0.8, 1.3)
+    centre = (low + high) / 2 + rng.uniform(-0.1, 0.1) * span
+    first, last = centre - span / 2, centre + span / 2
+    if scene.q.min() >= 0 > first:  # no lens focuses beyond infinity
+        first, last = 0.0, last - first
+    return float(first), float(last)
+
+
+def take_view(scene: Sharp, data: DataConfig, count: int | None, rng: np.random.Generator) -> Views:
+    """A random crop of a scene and a random lens, as Views without the axis B.
+
+    Raises:
+      ConfigError: the scene is smaller than `data.crop`.
+    """
+    size, crop, lens = scene.q.shape, data.crop, data.lens
+    if size[0] < crop[0] or size[1] < crop[1]:
+        raise ConfigError(
+            f"data.crop: {crop[0]} x {crop[1]} does not fit into scene {scene.name!r} of {size[0]} x {size[1]} pixels; "
+            "choose a smaller crop"
+        )
+    mirror_x, mirror_y, transpose = rng.integers(2, size=3).astype(bool) & data.flips
+    transpose = transpose and size[0] >= crop[1] and size[1] >= crop[0]
+    window = crop_window(size, crop[::-1] if transpose else crop, scene.mask, rng)
+    margin = lens.max_blur_radius
+
+    def turn(image: np.ndarray, margin: int) -> np.ndarray:
+        rows, columns = (
+            np.arange(w.start - margin, w.stop + margin).clip(0, n - 1) for w, n in zip(window, size, strict=True)
+        )
+        image = image[np.ix_(rows[::-1] if mirror_y else rows, columns[::-1] if mirror_x else columns)]
+        return np.swapaxes(image, 0, 1) if transpose else image
+
+    mask = turn(scene.mask, 0)
+    first, last = draw_focus_range(turn(scene.q, 0)[mask], scene, lens, rng)
+    focus = np.linspace(first, last, count or lens.num_frames, dtype=np.float32)
+    blur_per_q = rng.uniform(*lens.blur_radius) / (last - first)
+    noise, seed = rng.uniform(*lens.noise), rng.integers(2**32)
+    return Views(
+        turn(scene.rgb, margin), turn(scene.q, margin), mask, focus, np.float32(blur_per_q), np.float32(noise),
+        np.uint32(seed), *draw_focus(focus, rng, data),
+    )  # fmt: skip
+
+
+@partial(jax.jit, static_argnames=("margin", "num_layers", "colour", "noise"))
+def photograph_batch(views: Views, margin: int, num_layers: int, colour: float = 0.0, noise: float = 0.0) -> Batch:
+    """The batch that `views` show, 8-bit frames as in a file, then recoloured and made noisier. Pure and jitted.
+
+    `margin` is the largest blur radius too.
+    """
+    inside = (slice(margin, -margin), slice(margin, -margin))
+
+    def one(view: Views) -> Batch:
+        k_noise, *others = jax.random.split(jax.random.key(view.seed), 4)
+        frames = photograph(
+            k_noise, view.rgb.astype(jnp.float32) / 255, view.q, view.focus, blur_per_q=view.blur_per_q,
+            max_radius=margin, num_layers=num_layers, noise=view.noise,
+        )  # fmt: skip
+        frames = jnp.round(frames[:, *inside] * 255) / 255
+        depth = jnp.where(view.mask, view.q[inside], 0.0)
+        return Batch(develop(others, frames, colour, noise), view.focus, depth, view.mask)
+
+    return map_stacks(one, views)
+
+
+class RgbdPart:
+    """RGB-D scenes as a part of what is trained on, photographed in `finish`; see `parts.Part`."""
+
+    reads = True
+
+    def __init__(self, data: DataConfig, files: Sequence[SceneFiles], share: Share):
+        import grain
+
+        self._data, self._album, self._share = data, Album(files), share
+        self._order = grain.MapDataset.range(len(files)).seed(share.seed).shuffle().repeat(None)
+
+    def prepare(self, number: int) -> tuple[Views, tuple[str, ...]]:
+        data, share = self._data, self._share
+        count = draw_frame_count(data.frames, share.batch_generator(number))
+        views, names = [], []
+        for n in share.stacks(number):
+            scene = self._album[int(self._order[n])]
+            views.append(take_view(scene, data, count, share.generator(n)))
+            names.append(scene.name)
+        return Views(*map(np.stack, zip(*views, strict=True))), tuple(names)
+
+    def finish(self, prepared: tuple[Views, tuple[str, ...]]) -> LoadedBatch:
+        views, names = prepared
+        data = self._data
+        lens = data.lens
+        batch = photograph_batch(views, lens.max_blur_radius, lens.num_layers, data.colour, data.noise)
+        if data.reverse or data.focus_jitter:
+            batch = refocus_batch(batch, views.turn, views.errors)
+        return LoadedBatch(batch, names)
+
+
+class HeldOut:
+    """Scenes photographed by one lens for good, for each scene its own: the same for every training seed.
+
+    Raises:
+      InputError: scenes of several units, which one table cannot hold.
+    """
+
+    def __init__(self, data: DataConfig, files: Sequence[SceneFiles]):
+        units = {file.unit: file.depth for file in files}
+        if len(units) > 1:
+            found = ", ".join(f"{unit} in {path}" for unit, path in units.items())
+            raise InputError(f"{data.dataset}: depth in several units ({found}); evaluate them apart")
+        (unit,) = units
+        self.unit = "diopter" if unit == "metre" else unit
+        self._data = dataclasses.replace(data, mixture=(), flips=False, frames=None, reverse=False, focus_jitter=0.0)
+        self._album = Album(files)
+        self._made: dict[int, FocalStack] = {}
+
+    def read(self, index: int) -> FocalStack:
+        """Scene `index` as a stack of 8-bit frames of `data.crop`."""
+        if index not in self._made:
+            self._made[index] = self._photograph(index)
+        return self._made[index]
+
+    def _photograph(self, index: int) -> FocalStack:
+        scene = self._album[index]
+        view = take_view(scene, self._data, None, np.random.default_rng([_HELD_OUT_SEED, index]))
+        lens = self._data.lens
+        batch = photograph_batch(Views(*(x[None] for x in view)), lens.max_blur_radius, lens.num_layers)
+        frames, focus, depth, mask = (x[0] for x in jax.device_get(batch))
+        frames = np.round(frames * 255).astype(np.uint8)
+        return FocalStack(frames, focus.astype(np.float64), self.unit, depth, mask, scene.name)

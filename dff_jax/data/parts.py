@@ -1,0 +1,158 @@
+"""What a loader draws from: parts, each an endless numbered sequence of batches made from stacks of one source.
+
+A part's batch n is a pure function of n, the seed and the configuration. It is made in two steps: `prepare` reads and
+augments on the host, in a thread or another process, and `finish` runs in the training process, where the device is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from dff_jax.config import DataConfig
+from dff_jax.data.augment import augment, draw_frame_count, thin_frames, to_float, vary_focus
+from dff_jax.errors import ConfigError, InputError
+from dff_jax.focus_axis import sort_order, to_q
+from dff_jax.types import Batch, FocalStack, LoadedBatch
+
+
+@dataclass(frozen=True)
+class StackSource:
+    """Focal stacks by number, read when asked for; reading may go on in several threads or processes at once."""
+
+    name: str  # what to call it in a table
+    unit: str  # of focus settings and depth
+    describe: str  # one line: where it comes from
+    length: int
+    read: Callable[[int], FocalStack]
+    convention: str = "default"  # of the literature, a key of `evaluation.conventions.CONVENTIONS`
+    has_truth: bool = True
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> FocalStack:
+        if not 0 <= index < self.length:
+            raise IndexError(f"stack {index} of {self.length} in {self.name}")
+        return self.read(index)
+
+
+class Share(NamedTuple):
+    """This process's share of a part: of each global batch a run of `batch_size` stacks.
+
+    The stacks of a part are numbered 0, 1, 2, ... over all batches and processes, so that what a global batch holds
+    does not depend on the number of processes.
+    """
+
+    seed: int  # of the part
+    batch_size: int
+    process_index: int = 0
+    process_count: int = 1
+
+    @classmethod
+    def of_part(
+        cls, seed: int, part: int, batch_size: int, process_index: int = 0, process_count: int = 1
+    ) -> Share:
+        """Part 0 has the run's own seed, the others one each."""
+        own = seed % 2**32 if part == 0 else int(np.random.SeedSequence([seed % 2**32, part]).generate_state(1)[0])
+        return cls(own, batch_size, process_index, process_count)
+
+    def stacks(self, number: int) -> range:
+        """The numbers of this process's stacks in global batch `number`."""
+        first = (number * self.process_count + self.process_index) * self.batch_size
+        return range(first, first + self.batch_size)
+
+    def generator(self, stack: int) -> np.random.Generator:
+        """The random numbers of one stack."""
+        return np.random.default_rng([self.seed, 0, stack])
+
+    def batch_generator(self, number: int) -> np.random.Generator:
+        """Those of a global batch: equal in all processes."""
+        return np.random.default_rng([self.seed, 1, number])
+
+
+class Part(Protocol):
+    """An endless sequence of batches of one source."""
+
+    reads: bool  # whether `prepare` is worth a thread
+
+    def prepare(self, number: int) -> Any:
+        """The host's work for batch `number` (>= 0); picklable, as is the part. Raises InputError for bad data."""
+        ...
+
+    def finish(self, prepared: Any) -> LoadedBatch:
+        """The batch, on the host or the device."""
+        ...
+
+
+class FilePart:
+    """Stacks that are read: each epoch shuffled anew, a batch may span two; augmented; all on the host."""
+
+    reads = True
+
+    def __init__(self, data: DataConfig, source: StackSource, share: Share):
+        import grain
+
+        self._data, self._source, self._share = data, source, share
+        self._order = grain.MapDataset.range(len(source)).seed(share.seed).shuffle().repeat(None)
+
+    def prepare(self, number: int) -> LoadedBatch:
+        data, share = self._data, self._share
+        count = draw_frame_count(data.frames, share.batch_generator(number))
+        return collate([self._view(n, count) for n in share.stacks(number)])
+
+    def _view(self, number: int, count: int | None) -> FocalStack:
+        data, rng = self._data, self._share.generator(number)
+        stack = self._source[int(self._order[number])]
+        if stack.depth is None or (stack.mask is not None and not stack.mask.any()):
+            raise InputError(f"{self._source.name}: stack {stack.name!r} has no ground truth to train on")
+        if count is not None:
+            stack = thin_frames(stack, count, rng)
+        stack = augment(stack, rng, crop=data.crop, flips=data.flips, colour=data.colour, noise=data.noise)
+        if data.reverse or data.focus_jitter:
+            stack = vary_focus(stack, rng, reverse=data.reverse, jitter=data.focus_jitter)
+        return stack
+
+    def finish(self, prepared: LoadedBatch) -> LoadedBatch:
+        return prepared
+
+
+def collate(items: list[FocalStack]) -> LoadedBatch:
+    """A batch of stacks; raises ConfigError if they have different numbers of frames."""
+    shapes = {stack.frames.shape: stack.name for stack in items}
+    if len(shapes) > 1:
+        found = ", ".join(f"{name} has {shape[0]} frames" for shape, name in shapes.items())
+        raise ConfigError(
+            f"data.batch_size: stacks of unequal length cannot share a batch ({found}); use 1, or give all the same "
+            "number of frames with data.frames"
+        )
+    return LoadedBatch(to_batch(items), tuple(stack.name for stack in items))
+
+
+def to_batch(stacks: list[FocalStack]) -> Batch:
+    """Stacks of one shape to a Batch of numpy arrays: sorted, in q, frames float32 in [0,1].
+
+    Without truth, depth is 0 and the mask False everywhere.
+
+    Raises:
+      InputError: focus settings that cannot be sorted (see `focus_axis.sort_order`).
+    """
+    size, (z, h, w, _) = len(stacks), stacks[0].frames.shape
+    batch = Batch(
+        np.empty((size, z, h, w, 3), np.float32), np.empty((size, z), np.float32),
+        np.zeros((size, h, w), np.float32), np.zeros((size, h, w), bool),
+    )  # fmt: skip
+    for i, stack in enumerate(stacks):
+        order = sort_order(stack.focus, stack.unit, [f"{stack.name}, frame {k}" for k in range(z)])
+        frames = to_float(stack.frames)
+        for k, place in enumerate(order):
+            batch.frames[i, k] = frames[place]
+        batch.focus[i] = to_q(stack.focus[order], stack.unit)
+        if stack.depth is not None:
+            mask = np.isfinite(stack.depth) if stack.mask is None else stack.mask
+            batch.mask[i] = mask
+            batch.depth[i] = np.where(mask, to_q(np.where(mask, stack.depth, 1.0), stack.unit), 0.0)
+    return batch
