@@ -36,6 +36,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return args.run(args, rest) or 0
     except InputError as error:
+        problems = getattr(error, "problems", ())  # of a SourceError: all that is missing or damaged
+        if len(problems) > 1:
+            print("\n".join(map(_one_line, problems)), file=sys.stderr)
         print(f"dff-jax: error: {_one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -45,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
         return 1
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: Exception | str) -> str:
     return " ".join(str(error).split())
 
 
@@ -76,6 +79,10 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("config", help="a file such as configs/procedural_tiny.py, or file.py:function")
     train.add_argument("--output", help="run folder; default runs/<name of the config>")
     train.add_argument("--no-resume", action="store_true", help="refuse a folder that holds a run")
+    train.add_argument(
+        "--dry-run", action="store_true", help="prove it from end to end on a few small stacks made for it; keeps "
+        "nothing, or all in --output",
+    )  # fmt: skip
     train.add_argument("--fields", action="store_true", help="list the config's fields with their values, and stop")
     train.set_defaults(run=_train)
 
@@ -91,6 +98,13 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--iterations", type=int, help="K of the unroll; default as trained")
     evaluate.add_argument("--batch-size", type=int, default=1)
     evaluate.add_argument("--limit", type=int, help="only the first so many stacks")
+    evaluate.add_argument(
+        "--convention", metavar="NAME", help="masks of the literature: flyingthings, middlebury, hci, ddff12, fod500, "
+        "default; default: as the dataset says",
+    )  # fmt: skip
+    evaluate.add_argument("--resize", nargs=2, type=int, metavar=("H", "W"), help="of the frames; truth keeps values")
+    evaluate.add_argument("--edge-pad", action="store_true", help="repeat edges up to multiples of 32, as DDL-GRU does")
+    evaluate.add_argument("--figure-stacks", nargs="+", type=int, metavar="N", help="to show in the paper's figure")
     evaluate.set_defaults(run=_evaluate)
 
     predict = commands.add_parser("predict", help="depth of your own photographs")
@@ -103,6 +117,10 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--weights", help="a run folder or a .safetensors file")
     predict.add_argument("--iterations", type=int, help="K of the unroll; default as trained")
     predict.add_argument("--max-size", type=int, help="shrink frames whose longer side exceeds this many pixels")
+    predict.add_argument(
+        "--align", nargs="?", const="similarity", choices=["similarity", "translation", "affine", "homography"],
+        help="bring the frames onto the middle one first; default motion: magnification, rotation and translation",
+    )  # fmt: skip
     predict.add_argument("--tile", type=int, default=512, help="side of the tiles of large images, pixels")
     predict.add_argument("--overlap", type=int, default=64, help="of neighbouring tiles, pixels")
     predict.set_defaults(run=_predict)
@@ -124,25 +142,57 @@ def _parser() -> argparse.ArgumentParser:
     ablate.add_argument("--limit", type=int, help="only the first so many stacks")
     ablate.set_defaults(run=_ablate)
 
-    prepare = commands.add_parser("prepare", help="make or convert a dataset")
-    prepare.add_argument("name", help="such as procedural/quickstart")
+    prepare = commands.add_parser(
+        "prepare", help="make or convert a dataset",
+        description="Makes a dataset, or converts the files of one: checks them all first, writes records, pictures "
+        "(overview.png) and statistics. `dff-jax prepare --list` names them.",
+    )  # fmt: skip
+    prepare.add_argument("name", nargs="?", help="such as procedural/quickstart; see --list")
+    prepare.add_argument("--list", action="store_true", help="all names, with unit, frames and where to get them")
+    prepare.add_argument("--source", metavar="DIR", help="the folder of downloaded files, or your own")
+    prepare.add_argument("--workers", type=int, help="processes that read; default one a core")
     prepare.add_argument("--data-dir", help="where tfds keeps its files; default ~/tensorflow_datasets")
     prepare.add_argument("--overwrite", action="store_true", help="make it again even if it is there")
     prepare.add_argument("--export", metavar="DIR", help="also write stacks as folders of PNG frames and disp.npy")
     prepare.add_argument("--split", default="test", choices=["train", "validation", "test"], help="for --export")
     prepare.add_argument("--limit", type=int, help="for --export: only the first so many stacks")
+    for family, flag, settings in _PREPARE_OPTIONS:
+        prepare.add_argument(flag, **(settings | {"help": f"{family}: {settings['help']}"}))
     prepare.set_defaults(run=_prepare)
 
-    bench = commands.add_parser("bench", help="compile time and memory, measured side by side")
-    bench.add_argument("subject", choices=["unroll"], help="unroll: over K, in every gradient mode")
+    bench = commands.add_parser("bench", help="compile time, memory and loading, measured side by side")
+    bench.add_argument(
+        "subject", choices=["unroll", "loader"],
+        help="unroll: compile time and memory over K, in every gradient mode; loader: stacks per second from disk",
+    )  # fmt: skip
     trainable = [name for name, preset in MODEL_PRESETS.items() if preset().method == "proximal"]
     bench.add_argument("--preset", default="tiny", choices=trainable)
     bench.add_argument("--iterations", nargs="+", type=int, default=[2, 4, 8, 16], metavar="K")
-    bench.add_argument("--size", type=int, default=96, help="side of the images, pixels")
+    bench.add_argument("--size", type=int, help="side of the images or crops, pixels; default 96, loader 256")
     bench.add_argument("--frames", type=int, default=15, help="of the focal stack")
-    bench.add_argument("--output", help="folder for unroll.md and unroll.json")
+    bench.add_argument("--dataset", help="loader: a prepared tfds dataset; default noise of 540 x 960")
+    bench.add_argument("--data-dir", help="loader: where tfds keeps its files")
+    bench.add_argument("--stacks", type=int, default=24, help="loader: of noise")
+    bench.add_argument("--steps", type=int, default=4, help="loader: training steps to time; 0 for none")
+    bench.add_argument("--output", help="folder for the table (.md) and the numbers (.json)")
     bench.set_defaults(run=_bench)
     return parser
+
+
+# options of some datasets: which, flag, argparse's settings
+_PREPARE_OPTIONS: list[tuple[str, str, dict[str, Any]]] = [
+    ("stacks, rgbd", "--unit", {"choices": UNITS, "help": "of focus settings and truth; default as the files say"}),
+    ("stacks", "--reverse", {"action": "store_const", "const": True, "help": "count the frame index from the end"}),
+    ("stacks", "--max-size", {"type": int, "help": "shrink frames whose longer side exceeds this many pixels"}),
+    ("stacks", "--align", {"nargs": "?", "const": "similarity", "metavar": "MODEL", "help": "align the frames"}),
+    ("rgbd, hci", "--focus-range", {"nargs": 2, "type": float, "metavar": ("LOW", "HIGH"), "help": "in the unit"}),
+    ("rgbd, hci", "--frames", {"type": int, "help": "number of frames to make"}),
+    ("rgbd", "--blur-per-q", {"type": float, "help": "blur radius, pixels per unit of focus"}),
+    ("rgbd", "--noise", {"type": float, "help": "standard deviation, of full scale"}),
+    ("rgbd", "--seed", {"type": int, "help": "of the noise"}),
+    ("rgbd", "--scale", {"type": float, "help": "factor from stored values to depth"}),
+    ("ddff12", "--bgr", {"action": argparse.BooleanOptionalAction, "help": "whether the file has blue first"}),
+]
 
 
 def _train(args: argparse.Namespace, rest: list[str]) -> int:
@@ -154,11 +204,24 @@ def _train(args: argparse.Namespace, rest: list[str]) -> int:
 
     output = Path(args.output or Path("runs") / config.name)
     try:
+        if args.dry_run:
+            return _dry_run(config, args.output)
         summary = train(config, output, resume=not args.no_resume)
     except TrainingDiverged as error:
         print(f"dff-jax: {_one_line(error)}", file=sys.stderr)
         return 1
     return 130 if summary.get("interrupted") else 0
+
+
+def _dry_run(config: Config, output: str | None) -> int:
+    from dff_jax.training.dry_run import dry_run
+
+    done = dry_run(config, output)
+    for table in done["tables"].values():
+        print(table)
+    kept = f"; kept in {output}" if output else ""
+    print(f"dry run of {config.name}: all parts ran, in {done['seconds']:.0f} s{kept}. The numbers above mean nothing.")
+    return 0
 
 
 def _evaluate(args: argparse.Namespace, rest: list[str]) -> None:
@@ -167,6 +230,8 @@ def _evaluate(args: argparse.Namespace, rest: list[str]) -> None:
     evaluate_to_folder(
         args.weights, args.output, dataset=args.dataset, source=args.source, unit=args.unit, split=args.split,
         data_dir=args.data_dir, iterations=args.iterations, batch_size=args.batch_size, limit=args.limit,
+        convention=args.convention, resize=tuple(args.resize) if args.resize else None, edge_pad=args.edge_pad,
+        figure_stacks=args.figure_stacks,
     )  # fmt: skip
     print((Path(args.output) / "table.md").read_text())
     print(f"written to {args.output}")
@@ -190,7 +255,7 @@ def _predict(args: argparse.Namespace, rest: list[str]) -> None:
     summary = predict_to_folder(
         args.stack[0] if len(args.stack) == 1 else args.stack, args.output, focus=args.focus, unit=args.unit,
         reverse=args.reverse, method=args.method, weights=args.weights, iterations=args.iterations,
-        max_size=args.max_size, tile=args.tile, overlap=args.overlap,
+        max_size=args.max_size, tile=args.tile, overlap=args.overlap, align=args.align,
     )  # fmt: skip
     for note in summary["notes"]:
         print(f"note: {note}")
@@ -202,9 +267,26 @@ def _predict(args: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _prepare(args: argparse.Namespace, rest: list[str]) -> None:
-    from dff_jax.data.datasets import prepare
+    import signal
 
-    print(prepare(args.name, args.data_dir, overwrite=args.overwrite))
+    from dff_jax.data import datasets
+    from dff_jax.data.datasets.listing import describe_all, describe_made
+
+    if args.list or args.name is None:
+        if not args.list:
+            raise InputError("prepare: give a name; dff-jax prepare --list shows them")
+        print(describe_all())
+        return
+    if args.workers is not None and args.workers < 1:
+        raise InputError(f"--workers: must be at least 1, got {args.workers}")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that nothing half made is left
+    options = {flag.strip("-").replace("-", "_"): None for _, flag, _ in _PREPARE_OPTIONS}
+    options = {key: getattr(args, key) for key in options if getattr(args, key) is not None}
+    options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+    path = datasets.prepare(
+        args.name, args.data_dir, source=args.source, overwrite=args.overwrite, workers=args.workers or 0, **options
+    )
+    print(describe_made(path))
     if args.export:
         from dff_jax.data.export import export_stacks
         from dff_jax.data.pipeline import open_named
@@ -215,9 +297,18 @@ def _prepare(args: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _bench(args: argparse.Namespace, rest: list[str]) -> None:
+    if args.subject == "loader":
+        from dff_jax.bench import loader
+
+        report = loader.bench_loader(
+            args.dataset, args.data_dir, preset=args.preset, size=args.size or 256, num_frames=args.frames,
+            stacks=args.stacks, steps=args.steps, output=args.output,
+        )  # fmt: skip
+        print(loader.markdown(report))
+        return
     from dff_jax.bench import unroll
 
-    report = unroll.bench_unroll(args.preset, args.iterations, args.size, args.frames, args.output)
+    report = unroll.bench_unroll(args.preset, args.iterations, args.size or 96, args.frames, args.output)
     print(unroll.markdown(report))
 
 
@@ -270,6 +361,9 @@ def fields_of(config: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
         value, name = getattr(config, field.name), f"{prefix}{field.name}"
         if dataclasses.is_dataclass(value):
             found |= fields_of(value, f"{name}.")
+        elif isinstance(value, tuple) and value and dataclasses.is_dataclass(value[0]):
+            for i, item in enumerate(value):
+                found |= fields_of(item, f"{name}.{i}.")
         else:
             found[name] = (value, hints[field.name])
     return found

@@ -42,6 +42,7 @@ def reference(p, g, region, valid):
 
     norm = np.sqrt(sum(scharr(scharr(error, i), j) ** 2 for i in (0, 1) for j in (0, 1)))
     out["bumpiness"] = 100 * np.minimum(norm, 0.05)[region].sum() / n
+    out["BadPix"] = 100 * (np.abs(x - y) > 0.07).mean()
     return out
 
 

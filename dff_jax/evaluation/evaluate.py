@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-import math
-import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +15,15 @@ import numpy as np
 
 from dff_jax import config, estimators, focus_axis
 from dff_jax.errors import InputError
-from dff_jax.evaluation import metrics, tables
+from dff_jax.evaluation import conventions, metrics, tables
+from dff_jax.evaluation.conventions import Convention
+from dff_jax.evaluation.progress import Clock, OnBatch, progress
 from dff_jax.evaluation.rows import YARDSTICKS, Evaluation, gather, row_maps, row_names
 from dff_jax.output import check_output, staged_output
-from dff_jax.types import Estimator, LoadedBatch, Prediction, Variables
+from dff_jax.types import Batch, Estimator, LoadedBatch, Prediction, Variables
 
-OnBatch = Callable[[int, LoadedBatch, Prediction], None]  # stacks done, the batch, what was predicted for it
+if TYPE_CHECKING:
+    from dff_jax.data.parts import StackSource
 
 
 @functools.partial(jax.jit, static_argnames=("estimator", "num_iterations"))
@@ -33,15 +34,20 @@ def _predict(estimator, variables, frames, focus, num_iterations) -> Prediction:
     return prediction._replace(history=prediction.history._replace(trace=None))  # of no use here, so not computed
 
 
-@functools.partial(jax.jit, static_argnames="unit")
-def _measure(prediction, yardsticks, focus, depth, mask, unit):
-    """Regions of Sums, fields [rows,B]; mean |D - the D before| over valid pixels [stages-1,B], in `unit`."""
+@functools.partial(jax.jit, static_argnames=("unit", "convention"))
+def _measure(prediction, yardsticks, focus, depth, mask, unit, convention):
+    """Sums, fields [rows,B], of both regions and of each variant of the convention; mean |D - the D before| over
+    valid pixels [stages-1,B], in `unit`."""
     low, high = focus[:, 0, None, None], focus[:, -1, None, None]
     in_range = (depth >= low) & (depth <= high)
     truth = focus_axis.from_q(depth, unit)
     maps = focus_axis.from_q(jnp.stack(row_maps(prediction, yardsticks)), unit)
-    # one row after the other: a row's temporaries are several maps large
-    regions = jax.lax.map(lambda one: metrics.measure(one, truth, mask, in_range), maps)
+    ends = jnp.sort(focus_axis.from_q(jnp.stack([focus[:, 0], focus[:, -1]], 1), unit), axis=1)
+
+    def of_row(one):
+        return *metrics.measure(one, truth, mask, in_range), *conventions.measure(one, truth, mask, ends, convention)
+
+    regions = jax.lax.map(of_row, maps)  # one after the other: a row's temporaries are several maps large
     if prediction.history is None:
         return regions, None
     h = prediction.history
@@ -63,6 +69,7 @@ def evaluate(
     unit: str = "disparity",
     num_iterations: int | None = None,
     yardstick: bool = True,
+    convention: Convention = conventions.CONVENTIONS["default"],
     on_batch: OnBatch | None = None,
 ) -> Evaluation:
     """Evaluates every row (see `rows`) on every stack.
@@ -74,18 +81,19 @@ def evaluate(
       unit: of the data; metrics are computed in it.
       num_iterations: K of the unroll; None: as configured.
       yardstick: adds the rows `classical` and `sml`.
+      convention: of the literature, to measure by beside our own regions.
       on_batch: called after each batch with the number of stacks done, the batch and its Prediction.
 
     Raises:
       InputError: no stack, or none with ground truth.
     """
     focus_axis.check_unit(unit)
-    clock, yardstick_clocks = _Clock(), {name: _Clock() for name in YARDSTICKS}
+    clock, yardstick_clocks = Clock(), {name: Clock() for name in YARDSTICKS}
     start, done = time.perf_counter(), 0
     stacks: list[str] = []
     excluded: list[str] = []
     names: list[str] = []
-    parts: list[metrics.Regions] = []
+    parts: list[tuple[metrics.Sums, ...]] = []
     changes: list[np.ndarray] = []
     for loaded in batches:
         batch = jax.block_until_ready(jax.device_put(loaded.batch))
@@ -98,10 +106,10 @@ def evaluate(
                 continue
             clock_of = yardstick_clocks[name]
             yardsticks.append(clock_of.time(frames.shape, _predict, _yardstick(name), {}, frames, focus, None).depth)
-        found = _measure(prediction, yardsticks, focus, batch.depth, batch.mask, unit)
+        found = _measure(prediction, yardsticks, focus, batch.depth, batch.mask, unit, convention)
         regions, change = jax.device_get(found)  # the one transfer of this batch
         names = row_names(prediction.history, yardstick)
-        keep = np.array([bool(name) for name in loaded.names]) & (regions.all.pixels[0] > 0)
+        keep = np.array([bool(name) for name in loaded.names]) & (regions[0].pixels[0] > 0)
         parts.append(jax.tree.map(lambda x, keep=keep: x[:, keep], regions))
         if change is not None:
             changes.append(change[:, keep])
@@ -117,29 +125,7 @@ def evaluate(
     for name, clock_of in yardstick_clocks.items():
         if clock_of.calls:
             seconds[f"per_stack_{name}"] = clock_of.per_stack()
-    return gather(names, parts, changes, stacks, excluded, unit, seconds)
-
-
-class _Clock:
-    """Time per stack of one method, without the first call of each shape, which compiles, if possible."""
-
-    def __init__(self) -> None:
-        self.calls: list[tuple[bool, float, int]] = []  # first of its shape, seconds, stacks
-        self._shapes: set[tuple[int, ...]] = set()
-
-    def time(self, shape: tuple[int, ...], function: Callable, *args: Any) -> Any:
-        start = time.perf_counter()
-        result = jax.block_until_ready(function(*args))
-        self.calls.append((shape not in self._shapes, time.perf_counter() - start, shape[0]))
-        self._shapes.add(shape)
-        return result
-
-    def only_first_calls(self) -> bool:
-        return all(first for first, _, _ in self.calls)
-
-    def per_stack(self) -> float:
-        counted = self.calls if self.only_first_calls() else [call for call in self.calls if not call[0]]
-        return sum(seconds for _, seconds, _ in counted) / sum(stacks for _, _, stacks in counted)
+    return gather(names, parts, changes, stacks, excluded, unit, seconds, convention)
 
 
 # From a name to a folder of results ---------------------------------------------------------------------
@@ -157,8 +143,14 @@ def evaluate_to_folder(
     iterations: int | None = None,
     batch_size: int = 1,
     limit: int | None = None,
+    convention: str | None = None,
+    resize: tuple[int, int] | None = None,
+    edge_pad: bool = False,
+    figure_stacks: list[int] | None = None,
 ) -> dict[str, Any]:
     """Evaluates and writes `metrics.json`, `per_stack.csv`, `table.md` and `figures/*.png` into `output`.
+
+    Of data without ground truth only pictures come out; the tables are empty then.
 
     Args:
       spec: "classical", "sml", a weights file, or a run folder.
@@ -167,6 +159,10 @@ def evaluate_to_folder(
       split: of the dataset.
       iterations: K of the unroll; None: as trained.
       limit: evaluates only the first so many stacks.
+      convention: of the literature (`conventions.CONVENTIONS`); None: the dataset's own.
+      resize: H, W to scale the frames to; truth by the nearest pixel, values unchanged.
+      edge_pad: repeats edge pixels up to multiples of 32, and evaluates these too, as DDL-GRU does.
+      figure_stacks: numbers of the stacks in the paper's figure; None: the paper's.
 
     Returns:
       The contents of `metrics.json`.
@@ -177,52 +173,78 @@ def evaluate_to_folder(
     """
     if (dataset is None) == (source is None):
         raise InputError("evaluate: give exactly one of --dataset NAME and --source DIR")
+    if resize is not None and edge_pad:
+        raise InputError("evaluate: give either --resize or --edge-pad")
     smallest = {"--iterations": (iterations, 0), "--batch-size": (batch_size, 1), "--limit": (limit, 1)}
     for name, (value, least) in smallest.items():
         if value is not None and value < least:
             raise InputError(f"{name}: must be at least {least}, got {value}")
     from dff_jax.data import pipeline
     from dff_jax.estimators import weights
-    from dff_jax.evaluation import figures
+    from dff_jax.evaluation import figures, paper_figures, resampling
 
     loaded = weights.load_estimator(spec)
     method = loaded.model.method
     estimator = _yardstick(method) if method in YARDSTICKS else loaded.estimator
     data = pipeline.open_named(dataset, source, unit, split, data_dir)
+    measured_by = conventions.find(convention or data.convention, data.unit)
+    data = data if resize is None else resampling.resized(data, resize)
+    data = resampling.edge_padded(data) if edge_pad else data
 
-    def batches() -> Iterator[LoadedBatch]:
-        for batch in pipeline.evaluation_batches(data, batch_size, limit):
+    def batches(of: StackSource) -> Iterator[LoadedBatch]:
+        for batch in pipeline.evaluation_batches(of, batch_size, limit):
             weights.check_frames(loaded, batch.batch.frames.shape[1])
             yield batch
 
+    layout = paper_figures.layout_of(measured_by.name, data.has_truth)
+    columns: list[paper_figures.Column] = []
+    if layout is not None or figure_stacks is not None:
+        layout = layout or paper_figures.PREDICTIONS
+        numbers = paper_figures.choose(layout, min(len(data), limit or len(data)), figure_stacks)
+        few = dataclasses.replace(data, length=len(numbers), read=lambda i: data.read(numbers[i]))
+
     pictures = Path(output) / "figures"
     check_output(output, tables.FILES)
-    check_output(pictures, figures.FILES)
-    with _progress(min(len(data), limit or len(data))) as on_batch:
-        evaluation = evaluate(
-            estimator,
-            loaded.variables,
-            batches(),
-            unit=data.unit,
-            num_iterations=iterations,
-            on_batch=on_batch,
-        )
-    report = tables.report(
-        evaluation,
-        spec=str(spec),
-        label=loaded.label,
-        model=config.to_dict(loaded.model),
-        dataset=data.name,
-        unit=data.unit,
-        iterations=_iterations(loaded.model, iterations),
-    )
-    wanted = figures.choose(evaluation)
-    shown = _predictions(estimator, loaded.variables, batches(), iterations, set(wanted))
+    check_output(pictures, (*figures.FILES, *paper_figures.FILES))
+    meta = {
+        "spec": str(spec),
+        "label": loaded.label,
+        "model": config.to_dict(loaded.model),
+        "dataset": data.name,
+        "unit": data.unit,
+        "iterations": _iterations(loaded.model, iterations),
+        "convention": measured_by.name,
+        "resize": resize,
+        "edge_pad": edge_pad,
+    }
+    if data.has_truth:
+        with progress(min(len(data), limit or len(data))) as on_batch:
+            evaluation = evaluate(
+                estimator,
+                loaded.variables,
+                batches(data),
+                unit=data.unit,
+                num_iterations=iterations,
+                convention=measured_by,
+                on_batch=on_batch,
+            )
+        report = tables.report(evaluation, **meta)
+        wanted = figures.choose(evaluation)
+    else:
+        evaluation, wanted, report = None, {}, tables.report_without_truth(**meta)
+    if layout is not None:
+        for name, shown in _answers(estimator, loaded.variables, batches(few), iterations):
+            columns.append(paper_figures.column(name, *shown, data.unit, loaded.label))
+        report["meta"]["figure"] = {"file": f"figures/{layout.file}", "stacks": [one.name for one in columns]}
+    shown = _predictions(estimator, loaded.variables, batches(data), iterations, set(wanted))
     with staged_output(output, last="metrics.json") as staging, staged_output(pictures) as drawn:
-        tables.write(staging, report, evaluation.per_stack)
-        figures.write(drawn, evaluation, wanted, shown)
-        stale = set(figures.FILES) - {path.name for path in drawn.iterdir()}
-    for name in stale:  # of an earlier evaluation, of more stacks
+        tables.write(staging, report, evaluation.per_stack if evaluation else ())
+        if evaluation:
+            figures.write(drawn, evaluation, wanted, shown)
+        if layout is not None:
+            figures.save(paper_figures.draw(layout, columns), drawn / layout.file)
+        stale = {*figures.FILES, *paper_figures.FILES} - {path.name for path in drawn.iterdir()}
+    for name in stale:  # of an earlier evaluation, of more or of other stacks
         (pictures / name).unlink(missing_ok=True)
     return report
 
@@ -242,40 +264,31 @@ def _predictions(estimator, variables, batches, num_iterations, wanted: set[int]
     """
     position = 0
     for loaded in batches:
-        batch, here = loaded.batch, []
+        here = []
         for i, name in enumerate(loaded.names):
-            if name and np.asarray(batch.mask[i]).any():
+            if name and np.asarray(loaded.batch.mask[i]).any():
                 here += [(position, i)] if position in wanted else []
                 position += 1
         if here:
-            prediction = _predict(estimator, variables, batch.frames, batch.focus, num_iterations)
-            if prediction.history is not None:  # the trace has other axes first, and no figure
-                prediction = prediction._replace(history=prediction.history._replace(trace=None))
-            depths = [_predict(_yardstick(name), {}, batch.frames, batch.focus, None).depth for name in YARDSTICKS]
-            on_host = jax.device_get((batch, prediction, depths))
+            on_host = _answer(estimator, variables, loaded.batch, num_iterations)
             for at, i in here:
                 yield at, *jax.tree.map(lambda x, i=i: x[i : i + 1], on_host)
         if position > max(wanted):
             return
 
 
-@contextmanager
-def _progress(total: int) -> Iterator[OnBatch]:
-    """A bar on a terminal, else a line about every ten seconds, with what is done and the time left."""
-    from tqdm import tqdm
+def _answers(estimator, variables, batches, num_iterations):
+    """Yields (name, (batch, prediction, yardsticks' depths)) of every stack, arrays [1,...] on the host."""
+    for loaded in batches:
+        on_host = _answer(estimator, variables, loaded.batch, num_iterations)
+        for i, name in enumerate(loaded.names):
+            if name:
+                yield name, jax.tree.map(lambda x, i=i: x[i : i + 1], on_host)
 
-    if sys.stderr.isatty():
-        with tqdm(total=total, unit="stack", desc="evaluate") as bar:
-            yield lambda done, loaded, prediction: bar.update(done - bar.n)
-        return
-    start = last = time.monotonic()
 
-    def line(done: int, loaded: LoadedBatch, prediction: Prediction) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last >= 10 or done == total:
-            left = math.ceil((now - start) / done * (total - done))
-            print(f"evaluate: {done}/{total} stacks, {left} s left", file=sys.stderr, flush=True)
-            last = now
-
-    yield line
+def _answer(estimator, variables, batch, num_iterations) -> tuple[Batch, Prediction, list[np.ndarray]]:
+    prediction = _predict(estimator, variables, batch.frames, batch.focus, num_iterations)
+    if prediction.history is not None:  # the trace has other axes first, and no figure
+        prediction = prediction._replace(history=prediction.history._replace(trace=None))
+    depths = [_predict(_yardstick(name), {}, batch.frames, batch.focus, None).depth for name in YARDSTICKS]
+    return jax.device_get((batch, prediction, depths))

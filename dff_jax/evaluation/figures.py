@@ -87,7 +87,7 @@ def save(figure: Figure, path: Path) -> None:
 def error_chart(evaluation: Evaluation) -> Figure:
     """MAE of every row, over all valid and over in-range pixels, in the order of the method."""
     distinct, names = tables.distinct(evaluation.rows)
-    figure = _figure(max(5.0, 0.75 * len(names) + 1.5), 3.6)
+    figure = new_figure(max(5.0, 0.75 * len(names) + 1.5), 3.6)
     figure.set_layout_engine("constrained")
     axes = figure.add_subplot()
     regions = [list(distinct.values()), [row["in_range"] for row in distinct.values()]]
@@ -197,7 +197,7 @@ def _draw(lines: list[list[_Panel]], scales: dict[str, _Scale], title: str) -> F
     ends = [[_wants_bar(line, i) for i in range(len(line))] for line in lines]
     figure_width = _GAP + max(len(e) * (_PANEL + _GAP) + sum(e) * _BAR for e in ends)
     figure_height = len(lines) * (panel_height + _HEADING) + 0.35
-    figure = _figure(figure_width, figure_height)
+    figure = new_figure(figure_width, figure_height)
     figure.suptitle(title, fontsize=11, x=_GAP / figure_width, ha="left", y=1 - 0.08 / figure_height, va="top")
 
     def axes_at(x: float, bottom: float, w: float) -> Any:
@@ -231,7 +231,7 @@ def _wants_bar(line: list[_Panel], i: int) -> bool:
     return line[i].scale is not None and line[i].scale != following
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -8,6 +8,7 @@ truth g over the n pixels of a region:
     RMS        sqrt(MSE)                         logRMS  sqrt(sum (ln p - ln g)^2 / n)
     Corr       Pearson correlation of p and g    Acc_k   100 #{p > 0, max(p/g, g/p) < 1.25^k} / n, in percent
     bumpiness  100/n sum min(|Hess(p-g)|_F, 0.05), with p-g = 0 where truth is missing
+    BadPix     100 #{|p-g| > 0.07} / n, in percent; like bumpiness a threshold in truth's unit, made for DDFF-12
 
 Inside logarithms and ratios p is clipped from below at 1e-6, and clipped pixels are counted. The headline is
 the metric of each stack, averaged over stacks; `pooled` is the metric of all pixels of all stacks together.
@@ -27,13 +28,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-METRICS = ("MAE", "MSE", "RMS", "logRMS", "AbsRel", "SqRel", "Acc_1", "Acc_2", "Acc_3", "Corr", "bumpiness")
+METRICS = ("MAE", "MSE", "RMS", "logRMS", "AbsRel", "SqRel", "Acc_1", "Acc_2", "Acc_3", "Corr", "bumpiness", "BadPix")
 LARGER_IS_BETTER = frozenset({"Acc_1", "Acc_2", "Acc_3", "Corr"})
 RATIO_METRICS = frozenset({"logRMS", "AbsRel", "SqRel", "Acc_1", "Acc_2", "Acc_3"})
 COUNTS = ("valid_pixels", "clipped_pixels", "nonfinite_pixels")
 
 SMALLEST = 1e-6  # p is clipped here inside logarithms and ratios
 BUMP_LIMIT = 0.05
+BAD_PIXEL = 0.07
 
 
 class Sums(NamedTuple):
@@ -49,6 +51,7 @@ class Sums(NamedTuple):
     within_1: Any
     within_2: Any
     within_3: Any
+    bad: Any
     absolute: Any
     squared: Any
     log_squared: Any
@@ -77,12 +80,29 @@ def measure(prediction: jax.Array, truth: jax.Array, valid: jax.Array, in_range:
       valid: [B,H,W] bool, where truth holds.
       in_range: [B,H,W] bool, where truth lies within the focus settings (only counted where valid).
     """
+    bumpy = bumps(prediction, truth, valid)
+    return Regions(*(region_sums(prediction, truth, region, bumpy) for region in (valid, valid & in_range)))
+
+
+def bumps(prediction: jax.Array, truth: jax.Array, valid: jax.Array) -> jax.Array:
+    """The terms of bumpiness, [B,H,W]; arguments as for `measure`."""
     error = jnp.where(valid & jnp.isfinite(prediction), prediction - truth, 0.0)
-    bumps = jnp.minimum(_hessian_norm(error), BUMP_LIMIT)
-    return Regions(*(_region_sums(prediction, truth, region, bumps) for region in (valid, valid & in_range)))
+    return jnp.minimum(_hessian_norm(error), BUMP_LIMIT)
 
 
-def _region_sums(p, g, region, bumps) -> Sums:
+def fit(prediction: jax.Array, truth: jax.Array, region: jax.Array) -> jax.Array:
+    """a p + b, with a and b [B] that fit truth best over the region in least squares; all [B,H,W]."""
+    finite = region & jnp.isfinite(prediction)
+    n = jnp.maximum(finite.sum((1, 2)), 1).astype(jnp.float32)
+    mean_p, p = _centre(jnp.where(finite, prediction, 0.0), finite, n)
+    mean_g, g = _centre(jnp.where(finite, truth, 0.0), finite, n)
+    spread = (p * p).sum((1, 2))
+    slope = (p * g).sum((1, 2)) / jnp.where(spread > 0, spread, 1.0)
+    return slope[:, None, None] * (prediction - mean_p[:, None, None]) + mean_g[:, None, None]
+
+
+def region_sums(p: jax.Array, g: jax.Array, region: jax.Array, bumpy: jax.Array) -> Sums:
+    """Sums and counts per stack over one region; all [B,H,W], `bumpy` as `bumps` gives it."""
     finite = region & jnp.isfinite(p)
     positive = finite & (g > 0)
     p_kept, g_kept = jnp.where(finite, p, 0.0), jnp.where(finite, g, 0.0)
@@ -111,12 +131,13 @@ def _region_sums(p, g, region, bumps) -> Sums:
         within_1=count(comparable & (ratio < 1.25)),
         within_2=count(comparable & (ratio < 1.25**2)),
         within_3=count(comparable & (ratio < 1.25**3)),
+        bad=count(finite & (jnp.abs(difference) > BAD_PIXEL)),
         absolute=total(jnp.abs(difference)),
         squared=total(difference**2),
         log_squared=total((jnp.log(p_safe) - jnp.log(g_safe)) ** 2),
         relative=total(jnp.abs(difference_of_positive) / g_safe),
         squared_relative=total(difference_of_positive**2 / g_safe),
-        bumps=total(jnp.where(finite, bumps, 0.0)),
+        bumps=total(jnp.where(finite, bumpy, 0.0)),
         mean_p=mean_p,
         mean_g=mean_g,
         centred_pp=total(p_centred**2),
@@ -177,16 +198,17 @@ def pool(sums: Sums) -> Sums:
     return Sums(*(np.asarray([field], np.float64) for field in added))
 
 
-def finalize(sums: Sums) -> list[dict[str, float | None]]:
+def finalize(sums: Sums, ratios: bool = True) -> list[dict[str, float | None]]:
     """Metrics and pixel counts of each stack: None where truth leaves it undefined, NaN if p is not finite.
 
     Args:
       sums: of one region, every field [stacks], on the host.
+      ratios: False: the unit has no ratio metrics; they are None, whatever the signs in this stack.
     """
-    return [_finalize_one(Sums(*(float(x) for x in one))) for one in zip(*sums, strict=True)]
+    return [_finalize_one(Sums(*(float(x) for x in one)), ratios) for one in zip(*sums, strict=True)]
 
 
-def _finalize_one(s: Sums) -> dict[str, float | None]:
+def _finalize_one(s: Sums, ratios: bool) -> dict[str, float | None]:
     counts = {
         "valid_pixels": int(s.pixels),
         "clipped_pixels": int(s.clipped),
@@ -207,27 +229,29 @@ def _finalize_one(s: Sums) -> dict[str, float | None]:
         "Acc_3": 100 * s.within_3 / n,
         "Corr": max(-1.0, min(1.0, s.centred_pg / math.sqrt(variance))) if variance > 0 else 0.0,
         "bumpiness": 100 * s.bumps / n,
+        "BadPix": 100 * s.bad / n,
     }
     if s.nonfinite:
         values = dict.fromkeys(METRICS, math.nan)
-    if s.nonpositive:
+    if s.nonpositive or not ratios:
         values |= dict.fromkeys(RATIO_METRICS, None)
     if s.centred_gg == 0 and not s.nonfinite:
         values["Corr"] = None
     return values | counts
 
 
-def summarize(sums: Sums) -> dict[str, Any]:
+def summarize(sums: Sums, ratios: bool = True) -> dict[str, Any]:
     """The headline of one region: the mean over stacks of each metric, pixel counts, and `pooled`.
 
     Args:
       sums: every field [stacks], on the host.
+      ratios: as for `finalize`.
 
     Returns:
       {metric: mean over the stacks where truth defines it, None if there is none}, total pixel counts,
       `stacks` (that have a pixel in the region), and `pooled`: the metrics of all pixels together.
     """
-    stacks = finalize(sums)
+    stacks = finalize(sums, ratios)
     out: dict[str, Any] = {}
     for metric in METRICS:
         values = [stack[metric] for stack in stacks if stack[metric] is not None]
@@ -235,7 +259,7 @@ def summarize(sums: Sums) -> dict[str, Any]:
     for count in COUNTS:
         out[count] = sum(stack[count] for stack in stacks)
     out["stacks"] = sum(stack["valid_pixels"] > 0 for stack in stacks)
-    pooled = finalize(pool(sums))[0]
+    pooled = finalize(pool(sums), ratios)[0]
     out["pooled"] = {metric: pooled[metric] for metric in METRICS}
     return out
 

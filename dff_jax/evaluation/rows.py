@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dff_jax.evaluation import metrics
+from dff_jax.evaluation.conventions import Convention
 from dff_jax.types import History, Prediction
 
 YARDSTICKS = ("classical", "sml")
@@ -26,16 +27,19 @@ class Evaluation(NamedTuple):
 
     rows: name -> {metric, pixel counts, "stacks", "pooled": {metric}, "in_range": the same again}.
     dynamics: {"step": {stage: mean |D - the D before|}, "gain": {row: MAE of D(0) - MAE of the row}}.
+    literature: label of a variant of the convention -> rows as above, without "in_range".
     """
 
     rows: dict[str, dict[str, Any]]
     dynamics: dict[str, Any]
-    per_stack: tuple[dict[str, Any], ...]  # one of each row, region and stack
+    per_stack: tuple[dict[str, Any], ...]  # one of each row, region (or variant) and stack
     stacks: tuple[str, ...]  # evaluated, in order
     excluded: tuple[str, ...]  # no pixel has ground truth
     unit: str
     seconds: dict[str, Any]
     notes: tuple[str, ...]  # what a reader of the numbers must know
+    convention: Convention
+    literature: dict[str, dict[str, dict[str, Any]]]
 
     def of_stack(self, position: int, region: str = "all") -> dict[str, dict[str, Any]]:
         """Row -> metrics of one stack, by its position in `stacks`."""
@@ -67,27 +71,36 @@ def row_maps(prediction: Prediction, yardsticks: Sequence[jax.Array]) -> list[ja
 
 def gather(
     names: list[str],
-    parts: list[metrics.Regions],
+    parts: list[tuple[metrics.Sums, ...]],
     changes: list[np.ndarray],
     stacks: list[str],
     excluded: list[str],
     unit: str,
     seconds: dict[str, Any],
+    convention: Convention,
 ) -> Evaluation:
     """The batches' numbers as one Evaluation.
 
     Args:
       names: of the rows.
-      parts: of each batch, Sums with fields [rows,stacks of the batch].
+      parts: of each batch, Sums with fields [rows,stacks of the batch]: over the two `metrics.Regions`, then for each
+        variant of the convention.
       changes: of each batch, mean |D - the D before| [stages-1,stacks]; empty for a method without stages.
     """
-    sums = {name: metrics.Regions(*(_join(parts, r, i) for i in (0, 1))) for r, name in enumerate(names)}
+    variants = convention.variants
+    regions = (*metrics.Regions._fields, *(variant.label for variant in variants))
+    ratios = (*[not convention.signed] * 2, *(variant.ratios for variant in variants))
+    sums = {name: [_join(parts, r, i) for i in range(len(regions))] for r, name in enumerate(names)}
     rows: dict[str, dict[str, Any]] = {}
+    literature: dict[str, dict[str, dict[str, Any]]] = {variant.label: {} for variant in variants}
     per_stack: list[dict[str, Any]] = []
-    for name, regions in sums.items():
-        rows[name] = metrics.summarize(regions.all) | {"in_range": metrics.summarize(regions.in_range)}
-        for region, of_region in zip(metrics.Regions._fields, regions, strict=True):
-            for stack, values in zip(stacks, metrics.finalize(of_region), strict=True):
+    for name, of_row in sums.items():
+        found = [metrics.summarize(one, has) for one, has in zip(of_row, ratios, strict=True)]
+        rows[name] = found[0] | {"in_range": found[1]}
+        for variant, summary in zip(variants, found[2:], strict=True):
+            literature[variant.label][name] = summary
+        for region, of_region, has in zip(regions, of_row, ratios, strict=True):
+            for stack, values in zip(stacks, metrics.finalize(of_region, has), strict=True):
                 per_stack.append({"stack": stack, "row": name, "region": region} | values)
     dynamics: dict[str, Any] = {}
     if changes:
@@ -98,15 +111,20 @@ def gather(
             "step": dict(zip(stages[1:], map(float, step), strict=True)),
             "gain": {name: start - row["MAE"] for name, row in rows.items()},
         }
-    notes = tuple(_notes(sums, stacks, excluded))
-    return Evaluation(rows, dynamics, tuple(per_stack), tuple(stacks), tuple(excluded), unit, seconds, notes)
+    both = {name: metrics.Regions(*of_row[:2]) for name, of_row in sums.items()}
+    notes = tuple(_notes(both, stacks, excluded, convention.signed))
+    return Evaluation(
+        rows, dynamics, tuple(per_stack), tuple(stacks), tuple(excluded), unit, seconds, notes, convention, literature
+    )
 
 
-def _join(parts: list[metrics.Regions], row: int, region: int) -> metrics.Sums:
+def _join(parts: list[tuple[metrics.Sums, ...]], row: int, region: int) -> metrics.Sums:
     return metrics.concatenate([metrics.Sums(*(field[row] for field in part[region])) for part in parts])
 
 
-def _notes(sums: dict[str, metrics.Regions], stacks: list[str], excluded: list[str]) -> Iterator[str]:
+def _notes(
+    sums: dict[str, metrics.Regions], stacks: list[str], excluded: list[str], is_signed: bool
+) -> Iterator[str]:
     def where(counts: np.ndarray) -> list[str]:
         return [name for name, n in zip(stacks, counts, strict=True) if n]
 
@@ -117,7 +135,9 @@ def _notes(sums: dict[str, metrics.Regions], stacks: list[str], excluded: list[s
     if outside:
         yield f"no truth within the focus range, so not in the in-range metrics: {_some(outside)}"
     signed = where(one.all.nonpositive)
-    if signed:
+    if is_signed:
+        yield "truth is signed in this unit, where logRMS, AbsRel, SqRel and Acc mean nothing"
+    elif signed:
         count = int(one.all.nonpositive.sum())
         yield (
             f"{count} pixels of truth are not positive: logRMS, AbsRel, SqRel and Acc are undefined for "
@@ -129,7 +149,7 @@ def _notes(sums: dict[str, metrics.Regions], stacks: list[str], excluded: list[s
             count = int(regions.all.nonfinite.sum())
             yield f"WARNING: {row} is not finite at {count} pixels; its metrics are NaN for {_some(bad)}"
         clipped = int(regions.all.clipped.sum())
-        if clipped:
+        if clipped and not is_signed:
             yield f"{row}: {clipped} pixels below {metrics.SMALLEST:g} were clipped inside logRMS and Acc"
 
 

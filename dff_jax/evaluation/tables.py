@@ -13,39 +13,53 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
+from dff_jax.evaluation import conventions, paper_tables
 from dff_jax.evaluation.metrics import COUNTS, LARGER_IS_BETTER, METRICS
+from dff_jax.evaluation.rows import YARDSTICKS
 
 if TYPE_CHECKING:
     from dff_jax.evaluation.rows import Evaluation
 
 FILES = ("metrics.json", "per_stack.csv", "table.md")
-_FORMATS = {"Acc_1": ".2f", "Acc_2": ".2f", "Acc_3": ".2f", "Corr": ".4f"}
+_COUNTED = ("stacks", "valid_pixels", "clipped_pixels")
+_FORMATS = {"Acc_1": ".2f", "Acc_2": ".2f", "Acc_3": ".2f", "Corr": ".4f", "BadPix": ".2f"}
 
 
 def report(evaluation: Evaluation, **meta: Any) -> dict[str, Any]:
-    """The contents of `metrics.json`: `rows`, `dynamics` and `meta`.
+    """The contents of `metrics.json`: `rows`, `dynamics`, `literature`, `paper` and `meta`.
 
     Metrics are at `rows.<name>.<metric>`, `.in_range.<metric>`, `.pooled.<metric>` and
-    `.in_range.pooled.<metric>`. NaN becomes null, which JSON can hold; `meta.notes` says which rows had any.
+    `.in_range.pooled.<metric>`, by a variant of the literature at `literature.<variant>.<row>.<metric>`; `paper` holds
+    the tables of `paper_tables`. NaN becomes null, which JSON can hold; `meta.notes` says which rows had any.
 
     Args:
       meta: what to say of the run: at least label, dataset, unit and iterations.
     """
-    out = {
-        "rows": evaluation.rows,
-        "dynamics": evaluation.dynamics,
-        "meta": meta
-        | {
-            "stacks": len(evaluation.stacks),
-            "excluded": list(evaluation.excluded),
-            "notes": list(evaluation.notes),
-            "seconds": evaluation.seconds,
-            "device": jax.devices()[0].device_kind,
-            "versions": {"python": platform.python_version()}
-            | {name: metadata.version(name) for name in ("dff-jax", "jax", "jaxlib", "flax", "numpy")},
-        },
+    meta |= {
+        "stacks": len(evaluation.stacks),
+        "excluded": list(evaluation.excluded),
+        "notes": list(evaluation.notes),
+        "seconds": evaluation.seconds,
+        "convention": evaluation.convention.name,
     }
-    return finite(out)
+    out = {"rows": evaluation.rows, "dynamics": evaluation.dynamics, "literature": evaluation.literature}
+    out = finite(out | {"meta": meta | _machine()})
+    return out | {"paper": paper_tables.tables(out)}
+
+
+def report_without_truth(**meta: Any) -> dict[str, Any]:
+    """The same of data without ground truth: no number, but what was run."""
+    notes = ["the dataset has no ground truth: there is nothing to measure, only pictures to look at"]
+    meta |= {"stacks": 0, "excluded": [], "notes": notes}
+    return finite({"rows": {}, "dynamics": {}, "literature": {}, "paper": [], "meta": meta | _machine()})
+
+
+def _machine() -> dict[str, Any]:
+    versions = {name: metadata.version(name) for name in ("dff-jax", "jax", "jaxlib", "flax", "numpy")}
+    return {
+        "device": jax.devices()[0].device_kind,
+        "versions": {"python": platform.python_version()} | versions,
+    }
 
 
 def finite(value: Any) -> Any:
@@ -70,6 +84,8 @@ def write(folder: Path, report: dict[str, Any], per_stack: Iterable[dict[str, An
 
 def markdown(report: dict[str, Any]) -> str:
     """`table.md`: metrics over all valid and over in-range pixels, best in bold, then what the unroll did."""
+    if not report["rows"]:
+        return _without_truth(report["meta"])
     meta, (rows, labels) = report["meta"], distinct(report["rows"])
     lines = [
         f"# {meta['label']} on {meta['dataset']}",
@@ -84,6 +100,8 @@ def markdown(report: dict[str, Any]) -> str:
         "## Pixels within the focus range",
         "",
         *_table({name: row["in_range"] for name, row in rows.items()}, labels),
+        *_literature(report),
+        *paper_tables.markdown(report["paper"]),
     ]
     if report["dynamics"] and report["dynamics"]["step"]:
         lines += ["", "## What each step does", "", *_dynamics_table(report["dynamics"])]
@@ -94,6 +112,37 @@ def markdown(report: dict[str, Any]) -> str:
     if meta["notes"]:
         lines += ["", "## Notes", "", *(f"* {note}" for note in meta["notes"])]
     return "\n".join(lines) + "\n"
+
+
+def _without_truth(meta: dict[str, Any]) -> str:
+    lines = [f"# {meta['label']} on {meta['dataset']}", "", *(f"* {note}" for note in meta["notes"])]
+    shown = meta.get("figure")
+    if shown:
+        lines += ["", f"{shown['file']} shows {', '.join(shown['stacks'])}."]
+    return "\n".join(lines) + "\n"
+
+
+def _literature(report: dict[str, Any]) -> list[str]:
+    """The answer and the yardsticks by each variant of the convention, beside our own two regions."""
+    convention = conventions.CONVENTIONS[report["meta"]["convention"]]
+    if not report["literature"]:
+        return []
+    rows, labels = distinct(report["rows"])
+    answer = next(name for name in rows if rows[name] == report["rows"]["final"])
+    chosen = [answer, *(name for name in YARDSTICKS if name in rows and name != answer)]
+    lines = ["", "## As the literature measures", ""]
+    lines += [f"| pixels | row | {' | '.join(METRICS)} | stacks | valid pixels | clipped |"]
+    lines += ["|---|---|" + "---:|" * (len(METRICS) + 3)]
+    ours = {"ours: all valid": report["rows"]}
+    ours["ours: within the focus range"] = {name: row["in_range"] for name, row in report["rows"].items()}
+    for pixels, found in (ours | report["literature"]).items():
+        for name in chosen:
+            row = found[name]
+            cells = [*(_format(metric, row[metric]) for metric in METRICS), *(str(row[n]) for n in _COUNTED)]
+            lines.append(f"| {pixels} | {labels[name]} | {' | '.join(cells)} |")
+    lines += ["", "Definitions and averaging are the same in all rows; who measures so:", ""]
+    lines += [f"* {variant.label}: {variant.who}" for variant in convention.variants]
+    return lines + [f"* {note}" for note in convention.notes]
 
 
 def distinct(rows: dict[str, dict[str, Any]]) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:

@@ -1,0 +1,63 @@
+"""The clock and the progress of an evaluation."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+
+from dff_jax.types import LoadedBatch, Prediction
+
+OnBatch = Callable[[int, LoadedBatch, Prediction], None]  # stacks done, the batch, what was predicted for it
+
+
+class Clock:
+    """Time per stack of one method, without the first call of each shape, which compiles, if possible."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[bool, float, int]] = []  # first of its shape, seconds, stacks
+        self._shapes: set[tuple[int, ...]] = set()
+
+    def time(self, shape: tuple[int, ...], function: Callable, *args: Any) -> Any:
+        """What `function(*args)` gives, once it is there, for frames of this shape [B,...]."""
+        start = time.perf_counter()
+        result = jax.block_until_ready(function(*args))
+        self.calls.append((shape not in self._shapes, time.perf_counter() - start, shape[0]))
+        self._shapes.add(shape)
+        return result
+
+    def only_first_calls(self) -> bool:
+        """Whether every call compiled."""
+        return all(first for first, _, _ in self.calls)
+
+    def per_stack(self) -> float:
+        """Seconds."""
+        counted = self.calls if self.only_first_calls() else [call for call in self.calls if not call[0]]
+        return sum(seconds for _, seconds, _ in counted) / sum(stacks for _, _, stacks in counted)
+
+
+@contextmanager
+def progress(total: int) -> Iterator[OnBatch]:
+    """A bar on a terminal, else a line about every ten seconds, with what is done and the time left."""
+    from tqdm import tqdm
+
+    if sys.stderr.isatty():
+        with tqdm(total=total, unit="stack", desc="evaluate") as bar:
+            yield lambda done, loaded, prediction: bar.update(done - bar.n)
+        return
+    start = last = time.monotonic()
+
+    def line(done: int, loaded: LoadedBatch, prediction: Prediction) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= 10 or done == total:
+            left = math.ceil((now - start) / done * (total - done))
+            print(f"evaluate: {done}/{total} stacks, {left} s left", file=sys.stderr, flush=True)
+            last = now
+
+    yield line

@@ -1,0 +1,281 @@
+"""The paper's tables and figures from an evaluation, and the views of the data that they need."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import json
+import re
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from dff_jax import cli
+from dff_jax.data import pipeline
+from dff_jax.data.parts import StackSource
+from dff_jax.errors import InputError
+from dff_jax.evaluation import evaluate as module
+from dff_jax.evaluation import paper_figures, paper_tables, resampling
+from dff_jax.evaluation.evaluate import evaluate_to_folder
+from dff_jax.types import Estimator, FocalStack, Prediction
+
+Z, H, W = 3, 20, 28
+
+
+def answer(variables, frames, focus, *, train=False, num_iterations=None):
+    """Knows the truth: low + red of frame 0 times the focus range; half a step too far."""
+    low, high = focus[:, :1, None], focus[:, -1:, None]
+    depth = low + (high - low) * frames[:, 0, ..., 0] + 0.5
+    ones = jnp.ones_like(depth)
+    return Prediction(depth, ones, 0 * ones, frames[:, 1], None), {}
+
+
+@pytest.fixture(autouse=True)
+def stand_in(monkeypatch):
+    estimator = Estimator(lambda *args: {}, answer)
+    monkeypatch.setattr(module, "_yardstick", lambda name: estimator)
+
+
+def stack(seed, low, high, has_truth=True):
+    rng = np.random.default_rng(seed)
+    frames = rng.integers(0, 256, (Z, H, W, 3), np.uint8)
+    depth = (low + (high - low) * frames[0, ..., 0] / 255).astype(np.float32)
+    mask = rng.random((H, W)) > 0.2 if has_truth else np.zeros((H, W), bool)
+    return FocalStack(frames, np.linspace(low, high, Z), "disparity", np.where(mask, depth, 0), mask, f"test/{seed}")
+
+
+def opened(monkeypatch, convention, low, high, count=5, has_truth=True):
+    """Makes `evaluate_to_folder` find these stacks, whatever it asks for."""
+    stacks = [stack(i, low, high, has_truth) for i in range(count)]
+    source = StackSource("made up/test", "disparity", "", count, stacks.__getitem__, convention, has_truth)
+    monkeypatch.setattr(pipeline, "open_named", lambda *args: source)
+    return stacks
+
+
+def rows_of(table):
+    return {(row["row"], row["from"]): row for row in table["rows"]}
+
+
+# Tables -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_papers_numbers_are_the_papers():
+    """Against its text: the three tables run on, without blanks between the numbers."""
+    lines = ["1.4692.8490.0690.03699.1899.7799.870.997", "1.4602.8420.0660.03599.2899.8199.890.997"]
+    assert [paper_tables.TABLE_1[row].replace(" ", "") for row in ("D(5)", "refined")] == lines
+    assert paper_tables.TABLE_2["middlebury"].replace(" ", "") == "23.5929.940.601.424.9237.3293.110.76"
+    assert paper_tables.TABLE_2["hci"].replace(" ", "") == "0.070.160.060.0397.7899.5399.910.97"
+    assert paper_tables.TABLE_3["DFV-Diff"].replace(" ", "") == "5.5110.650.530.6286.1888.0989.930.97"
+    for table in (paper_tables.TABLE_1, paper_tables.TABLE_2, paper_tables.TABLE_3):
+        assert all(len(printed.split()) == len(paper_tables.COLUMNS) == 8 for printed in table.values())
+
+
+def fake_report(convention, rows, label="mine"):
+    def row(i):
+        return {name: 0.1 * i + 0.01 * k for k, name in enumerate(paper_tables.COLUMNS)}
+
+    literature = {"first": {name: row(i) for i, name in enumerate(rows)}, "last": {name: row(9) for name in rows}}
+    return {"literature": literature, "meta": {"convention": convention, "label": label, "resize": None}}
+
+
+def test_table_1_has_ours_under_each_of_the_papers_rows():
+    stages = ["D(0)", *(f"D({k})" for k in range(1, 6)), "refined", "final", "classical", "sml"]
+    report = fake_report("flyingthings", stages)
+    one, three = paper_tables.tables(report)
+    assert (one["number"], three["number"]) == (1, 3)
+    assert [row["row"] for row in one["rows"]] == [r for s in ("D(1)", "D(3)", "D(5)", "refined") for r in (s, s)]
+    found = rows_of(one)
+    assert found["D(3)", "paper"]["values"]["RMS"] == 2.867 and found["D(3)", "paper"]["text"][0] == "1.475"
+    assert found["D(3)", "ours: first"]["values"] == report["literature"]["first"]["D(3)"]
+    assert any("refines D(5)" in note for note in one["notes"])
+    names = [row["row"] for row in three["rows"]]
+    assert names == [*paper_tables.TABLE_3, "mine", "classical", "sml"]
+    # fewer iterations: the row stays, empty, and the note says how to fill it
+    one, _ = paper_tables.tables(fake_report("flyingthings", [s for s in stages if s not in ("D(4)", "D(5)")]))
+    assert rows_of(one)["D(5)", "ours: first"]["text"] == ["-"] * 8
+    assert any("D(5); evaluate with --iterations 5" in note for note in one["notes"])
+    (three,) = paper_tables.tables(fake_report("flyingthings", ["final", "classical", "sml"], label="sml"))
+    assert three["number"] == 3 and [row["row"] for row in three["rows"]][-2:] == ["sml", "classical"]
+
+
+def test_table_2_names_what_cannot_be_compared():
+    (table,) = paper_tables.tables(fake_report("middlebury", ["final"]))
+    assert [row["from"] for row in table["rows"]] == ["paper", "ours: first", "ours: last"]
+    assert any("--resize 512 512" in note for note in table["notes"])
+    report = fake_report("middlebury", ["final"])
+    report["meta"]["resize"] = [512, 512]
+    assert not any("--resize" in note for note in paper_tables.tables(report)[0]["notes"])
+    (table,) = paper_tables.tables(fake_report("hci", ["final"]))
+    assert [row["from"] for row in table["rows"]] == ["paper", "ours: last"]
+    assert any("signed" in note for note in table["notes"])
+    assert paper_tables.tables(fake_report("fod500", ["final"])) == []
+
+
+# From data to a folder --------------------------------------------------------------------------------------------
+
+
+def test_middlebury_gives_table_2_and_figure_5(tmp_path, monkeypatch):
+    stacks = opened(monkeypatch, "middlebury", 10.0, 60.0)
+    report = evaluate_to_folder("sml", tmp_path / "out", dataset="x", batch_size=2)
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == report
+    text = (tmp_path / "out" / "table.md").read_text()
+    assert "## Table 2 of the paper: Middlebury" in text and "| 23.59 | 29.94 |" in text
+    assert "## As the literature measures" in text and "| 10 <= gt <= 60 |" in text
+    ours = rows_of(report["paper"][0])["sml", "ours: gt > 0"]["values"]["MAE"]
+    inside = [s.mask & (s.depth > 0) for s in stacks]
+    assert ours == pytest.approx(0.5, rel=1e-3) == pytest.approx(report["literature"]["gt > 0"]["final"]["MAE"])
+    assert report["literature"]["gt > 0"]["final"]["valid_pixels"] == sum(i.sum() for i in inside)
+    assert report["literature"]["gt > 0, affine"]["final"]["MAE"] == pytest.approx(0, abs=1e-4)  # an offset only
+    assert report["meta"]["figure"] == {"file": "figures/paper_figure_5.png", "stacks": ["test/0", "test/1", "test/3"]}
+    assert np.asarray(Image.open(tmp_path / "out" / "figures" / "paper_figure_5.png")).std() > 20
+    with open(tmp_path / "out" / "per_stack.csv", newline="") as file:
+        regions = {line["region"] for line in csv.DictReader(file)}
+    assert {"all", "in_range", "gt > 0", "gt > 0, mapped"} <= regions
+
+    # another dataset into the same folder: no figure of the first stays
+    opened(monkeypatch, "default", 10.0, 60.0, 1)
+    report = evaluate_to_folder("sml", tmp_path / "out", dataset="x")
+    assert report["literature"] == {} and report["paper"] == [] and "figure" not in report["meta"]
+    assert not (tmp_path / "out" / "figures" / "paper_figure_5.png").exists()
+
+
+def test_the_convention_can_be_chosen_and_wrong_ones_are_refused(tmp_path, monkeypatch):
+    opened(monkeypatch, "default", 10.0, 100.0, 1)
+    call = functools.partial(evaluate_to_folder, "sml", tmp_path / "out", dataset="x")
+    report = call(convention="flyingthings", figure_stacks=[0])
+    assert report["meta"]["convention"] == "flyingthings" and report["paper"][0]["number"] == 3
+    assert report["meta"]["figure"]["file"] == "figures/predictions.png"
+    before = sorted(p.name for p in (tmp_path / "out").iterdir())
+    for options, match in (
+        ({"convention": "kitti"}, "choose one of default"),
+        ({"convention": "fod500"}, "measures in metre"),
+        ({"resize": (8, 512)}, "--resize: each side"),
+        ({"resize": (32, 32), "edge_pad": True}, "either --resize or --edge-pad"),
+        ({"figure_stacks": [0, 5]}, "--figure-stacks: numbers from 0 to 0, got 0 5"),
+    ):
+        with pytest.raises(InputError, match=match):
+            call(**options)
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == before
+
+
+def test_data_without_truth_give_figure_9_and_say_why_there_are_no_numbers(tmp_path, monkeypatch):
+    opened(monkeypatch, "ddff12", 0.02, 0.28, 12, has_truth=False)
+    report = evaluate_to_folder("sml", tmp_path / "out", dataset="x", batch_size=2)
+    assert report["rows"] == {} and report["meta"]["stacks"] == 0
+    assert report["meta"]["figure"]["stacks"] == [f"test/{i}" for i in (0, 3, 6, 8, 11)]
+    assert [p.name for p in (tmp_path / "out" / "figures").iterdir()] == ["paper_figure_9.png"]
+    text = (tmp_path / "out" / "table.md").read_text()
+    assert "no ground truth" in text and "figures/paper_figure_9.png shows test/0" in text
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == report
+
+
+def test_the_command_line_passes_it_all_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "kept as conftest set it")
+    opened(monkeypatch, "default", 10.0, 60.0, 4)
+    words = f"evaluate sml --dataset x --output {tmp_path / 'out'} --convention middlebury --resize 32 48"
+    assert cli.main([*words.split(), "--figure-stacks", "2", "1"]) == 0
+    assert "Table 2 of the paper" in capsys.readouterr().out
+    meta = json.loads((tmp_path / "out" / "metrics.json").read_text())["meta"]
+    assert (meta["convention"], meta["resize"]) == ("middlebury", [32, 48])
+    assert meta["figure"]["stacks"] == ["test/2", "test/1"]
+    assert cli.main([*words.replace("middlebury", "nyu").split()]) == 2
+    assert re.search(r"^dff-jax: error: --convention: 'nyu' is unknown", capsys.readouterr().err)
+
+
+# Figures ----------------------------------------------------------------------------------------------------------
+
+
+def column(name="a", truth=True):
+    rng = np.random.default_rng(0)
+    maps = {label: rng.uniform(0, 10, (H, W)) for label in ("mine", "classical", "sml")}
+    picture = rng.random((H, W, 3))
+    return paper_figures.Column(name, picture, picture, maps["sml"] if truth else None, maps, (0.0, 10.0), "disparity")
+
+
+def test_layouts_have_the_papers_rows():
+    for layout, truth, rows in (
+        (paper_figures.LAYOUTS["middlebury"], True, ["all in focus\n(estimated)", "ground truth", "mine"]),
+        (paper_figures.LAYOUTS["hci"], True, ["all in focus\n(estimated)", "ground truth", "mine"]),
+        (paper_figures.LAYOUTS["ddff12"], False, ["frame", "classical", "sml", "mine"]),
+        (paper_figures.LAYOUTS["ddff12"], True, ["frame", "ground truth", "classical", "sml", "mine"]),
+    ):
+        figure = paper_figures.draw(layout, [column("a", truth), column("b", truth)])
+        assert [axes.get_ylabel() for axes in figure.axes if axes.get_ylabel()] == rows
+        assert [axes.get_title() for axes in figure.axes if axes.get_title()] == ["a", "b"]
+        assert len(figure.axes) == 2 * len(rows)
+        maps = [axes.images[0] for axes in figure.axes[2:]]
+        assert len({image.get_clim() for image in maps}) == 1  # truth and answers share a scale
+        boxes = [axes.get_position() for axes in figure.axes]
+        assert min(b.x0 for b in boxes) > 0 and max(b.x1 for b in boxes) <= 1 and max(b.y1 for b in boxes) < 1
+        assert min(b.y0 for b in boxes) >= -1e-9
+
+
+def test_which_stacks_are_shown():
+    hci, ddff = paper_figures.LAYOUTS["hci"], paper_figures.LAYOUTS["ddff12"]
+    assert paper_figures.choose(hci, 4) == [0, 1, 2, 3] and paper_figures.choose(hci, 2) == [0, 1]
+    assert paper_figures.choose(ddff, 120) == [0, 30, 60, 89, 119] and paper_figures.choose(ddff, 1) == [0]
+    assert paper_figures.choose(ddff, 120, [7, 3, 7]) == [7, 3]
+    with pytest.raises(InputError, match="0 to 3"):
+        paper_figures.choose(hci, 4, [])
+    assert paper_figures.layout_of("default", True) is None
+    assert paper_figures.layout_of("default", False) is paper_figures.PREDICTIONS
+
+
+# Views of the data ------------------------------------------------------------------------------------------------
+
+
+def test_resizing_scales_frames_and_leaves_truth_its_values():
+    one = stack(0, 10.0, 60.0)
+    resized = resampling.resize_stack(one, (40, 14))
+    assert resized.frames.shape == (Z, 40, 14, 3) and resized.frames.dtype == np.uint8
+    assert resized.depth.shape == resized.mask.shape == (40, 14)
+    np.testing.assert_array_equal(resized.depth, np.repeat(one.depth, 2, 0)[:, 1::2])  # values of the truth
+    np.testing.assert_array_equal(resized.mask, np.repeat(one.mask, 2, 0)[:, 1::2])
+    np.testing.assert_array_equal(resized.focus, one.focus)
+    flat = one._replace(frames=np.full((Z, H, W, 3), 77, np.uint8))
+    assert (resampling.resize_stack(flat, (32, 32)).frames == 77).all()
+    # antialiased: the mean of a picture stays
+    assert resized.frames.mean() == pytest.approx(one.frames.mean(), abs=1)
+    for frames in (one.frames.astype(np.uint16) * 257, (one.frames / 255).astype(np.float32)):
+        other = resampling.resize_stack(one._replace(frames=frames), (40, 14)).frames
+        scale = 257.0 if frames.dtype == np.uint16 else 1 / 255
+        assert other.dtype == frames.dtype
+        np.testing.assert_allclose(other, resized.frames * scale, atol=1.01 * scale)
+    assert resampling.resize_stack(one, (H, W)) is one
+    assert resampling.resize_stack(one._replace(depth=None, mask=None), (40, 14)).depth is None
+
+
+def test_edge_padding_is_ddl_grus():
+    """540 rows become 544 by two rows above and two below, edge values in frames and truth; evaluated too."""
+    ramp = np.arange(540)[:, None] * np.ones((1, 32), int)
+    frames = np.broadcast_to(ramp[None, :, :, None], (2, 540, 32, 3)).astype(np.uint16)
+    tall = FocalStack(frames, np.array([1.0, 2.0]), "disparity", ramp.astype(np.float32), ramp >= 0)
+    source = resampling.edge_padded(StackSource("s", "disparity", "", 1, lambda i: tall))
+    padded = source[0]
+    assert padded.frames.shape == (2, 544, 32, 3) and padded.depth.shape == padded.mask.shape == (544, 32)
+    np.testing.assert_array_equal(padded.depth[:4, 0], [0, 0, 0, 1])
+    np.testing.assert_array_equal(padded.depth[-4:, 0], [538, 539, 539, 539])
+    np.testing.assert_array_equal(padded.frames[0, :, 0, 0], padded.depth[:, 0])
+    assert padded.mask.all()
+
+
+def test_a_single_held_out_split_serves_to_validate_and_to_test(monkeypatch):
+    class Builder:
+        info = type("Info", (), {"splits": {"train": 0, "test": 0}, "metadata": {
+            "unit": "metre", "convention": "fod500", "has_truth": False}})  # fmt: skip
+        data_path = "somewhere"
+
+        def as_data_source(self, split):
+            return [split] * 3
+
+    from dff_jax.data import datasets
+
+    monkeypatch.setattr(datasets, "open_builder", lambda name, data_dir: Builder())
+    for split in ("validation", "test"):
+        source = pipeline.tfds_source("x", split)
+        assert (source.name, source.convention, source.has_truth, len(source)) == ("x/test", "fod500", False, 3)
+    assert pipeline.tfds_source("x", "train").name == "x/train"
+    with pytest.raises(InputError, match="no 'dev'"):
+        pipeline.tfds_source("x", "dev")
