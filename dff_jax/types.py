@@ -44,7 +44,11 @@ class LoadedBatch(NamedTuple):
 
 
 class History(NamedTuple):
-    """The stages on the way to the answer, in q: every row of an evaluation and every term of the sequence loss."""
+    """The stages on the way to the answer, in q: every row of an evaluation and every term of the sequence loss.
+
+    Of a compared network: `candidates` are its depths at several scales, the answer first (only the answer at
+    inference), `weights` are ones, `expected` and the one iterate are the answer, and T = 0.
+    """
 
     expected: Array  # [B,H,W] Dbar, the soft-argmax (5)
     candidates: Array  # [B,H,W,N] D_i (6)

@@ -17,6 +17,26 @@ def build(config: ModelConfig, axis_name: str | None = None) -> Estimator:
     Raises:
       ConfigError: a scheme that does not exist.
     """
+    if config.method == "dfv":
+        from dff_jax.estimators.dfv import dfv
+
+        return dfv(config, axis_name)
+    if config.method == "aifdnet":
+        from dff_jax.estimators.aifdnet import aifdnet
+
+        return aifdnet(config, axis_name)
+    if config.method == "dwild":
+        from dff_jax.estimators.dwild import dwild
+
+        return dwild(config, axis_name)
+    if config.method == "rdf":
+        from dff_jax.estimators.rdf import rdf
+
+        return rdf()
+    if config.method == "rfvr_like":
+        from dff_jax.estimators.rfvr_like import rfvr_like
+
+        return rfvr_like()
     if config.method == "classical":
         from dff_jax.estimators.classical import classical
 

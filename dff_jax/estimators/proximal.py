@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from dff_jax.config import ModelConfig
 from dff_jax.estimators.learned_prox import Context, build_unroll
+from dff_jax.estimators.padding import pad_to_multiple
 from dff_jax.focus_axis import from_unit_coordinate, span, to_unit_coordinate
 from dff_jax.network.candidates import Candidates
 from dff_jax.network.context import ContextHeads, PixelContext, has_context
@@ -180,11 +181,3 @@ def proximal(config: ModelConfig, axis_name: str | None = None) -> Estimator:
         ), stats
 
     return Estimator(init, apply)
-
-
-def pad_to_multiple(frames: Array, multiple: int = 32, least: int = 64) -> Array:
-    """Frames [B,Z,H,W,3] padded at the bottom and right by their edge, so that all levels of the encoder fit."""
-    pads = [max(least, -(-size // multiple) * multiple) - size for size in frames.shape[2:4]]
-    if not any(pads):
-        return frames
-    return jnp.pad(frames, ((0, 0), (0, 0), (0, pads[0]), (0, pads[1]), (0, 0)), mode="edge")

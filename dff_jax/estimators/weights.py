@@ -30,8 +30,6 @@ FORMAT = "dff_jax"
 VERSION = "1"
 FILE_NAME = "weights.safetensors"
 """What a run folder calls its best weights so far."""
-WITHOUT_WEIGHTS = ("classical", "sml")
-"""Methods that have none: their names stand where those of weights do."""
 
 
 class Weights(NamedTuple):
@@ -155,14 +153,15 @@ def load_estimator(spec: str | Path) -> LoadedEstimator:
     """An estimator by what a command line calls it.
 
     Args:
-      spec: "classical" or "sml"; a .safetensors file; or a run folder, of which the best weights so far are taken.
+      spec: a method without weights, such as "classical"; a .safetensors file; or a run folder, of which the best
+        weights so far are taken.
 
     Raises:
       WeightsError: nothing usable there; as `load_weights`.
     """
     from dff_jax import estimators
 
-    if str(spec) in WITHOUT_WEIGHTS:
+    if str(spec) in configs.UNTRAINED:
         model = configs.model_preset(str(spec))
         return LoadedEstimator(model, estimators.build(model), {}, str(spec))
     path = Path(spec)
@@ -176,7 +175,8 @@ def load_estimator(spec: str | Path) -> LoadedEstimator:
             )
     elif not path.exists():
         raise WeightsError(
-            f"{spec}: neither 'classical', 'sml' nor an existing weights file (.safetensors) or run folder"
+            f"{spec}: neither one of {', '.join(configs.UNTRAINED)} nor an existing weights file (.safetensors) or "
+            "run folder"
         )
     model, variables, info = load_weights(path)
     return LoadedEstimator(model, estimators.build(model), jax.tree.map(jnp.asarray, variables), label, info)

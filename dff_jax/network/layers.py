@@ -137,16 +137,50 @@ def conv3d_by_slices(x: Array, kernel: Array) -> Array:
     return y.reshape(b, z, h, w, out)
 
 
+class TorchBatchNorm(nn.Module):
+    """BatchNorm over all axes but the last as PyTorch's, whose running variance is the unbiased one (flax: the biased).
+
+    For the compared networks: where a pooled map leaves few values, the two differ by up to a factor of 2.
+    """
+
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        features = (x.shape[-1],)
+        scale = self.param("scale", nn.initializers.ones, features)
+        bias = self.param("bias", nn.initializers.zeros, features)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, features)
+        running_var = self.variable("batch_stats", "var", jnp.ones, features)
+        mean, var = running_mean.value, running_var.value
+        if train:
+            def over_batch(values):
+                found = values.mean(tuple(range(x.ndim - 1)))
+                return lax.pmean(found, self.axis_name) if self.axis_name else found
+
+            mean = over_batch(x)
+            var = over_batch(jnp.square(x - mean.reshape((1,) * (x.ndim - 1) + (-1,))))
+            if not self.is_initializing():
+                count = x.size // x.shape[-1] * (lax.axis_size(self.axis_name) if self.axis_name else 1)
+                running_mean.value = 0.9 * running_mean.value + 0.1 * mean
+                running_var.value = 0.9 * running_var.value + 0.1 * var * (count / max(count - 1, 1))
+        gain = scale * lax.rsqrt(var + 1e-5)
+        to_x = (1,) * (x.ndim - 1) + (-1,)
+        return x * gain.reshape(to_x) + (bias - mean * gain).reshape(to_x)
+
+
 class Norm(nn.Module):
     """BatchNorm (PyTorch's momentum and epsilon), or GroupNorm with up to 8 groups."""
 
-    kind: str  # "batch" or "group"
+    kind: str  # "batch", "torch_batch" or "group"
     axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         if self.kind == "group":
             return nn.GroupNorm(num_groups=math.gcd(8, x.shape[-1]), epsilon=1e-5)(x)
+        if self.kind == "torch_batch":
+            return TorchBatchNorm(self.axis_name)(x, train)
         return nn.BatchNorm(
             use_running_average=not train, momentum=0.9, epsilon=1e-5, axis_name=self.axis_name
         )(x)

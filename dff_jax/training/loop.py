@@ -72,8 +72,8 @@ def train(config: Config, output: str | Path, *, resume: bool = True) -> dict[st
     """
     began = time.perf_counter()
     output = Path(output)
-    if config.model.method == "classical":
-        raise ConfigError("model.method: classical has nothing to train; use it as it is")
+    if config.model.method in configs.UNTRAINED:
+        raise ConfigError(f"model.method: {config.model.method} has nothing to train; use it as it is")
     devices = parallel.choose_devices(config.training, config.data.batch_size)
     check_output(output)
     with ExitStack() as stack:

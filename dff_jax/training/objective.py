@@ -2,7 +2,8 @@
 
 `mse_final` is the paper's: the mean squared error of the refined depth. `sequence` weighs the error of every
 stage on the way, Dbar, D(0)..D(K), Dhat(1)..Dhat(T), by gamma^(n-1-i), normalised to one; the last stage is
-the heaviest.
+the heaviest. `multi_scale` is that of the compared networks: errors of the depths at several scales (a
+`History` has them as candidates, the answer first), each by its weight, not normalised.
 """
 
 from __future__ import annotations
@@ -13,15 +14,16 @@ import jax.numpy as jnp
 
 from dff_jax import focus_axis
 from dff_jax.config import LossConfig
+from dff_jax.errors import ConfigError
 from dff_jax.types import Array, Batch, Prediction
 
 CHARBONNIER_EPSILON = 1e-3  # in the unit of the error: a thousandth of the focus range in coordinate `unit`
 
 
 class Sums(NamedTuple):
-    """Sums over the valid pixels of a batch. Divide by `count` once, after adding over all devices."""
+    """Sums over the pixels of a batch. Divide once, after adding over all devices."""
 
-    loss: Array  # [] of the penalised, weighted errors
+    loss: Array  # [] of the penalised, weighted errors, over the pixels of `loss_mask`
     count: Array  # [] float32, valid pixels
     errors: dict[str, Array]  # [] each: of |error| in q, by the name under which it is logged
 
@@ -33,7 +35,7 @@ def objective(prediction: Prediction, batch: Batch, config: LossConfig, coordina
       prediction: depth [B,H,W] in q; with `history`, whose stages enter the sequence and the log. Without one
         the answer is the only stage.
       batch: ground truth [B,H,W] in q and its mask.
-      config: `kind`, `gamma` and `penalty` (of `sequence` only: (26) is squared by definition).
+      config: all of it; `penalty` not with `mse_final`, as (26) is squared by definition.
       coordinate: "unit" divides errors by each stack's focus range, so that the loss knows no unit; "raw"
         leaves them in q.
 
@@ -47,16 +49,16 @@ def objective(prediction: Prediction, batch: Batch, config: LossConfig, coordina
     def total(values):
         return jnp.sum(jnp.where(batch.mask, values, 0.0))
 
-    def error(depth):
+    def error(depth, mask=batch.mask):
         # Masked before the penalty, so that an invalid pixel sends no gradient, whatever was predicted there.
-        return jnp.where(batch.mask, depth - batch.depth, 0.0)
+        return jnp.where(mask, depth - batch.depth, 0.0)
 
-    if config.kind == "mse_final":
-        loss = total(jnp.square(error(prediction.depth) / scale))
-    else:
-        steps = stages(prediction)
-        shares = stage_weights(len(steps), config.gamma)
-        loss = sum(w * total(penalize(error(d) / scale, config.penalty)) for w, d in zip(shares, steps, strict=True))
+    penalty = "mse" if config.kind == "mse_final" else config.penalty
+    counts = loss_mask(batch, config)
+    loss = sum(
+        weight * jnp.sum(jnp.where(counts, penalize(error(depth, counts) / scale, penalty), 0.0))
+        for weight, depth in weighted_depths(prediction, config)
+    )
     errors = {"mae": total(jnp.abs(error(prediction.depth)))}
     history = prediction.history
     if history is not None:
@@ -69,6 +71,33 @@ def objective(prediction: Prediction, batch: Batch, config: LossConfig, coordina
         if moves.shape[1]:
             errors["update"] = total(jnp.mean(moves, axis=1))
     return Sums(loss, jnp.sum(batch.mask, dtype=jnp.float32), errors)
+
+
+def loss_mask(batch: Batch, config: LossConfig) -> Array:
+    """The pixels [B,H,W] over which the loss is a mean."""
+    if config.region == "valid":
+        return batch.mask
+    low, high = batch.focus[:, 0, None, None], batch.focus[:, -1, None, None]
+    return batch.mask & (batch.depth >= low) & (batch.depth <= high)
+
+
+def weighted_depths(prediction: Prediction, config: LossConfig) -> list[tuple[float, Array]]:
+    """The depths [B,H,W] that enter the loss, each with its weight.
+
+    Raises:
+      ConfigError: `multi_scale` with another number of weights than the network has scales.
+    """
+    if config.kind == "mse_final":
+        return [(1.0, prediction.depth)]
+    if config.kind == "sequence":
+        depths = stages(prediction)
+        return list(zip(stage_weights(len(depths), config.gamma), depths, strict=True))
+    depths = [prediction.depth]
+    if prediction.history is not None:
+        depths = list(jnp.moveaxis(prediction.history.candidates, -1, 0))
+    if len(depths) != len(config.scale_weights):
+        raise ConfigError(f"loss.scale_weights: this network has {len(depths)} scales, not {len(config.scale_weights)}")
+    return list(zip(config.scale_weights, depths, strict=True))
 
 
 def stages(prediction: Prediction) -> list[Array]:
@@ -88,9 +117,12 @@ def stage_weights(num_stages: int, gamma: float) -> list[float]:
 
 
 def penalize(error: Array, penalty: str) -> Array:
-    """Squared, absolute or Charbonnier error, elementwise; each is 0 at 0."""
+    """Squared, absolute, smooth absolute (PyTorch's, beta 1) or Charbonnier error, elementwise; each is 0 at 0."""
     if penalty == "mse":
         return jnp.square(error)
     if penalty == "l1":
         return jnp.abs(error)
+    if penalty == "smooth_l1":
+        size = jnp.abs(error)
+        return jnp.where(size < 1, 0.5 * jnp.square(error), size - 0.5)
     return jnp.sqrt(jnp.square(error) + CHARBONNIER_EPSILON**2) - CHARBONNIER_EPSILON

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from dff_jax.config import LossConfig
-from dff_jax.training.objective import objective
+from dff_jax.training.objective import loss_mask, objective
 from dff_jax.training.optimizer import hyperparameters
 from dff_jax.training.state import TrainState, variables
 from dff_jax.types import Array, Batch, Estimator
@@ -39,7 +39,9 @@ def make_update(
         return jax.lax.psum(tree, axis_name) if axis_name else tree
 
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        count = jnp.maximum(over_devices(jnp.sum(batch.mask, dtype=jnp.float32)), 1.0)
+        masks = batch.mask, loss_mask(batch, loss)
+        sizes = over_devices([jnp.sum(mask, dtype=jnp.float32) for mask in masks])
+        valid, count = (jnp.maximum(size, 1.0) for size in sizes)
 
         def mean_loss(params):
             given = variables(state._replace(params=params))
@@ -52,7 +54,7 @@ def make_update(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
 
-        metrics = {"loss": sums.loss / count} | {name: total / count for name, total in sums.errors.items()}
+        metrics = {"loss": sums.loss / count} | {name: total / valid for name, total in sums.errors.items()}
         metrics |= {"grad_norm": optax.global_norm(grads), "update_norm": optax.global_norm(updates)}
         metrics |= {"param_norm": optax.global_norm(params)} | hyperparameters(opt_state)
         # The norms see every gradient and parameter, so a single bad number anywhere is noticed at its own

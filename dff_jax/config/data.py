@@ -1,0 +1,173 @@
+"""Where training stacks come from, and what is done to them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from dff_jax.checked import Checked
+from dff_jax.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class WorldConfig(Checked):
+    """Procedural worlds in the image of FlyingThings3D, and the lens that photographs them."""
+
+    _section = "data.world"
+
+    height: int = 192
+    width: int = 192
+    num_frames: int = 15
+    focus_range: tuple[float, float] = (10.0, 100.0)
+    depth_range: tuple[float, float] = (4.0, 110.0)
+    """Disparities of objects: partly outside `focus_range`, as in FlyingThings3D."""
+    num_objects: int = 10
+    blur_per_disparity: tuple[float, float] = (0.05, 0.085)
+    """Blur radius in pixels per disparity of defocus; drawn for each world."""
+    max_blur_radius: int = 7
+    num_layers: int = 16
+    noise: tuple[float, float] = (0.0, 0.012)
+    """Standard deviation of the sensor noise, of full scale; drawn for each world."""
+
+    def _check(self) -> None:
+        self._at_least(32, "height", "width")
+        self._at_least(2, "num_frames", "num_layers")
+        self._at_least(1, "num_objects", "max_blur_radius")
+        for name in ("focus_range", "depth_range", "blur_per_disparity", "noise"):
+            low, high = getattr(self, name)
+            if not 0 <= low <= high or (name.endswith("_range") and low == high):
+                raise ConfigError(f"data.world.{name}: needs 0 <= low < high, got {low} {high}")
+
+
+@dataclass(frozen=True)
+class LensConfig(Checked):
+    """The lens and sensor that photograph RGB-D scenes (source=rgbd), drawn anew for each stack."""
+
+    _section = "data.lens"
+
+    num_frames: int = 15
+    focus_range: tuple[float, float] | None = None
+    """In q (disparity, or 1/metres); None: drawn for each stack from the depths in view, some of which stay outside."""
+    blur_radius: tuple[float, float] = (3.0, 7.5)
+    """In pixels, at one end of the focus range when the other is in focus."""
+    max_blur_radius: int = 8
+    num_layers: int = 16
+    noise: tuple[float, float] = (0.0, 0.012)
+    """Standard deviation of the sensor noise, of full scale."""
+
+    def _check(self) -> None:
+        self._at_least(2, "num_frames", "num_layers")
+        self._at_least(1, "max_blur_radius")
+        for name in ("blur_radius", "noise"):
+            low, high = getattr(self, name)
+            if not 0 <= low <= high < math.inf:
+                raise ConfigError(f"data.lens.{name}: needs 0 <= low <= high, got {low} {high}")
+        if self.focus_range is not None and not -math.inf < self.focus_range[0] < self.focus_range[1] < math.inf:
+            raise ConfigError(f"data.lens.focus_range: needs low < high, got {self.focus_range}")
+
+
+Source = Literal["tfds", "folder", "procedural_live", "rgbd"]
+Unit = Literal["disparity", "diopter", "metre", "index"]
+
+
+def _check_frames(where: str, frames: tuple[int, int] | None) -> None:
+    if frames is not None and not 2 <= frames[0] <= frames[1]:
+        raise ConfigError(f"{where}.frames: needs 2 <= fewest <= most, got {frames[0]} {frames[1]}")
+
+
+@dataclass(frozen=True)
+class PartConfig(Checked):
+    """One part of a mixture: where its stacks come from, and what is not as in the rest of `data` (None: it is)."""
+
+    _section = "data.mixture"
+
+    source: Source = "tfds"
+    dataset: str = ""
+    unit: Unit = "disparity"
+    weight: float = 1.0
+    """Share of the batches, before the weights of all parts are brought to sum 1."""
+    crop: tuple[int, int] | None = None
+    frames: tuple[int, int] | None = None
+    reverse: bool | None = None
+    focus_jitter: float | None = None
+    flips: bool | None = None
+    colour: float | None = None
+    noise: float | None = None
+    world: WorldConfig | None = None
+    lens: LensConfig | None = None
+
+    def _check(self) -> None:
+        if not 0 < self.weight < math.inf:
+            raise ConfigError(f"data.mixture.weight: must be greater than 0 and finite, got {self.weight!r}")
+        if not self.dataset and self.source != "procedural_live":
+            raise ConfigError(f"data.mixture.dataset: source={self.source} needs one")
+        _check_frames("data.mixture", self.frames)
+
+
+@dataclass(frozen=True)
+class DataConfig(Checked):
+    """Where training stacks come from and what is done to them."""
+
+    _section = "data"
+
+    source: Source = "tfds"
+    """`folder`: stacks laid out like FlyingThings3D's, with `train/` and `val/` inside; `procedural_live`: endless
+    fresh worlds rendered on the accelerator; `rgbd`: a folder of RGB-D scenes photographed there, by a new lens each
+    time, with `train/` and `val/` inside or (only to train on) without."""
+    dataset: str = "procedural/quickstart"
+    """Name of a tfds dataset of this package (source=tfds), or a path (source=folder, rgbd)."""
+    data_dir: str | None = None
+    """Where tfds keeps its files; None: ~/tensorflow_datasets, or the variable TFDS_DATA_DIR."""
+    unit: Unit = "disparity"
+    """Unit of focus settings and depth in a folder; tfds datasets and RGB-D scenes carry their own."""
+    batch_size: int = 2
+    crop: tuple[int, int] = (256, 256)
+    flips: bool = True
+    colour: float = 0.2
+    """Strength of the brightness, contrast, gamma and tint augmentation; the same for all frames of a stack."""
+    noise: float = 0.01
+    """Largest standard deviation of the added sensor noise, of full scale."""
+    frames: tuple[int, int] | None = None
+    """Fewest and most frames of a training stack: a batch draws one of up to three numbers between (the network is
+    compiled for each), keeps the first and the last frame and a random choice of the others; None: all frames.
+    Rendered sources render just so many."""
+    reverse: bool = False
+    """Turns stacks around at random: near becomes far in frames, focus settings and truth."""
+    focus_jitter: float = 0.0
+    """Largest error of a focus setting, as a share of the distance to the nearest other: lenses report inexactly."""
+    num_threads: int = 2
+    """That read and augment, in each worker process or, without any, in this one."""
+    num_workers: int = 0
+    """Processes that read and augment."""
+    eval_batch_size: int = 1
+    eval_limit: int | None = None
+    """Evaluates only the first so many stacks during training."""
+    world: WorldConfig = field(default_factory=WorldConfig)
+    lens: LensConfig = field(default_factory=LensConfig)
+    mixture: tuple[PartConfig, ...] = ()
+    """If given, what is trained on, each batch from one part, by weight; `source` and `dataset` above then only
+    validate. Parts may differ in number of frames, unit and size."""
+
+    def _check(self) -> None:
+        self._at_least(1, "batch_size", "num_threads", "eval_batch_size", "eval_limit")
+        self._at_least(0, "colour", "noise", "num_workers")
+        _check_frames("data", self.frames)
+        if not 0 <= self.focus_jitter < 0.5:
+            raise ConfigError(f"data.focus_jitter: from 0 to below 0.5, to keep the order; got {self.focus_jitter}")
+        if self.mixture:
+            self.parts()  # checks what comes out
+        if min(self.crop) < 16:
+            raise ConfigError(f"data.crop: each side needs at least 16 pixels, got {self.crop}")
+
+    def parts(self) -> tuple[DataConfig, ...]:
+        """What is trained on, each part a configuration without mixture; this one itself if it has none."""
+        if not self.mixture:
+            return (self,)
+        found = []
+        for part in self.mixture:
+            given = {f.name: getattr(part, f.name) for f in dataclasses.fields(part) if f.name != "weight"}
+            given = {name: value for name, value in given.items() if value is not None}
+            found.append(dataclasses.replace(self, mixture=(), **given))
+        return tuple(found)

@@ -1,0 +1,109 @@
+"""Which estimator, and how."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from dff_jax.checked import Checked
+from dff_jax.errors import ConfigError
+
+UNTRAINED = ("classical", "sml", "rdf", "rfvr_like")
+"""Methods without weights: their names stand where those of weights do."""
+
+
+@dataclass(frozen=True)
+class ModelConfig(Checked):
+    """The network and its unroll. The defaults are preset `physical`, the library's own reading."""
+
+    _section = "model"
+
+    method: Literal["proximal", "dfv", "aifdnet", "dwild", "classical", "sml", "rdf", "rfvr_like"] = "proximal"
+    """Which estimator. The compared networks `dfv`, `aifdnet` and `dwild` take `width` and `coordinate` (the unit of
+    their loss), `dfv` also `volume`. `classical` (several focus measures fused by the solver), `sml` (the plain
+    sum-modified-Laplacian), `rdf` (ring difference filter) and `rfvr_like` (robust volume regularisation) need no
+    weights. All ignore every other field."""
+
+    # Focus volume F (1-3)
+    encoder: Literal["resnet18", "tiny"] = "resnet18"
+    norm: Literal["batch", "group"] = "batch"
+    volume: Literal["fv", "diff"] = "fv"
+    """`diff`: features of neighbouring frames are subtracted along the focus axis."""
+    pooling: Literal["pyramid", "none"] = "pyramid"
+    """Pyramid pooling at the coarse levels. Its bins scale with the image, so `none` suits training on small crops."""
+    width: float = 1.0
+    """Multiplies the channel counts of the encoder and the focus volume."""
+    head_width: float = 1.0
+    """Multiplies those of the networks at full resolution: heads, proximal network, refiner."""
+    input_range: Literal["symmetric", "imagenet"] = "symmetric"
+    """RGB to [-1,1], or ImageNet mean and standard deviation (for ImageNet weights)."""
+    measure_prior: Literal["none", "log_sml", "log_sml_features"] = "log_sml"
+    """`log_sml`: adds the log sum-modified-Laplacian of 3, 9 and 21 pixel windows to F, each with a learned scale.
+    `log_sml_features`: also shows them to the decoder, pooled to each of its levels."""
+
+    # Planes and candidates (4-7, 14)
+    planes: Literal["index", "focus"] = "focus"
+    coordinate: Literal["raw", "unit"] = "unit"
+    num_planes: int | None = 15
+    """C, to which F is resampled along the focus axis before the heads; None: C = Z, as in the paper."""
+    num_candidates: int = 3
+    candidate_source: Literal["residual_heads", "per_scale"] = "residual_heads"
+    """`per_scale`: the soft-argmax of each of the N finest score maps is a candidate, N <= 4; no heads."""
+    weight_norm: Literal["softmax", "softmax_squared", "sigmoid", "softplus"] = "softplus"
+    guide: Literal["none", "all_in_focus"] = "all_in_focus"
+
+    # Unroll (8-13, 17)
+    scheme: str = "proximal_gradient"
+    """A scheme of `dff_jax.unroll`, or the dotted name of your own, `module:function`."""
+    prox: str = "gated_unet"
+    """`gated_unet` (18-25), `residual_cnn`, `gru` (recurrent), a closed form of `dff_jax.unroll` (identity, tikhonov,
+    tv, edge_tv, guided_filter), or the dotted name of your own, `module:prox`."""
+    num_iterations: int = 3
+    tied: bool = True
+    step_size: Literal["learned_per_iteration", "constant", "learned_shared", "per_pixel"] = "learned_per_iteration"
+    step_size_init: float = 0.5
+    """eta where S = 1. A learned eta is kept below 1/S in every pixel."""
+    regularization: Literal["constant", "learned", "learned_per_iteration", "per_pixel"] = "constant"
+    regularization_init: float = 0.1
+    prox_output: Literal["direct", "residual"] = "residual"
+    prox_inputs: Literal["equation_17", "with_confidence", "with_lookup"] = "with_lookup"
+    """`with_confidence` adds S and the candidates' disagreement, brought to unit scale; `with_lookup` also what the
+    focus volume says around D(k-1): log P at the five planes nearest to it, looked up anew in each iteration."""
+    prox_levels: int = 3
+    """Max-poolings inside the proximal U-Net: 1 in the paper; more widen its receptive field."""
+    activation: Literal["relu", "leaky_relu", "silu"] = "leaky_relu"
+    """Of the heads, the proximal network and the refiner."""
+    gradient: str = "auto"
+    """`auto` (unrolled back-propagation on CPU, a rolled scan with rematerialised steps elsewhere), `backprop`,
+    `remat`, `truncated(n)` (through the last n steps only), `jacobian_free` (the last step), or `implicit` (as if D(K)
+    were a fixed point of the last step)."""
+
+    # Refiner (15, 16)
+    refiner_steps: int = 1
+    refiner_inputs: Literal["depth_volume", "depth_volume_candidates"] = "depth_volume"
+
+    def _check(self) -> None:
+        self._positive("width", "head_width", "step_size_init", "regularization_init")
+        self._at_least(1, "num_candidates", "prox_levels")
+        self._at_least(2, "num_planes")
+        self._at_least(0, "num_iterations", "refiner_steps")
+        if self.method == "proximal":
+            self._check_proximal()
+
+    def _check_proximal(self) -> None:
+        if not re.fullmatch(r"auto|backprop|remat|truncated\([1-9]\d*\)|jacobian_free|implicit", self.gradient):
+            raise ConfigError(
+                f"model.gradient: {self.gradient!r} is not a choice; choose one of auto, backprop, remat, "
+                "truncated(n) with n of 1 or more, jacobian_free, implicit"
+            )
+        if self.prox_inputs == "with_lookup" and (self.num_planes is None or self.coordinate == "raw"):
+            raise ConfigError("model.prox_inputs: with_lookup needs fixed planes (num_planes) and coordinate=unit")
+        if self.step_size != "constant" and self.step_size_init >= 1:
+            raise ConfigError(f"model.step_size_init: a learned step needs less than 1, got {self.step_size_init}")
+        if self.candidate_source == "per_scale" and self.num_candidates > 4:
+            raise ConfigError(
+                f"model.num_candidates: per_scale has a candidate for each of 4 levels, got {self.num_candidates}"
+            )
+        if self.planes == "index" and self.coordinate == "unit":
+            raise ConfigError("model.coordinate: planes=index counts planes 1..C, which is no unit coordinate; use raw")

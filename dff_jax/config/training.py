@@ -1,0 +1,85 @@
+"""The objective, the optimizer and the loop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from dff_jax.checked import Checked
+from dff_jax.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class LossConfig(Checked):
+    """The training objective (26)."""
+
+    _section = "loss"
+
+    kind: Literal["mse_final", "sequence", "multi_scale"] = "sequence"
+    """`sequence`: gamma-weighted over Dbar, D(0)..D(K) and the refined depths, the last one heaviest; `multi_scale`:
+    over the depths that a compared network gives at its scales, by `scale_weights`."""
+    gamma: float = 0.8
+    scale_weights: tuple[float, ...] = (1.0,)
+    """One for each scale, the answer's first."""
+    penalty: Literal["mse", "l1", "smooth_l1", "charbonnier"] = "charbonnier"
+    """Of each stage or scale. In coordinate `unit` errors are shares of the focus range."""
+    region: Literal["valid", "in_range"] = "valid"
+    """Pixels that count: all with truth, or those whose truth lies within the stack's focus range."""
+
+    def _check(self) -> None:
+        self._positive("gamma")
+        if not self.scale_weights or min(self.scale_weights) < 0 or not sum(self.scale_weights) > 0:
+            raise ConfigError(f"loss.scale_weights: needs weights of 0 or more, not all 0, got {self.scale_weights}")
+
+
+@dataclass(frozen=True)
+class OptimizerConfig(Checked):
+    """AdamW with a one-cycle learning rate."""
+
+    _section = "optimizer"
+
+    peak_learning_rate: float = 1e-4
+    schedule: Literal["torch_onecycle", "optax_onecycle", "constant"] = "optax_onecycle"
+    """`torch_onecycle` also cycles beta1 0.95 -> 0.85 -> 0.95, as the published training did."""
+    beta2: float = 0.999
+    warmup_share: float = 0.3
+    div_factor: float = 25.0
+    final_div_factor: float = 1e4
+    weight_decay: float = 1e-2
+    """0 makes it Adam."""
+    decay: Literal["all", "kernels"] = "kernels"
+    clip_norm: float | None = 1.0
+    """Largest norm of the gradient; None: as it is."""
+
+    def _check(self) -> None:
+        self._positive("peak_learning_rate", "div_factor", "final_div_factor")
+        if self.clip_norm is not None:
+            self._positive("clip_norm")
+        if not 0 <= self.beta2 < 1:
+            raise ConfigError(f"optimizer.beta2: from 0 to below 1, got {self.beta2}")
+        self._at_least(0, "weight_decay")
+        if not 0 < self.warmup_share < 1:
+            raise ConfigError(f"optimizer.warmup_share: must lie between 0 and 1, got {self.warmup_share!r}")
+
+
+@dataclass(frozen=True)
+class TrainingConfig(Checked):
+    """The loop: how long, how often, on what."""
+
+    _section = "training"
+
+    num_steps: int = 1000
+    log_every: int = 20
+    eval_every: int = 250
+    save_every: int = 250
+    keep: int = 2
+    """Newest checkpoints kept, beside the best one."""
+    parallel: Literal["jit", "pmap"] = "jit"
+    num_devices: int | None = None
+    """Devices to use; None: all."""
+    tensorboard: bool = True
+    transfer: str | None = None
+    """A folder of stacks to evaluate beside the validation split, to see transfer while training."""
+
+    def _check(self) -> None:
+        self._at_least(1, "num_steps", "log_every", "eval_every", "save_every", "keep", "num_devices")

@@ -1,0 +1,50 @@
+"""What the compared networks have in common: depth as the mean of the focus settings, weighted by a network.
+
+So they cannot answer outside [s_1, s_Z], and an affine change of the focus axis changes the answer by the same map.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from dff_jax.types import Array, History, Prediction
+
+CONFIDENCE_SCALE = 0.1  # of the focus range: the spread at which confidence falls to 1/e
+
+
+def mean_depth(weights: Array, focus: Array) -> Array:
+    """sum_z w_z s_z: weights [B,Z,H,W] that sum to 1 over Z, focus [B,Z] -> [B,H,W]."""
+    return jnp.einsum("bzhw,bz->bhw", weights, focus)
+
+
+def spread(weights: Array, focus: Array, depth: Array) -> Array:
+    """sqrt(sum_z w_z (s_z - depth)^2), [B,H,W]: DFV's uncertainty map."""
+    return jnp.sqrt(jnp.sum(weights * jnp.square(focus[:, :, None, None] - depth[:, None]), 1))
+
+
+def answer(frames: Array, focus: Array, weights: list[Array]) -> Prediction:
+    """A Prediction from what a network gives.
+
+    Args:
+      frames: [B,Z,H,W,3] in [0,1].
+      focus: [B,Z] in q.
+      weights: of each scale, the answer's first: [B,Z,H',W'] that sum to 1 over Z, H' >= H and W' >= W (padded).
+    """
+    height, width = frames.shape[2:4]
+    weights = [w[:, :, :height, :width] for w in weights]
+    depths = jnp.stack([mean_depth(w, focus) for w in weights], -1)
+    depth = depths[..., 0]
+    share = spread(weights[0], focus, depth) / (focus[:, -1] - focus[:, 0])[:, None, None]
+    return Prediction(
+        depth=depth,
+        confidence=jnp.exp(-share / CONFIDENCE_SCALE),
+        disagreement=jnp.zeros_like(depth),
+        all_in_focus=jnp.einsum("bzhw,bzhwc->bhwc", weights[0], frames),
+        history=History(
+            expected=depth,
+            candidates=depths,
+            weights=jnp.ones_like(depths),
+            iterates=depth[:, None],
+            refined=jnp.zeros((depth.shape[0], 0, *depth.shape[1:]), depth.dtype),
+        ),
+    )
