@@ -42,9 +42,10 @@ def photographs(tmp_path):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda p: p.stem)
 def test_every_config_builds_survives_json_and_says_how_to_run_it(path):
-    config = cli.load_config(str(path))
-    assert cfg.from_json(cfg.to_json(config)) == config
-    assert f"dff-jax train configs/{path.name}" in path.read_text()
+    kind, command = (cfg.Comparison, "compare") if path.stem.startswith("compare") else (cfg.Config, "train")
+    config = cli.load_config(str(path), kind)
+    assert cfg.from_json(cfg.to_json(config), kind) == config
+    assert f"dff-jax {command} configs/{path.name}" in path.read_text()
 
 
 def test_overrides_change_fields_and_nothing_else():

@@ -233,8 +233,9 @@ def evaluate_to_folder(
     else:
         evaluation, wanted, report = None, {}, tables.report_without_truth(**meta)
     if layout is not None:
-        for name, shown in _answers(estimator, loaded.variables, batches(few), iterations):
-            columns.append(paper_figures.column(name, *shown, data.unit, loaded.label))
+        for name, (batch, prediction, depths) in _answers(estimator, loaded.variables, batches(few), iterations):
+            others = dict(zip(YARDSTICKS, depths, strict=True))
+            columns.append(paper_figures.column(name, batch, prediction, others, data.unit, loaded.label))
         report["meta"]["figure"] = {"file": f"figures/{layout.file}", "stacks": [one.name for one in columns]}
     shown = _predictions(estimator, loaded.variables, batches(data), iterations, set(wanted))
     with staged_output(output, last="metrics.json") as staging, staged_output(pictures) as drawn:

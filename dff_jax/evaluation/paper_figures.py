@@ -12,7 +12,6 @@ import numpy as np
 
 from dff_jax import focus_axis
 from dff_jax.errors import InputError
-from dff_jax.evaluation.rows import YARDSTICKS
 from dff_jax.types import Batch, Prediction
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ class Layout(NamedTuple):
     file: str
     title: str
     stacks: tuple[int, ...] | None  # numbers in the split, from 0; None: some, evenly spaced
-    methods: bool = False  # whether the yardsticks have rows too
+    methods: bool = False  # whether the other methods have rows too
 
 
 LAYOUTS = {
@@ -48,7 +47,7 @@ class Column(NamedTuple):
     frame: np.ndarray  # [H,W,3] in [0,1], the middle one
     all_in_focus: np.ndarray  # [H,W,3] in [0,1], estimated
     truth: np.ndarray | None
-    answers: dict[str, np.ndarray]  # of the evaluated method, then of the yardsticks
+    answers: dict[str, np.ndarray]  # of the evaluated method, then of others
     focus_range: tuple[float, float]
     unit: str
 
@@ -78,13 +77,14 @@ def choose(layout: Layout, length: int, asked: list[int] | None = None) -> list[
 
 
 def column(
-    name: str, batch: Batch, prediction: Prediction, yardsticks: list[np.ndarray], unit: str, label: str
+    name: str, batch: Batch, prediction: Prediction, others: dict[str, np.ndarray], unit: str, label: str
 ) -> Column:
-    """A column of one stack: arrays [1,...] in q, on the host; `label` is what to call the evaluated method."""
+    """A column of one stack: arrays [1,...] in q, on the host; `label` is what to call the evaluated method, `others`
+    are the depths of more."""
     mask = np.asarray(batch.mask[0])
     truth = np.where(mask, focus_axis.from_q(np.asarray(batch.depth[0]), unit), np.nan) if mask.any() else None
     answers = {label: focus_axis.from_q(np.asarray(prediction.depth[0]), unit)}
-    for other, depth in zip(YARDSTICKS, yardsticks, strict=True):
+    for other, depth in others.items():
         answers.setdefault(other, focus_axis.from_q(np.asarray(depth[0]), unit))
     low, high = sorted(float(focus_axis.from_q(np.asarray(q), unit)) for q in (batch.focus[0, 0], batch.focus[0, -1]))
     frames = np.asarray(batch.frames[0])

@@ -43,7 +43,7 @@ def report(evaluation: Evaluation, **meta: Any) -> dict[str, Any]:
         "convention": evaluation.convention.name,
     }
     out = {"rows": evaluation.rows, "dynamics": evaluation.dynamics, "literature": evaluation.literature}
-    out = finite(out | {"meta": meta | _machine()})
+    out = finite(out | {"meta": meta | machine()})
     return out | {"paper": paper_tables.tables(out)}
 
 
@@ -51,10 +51,10 @@ def report_without_truth(**meta: Any) -> dict[str, Any]:
     """The same of data without ground truth: no number, but what was run."""
     notes = ["the dataset has no ground truth: there is nothing to measure, only pictures to look at"]
     meta |= {"stacks": 0, "excluded": [], "notes": notes}
-    return finite({"rows": {}, "dynamics": {}, "literature": {}, "paper": [], "meta": meta | _machine()})
+    return finite({"rows": {}, "dynamics": {}, "literature": {}, "paper": [], "meta": meta | machine()})
 
 
-def _machine() -> dict[str, Any]:
+def machine() -> dict[str, Any]:
     versions = {name: metadata.version(name) for name in ("dff-jax", "jax", "jaxlib", "flax", "numpy")}
     return {
         "device": jax.devices()[0].device_kind,

@@ -1,0 +1,1 @@
+"""Methods side by side: trained on the same data under one budget, measured on the same stacks, in one framework."""

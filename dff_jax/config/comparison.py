@@ -1,0 +1,104 @@
+"""A comparison of methods: who takes part, how each is trained, and what all are measured on."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Literal
+
+from dff_jax.checked import Checked
+from dff_jax.config.data import Unit, WorldConfig
+from dff_jax.config.experiment import Config
+from dff_jax.config.model import UNTRAINED
+from dff_jax.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Entrant(Checked):
+    """One row of the table."""
+
+    _section = "entrants"
+
+    label: str = ""
+    recipe: str = ""
+    """How it was trained, such as `equal budget`; labels may repeat under different recipes."""
+    config: Config | None = None
+    """What is trained, once for each seed."""
+    weights: str | None = None
+    """Instead of training: a method without weights, a weights file, or a run folder."""
+
+    def _check(self) -> None:
+        if not self.label:
+            raise ConfigError("entrants.label: give each entrant a label")
+        if (self.config is None) == (self.weights is None):
+            raise ConfigError(f"entrants: {self.label!r} needs either a config to train or weights")
+        if self.config is not None and self.config.model.method in UNTRAINED:
+            method = self.config.model.method
+            raise ConfigError(f"entrants: {self.label!r} has nothing to train; give weights={method!r}")
+
+    @property
+    def folder(self) -> str:
+        """Name of its folder, of letters, digits, '-' and '_'."""
+        return re.sub(r"\W+", "-", f"{self.label} {self.recipe}".strip().lower()).strip("-")
+
+
+@dataclass(frozen=True)
+class TestSet(Checked):
+    """Stacks to measure on: exactly one of `dataset`, `source` and `world`."""
+
+    __test__ = False  # no test, whatever pytest makes of the name
+    _section = "tests"
+
+    name: str = ""
+    dataset: str | None = None
+    """A tfds dataset of this package."""
+    source: str | None = None
+    """A folder of stacks."""
+    world: WorldConfig | None = None
+    """Procedural worlds, the same ones for equal fields, rendered here."""
+    unit: Unit = "disparity"
+    """Of `source`."""
+    split: Literal["train", "validation", "test"] = "test"
+    data_dir: str | None = None
+    limit: int | None = None
+    """Only the first so many stacks."""
+
+    def _check(self) -> None:
+        self._at_least(1, "limit")
+        if sum(x is not None for x in (self.dataset, self.source, self.world)) != 1:
+            raise ConfigError(f"tests: {self.name!r} needs exactly one of dataset, source and world")
+
+
+@dataclass(frozen=True)
+class Comparison(Checked):
+    """What `dff-jax compare` does."""
+
+    _section = "comparison"
+
+    name: str = "comparison"
+    entrants: tuple[Entrant, ...] = ()
+    seeds: tuple[int, ...] = (0, 1)
+    """Each trained entrant is trained once with each."""
+    test: TestSet = field(default_factory=lambda: TestSet("test", dataset="procedural/quickstart"))
+    """Of the main table."""
+    zero_shot: tuple[TestSet, ...] = ()
+    """Nothing is trained on these; a set that is not there is left out, and the table says so."""
+    ratio: tuple[str, str] | None = None
+    """Labels of two entrants of the first recipe whose ratio of MAE the table states."""
+    figure_stacks: int = 4
+
+    def _check(self) -> None:
+        self._at_least(1, "figure_stacks")
+        if not self.entrants or not self.seeds:
+            raise ConfigError("comparison: needs at least one entrant and one seed")
+        for what, names in (
+            ("entrants", [entrant.folder for entrant in self.entrants]),
+            ("seeds", list(self.seeds)),
+            ("zero_shot", [one.name for one in (self.test, *self.zero_shot)]),
+        ):
+            twice = {name for name in names if names.count(name) > 1}
+            if twice:
+                raise ConfigError(f"comparison.{what}: {', '.join(map(str, sorted(twice)))} is there more than once")
+        missing = [label for label in self.ratio or () if label not in [entrant.label for entrant in self.entrants]]
+        if missing:
+            raise ConfigError(f"comparison.ratio: no entrant is called {missing[0]!r}")

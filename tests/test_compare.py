@@ -1,0 +1,171 @@
+"""The comparison from end to end with a stand-in network: what is trained, measured, written and not done again."""
+
+import csv
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import training_fakes as fakes
+
+from dff_jax import cli, estimators
+from dff_jax import config as cfg
+from dff_jax.comparison import compare as module
+from dff_jax.comparison import report
+from dff_jax.comparison.compare import compare
+from dff_jax.data import datasets
+from dff_jax.errors import ConfigError
+
+
+def _entrant(label, data_dir, **loss):
+    data = cfg.DataConfig(dataset="procedural/tiny", data_dir=str(data_dir), batch_size=2, crop=(32, 32), eval_limit=1)
+    training = cfg.TrainingConfig(
+        num_steps=3, log_every=1, eval_every=3, save_every=3, num_devices=1, tensorboard=False
+    )
+    model = dataclasses.replace(cfg.tiny(), num_iterations=2)
+    config = cfg.Config(model=model, loss=cfg.LossConfig(**loss), data=data, training=training)
+    return cfg.Entrant(label, "equal budget", config)
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory):
+    """A comparison of two trained methods and one without training, done once."""
+    root = tmp_path_factory.mktemp("compare")
+    datasets.prepare("procedural/tiny", root / "data")
+    world = cfg.WorldConfig(height=32, width=32, num_frames=4, num_objects=2)
+    comparison = cfg.Comparison(
+        name="two",
+        entrants=(
+            _entrant("ours", root / "data"),
+            _entrant("theirs", root / "data", kind="mse_final"),
+            cfg.Entrant("sml", "no training", weights="sml"),
+        ),
+        test=cfg.TestSet("test set", dataset="procedural/tiny", data_dir=str(root / "data"), limit=2),
+        zero_shot=(
+            cfg.TestSet("other worlds", world=world, limit=2),
+            cfg.TestSet("not there", dataset="rgbd/absent", data_dir=str(root / "data")),
+        ),
+        ratio=("ours", "theirs"),
+        figure_stacks=2,
+    )
+    patch = pytest.MonkeyPatch()
+    real = estimators.build
+    patch.setattr(
+        estimators, "build", lambda model, *a: (fakes.build if model.method == "proximal" else real)(model, *a)
+    )
+    yield comparison, root / "out", compare(comparison, root / "out")
+    patch.undo()
+
+
+def test_the_table_is_the_mean_over_seeds_of_what_was_measured(setting):
+    comparison, output, table = setting
+    runs = [json.loads((output / "ours-equal-budget" / f"seed{seed}" / "test-set.json").read_text()) for seed in (0, 1)]
+    values = [run["rows"]["final"]["in_range"]["MAE"] for run in runs]
+    row = table["rows"][0]
+    assert (row["label"], row["seeds"]) == ("ours", 2) and values[0] != values[1]
+    cell = row["tests"]["test set"]["in_range"]["MAE"]
+    assert cell["mean"] == pytest.approx(np.mean(values))
+    assert cell["spread"] == pytest.approx(abs(values[0] - values[1]) / 2)
+    means = [table["rows"][i]["tests"]["test set"]["all"]["MAE"]["mean"] for i in (0, 1)]
+    assert table["ratio"]["MAE"] == pytest.approx(means[0] / means[1])
+    assert table["rows"][2]["seeds"] == 1 and "refined" in row["tests"]["test set"]["stages"]
+    assert len(table["notes"]) == 1 and table["notes"][0].startswith("not there: left out")
+
+
+def test_per_stack_lines_add_up_to_the_table(setting):
+    comparison, output, table = setting
+    lines = list(csv.DictReader(open(output / "per_stack.csv")))
+    mine = [x for x in lines if (x["method"], x["test"], x["region"]) == ("ours", "other worlds", "all")]
+    assert len(mine) == 4 and {x["seed"] for x in mine} == {"0", "1"}  # two stacks, two seeds
+    mean = table["rows"][0]["tests"]["other worlds"]["all"]["RMS"]["mean"]
+    assert np.mean([float(x["RMS"]) for x in mine]) == pytest.approx(mean)
+
+
+def test_text_and_picture(setting):
+    comparison, output, table = setting
+    text = (output / "table.md").read_text()
+    assert "MAE of ours / MAE of theirs" in text and "### other worlds" in text and "not there: left out" in text
+    for line in text.splitlines():  # every row of a table has as many cells as its head
+        if line.startswith("|---"):
+            width = line.count("|")
+        if line.startswith("| ours"):
+            assert line.count("|") == width
+    assert text.count("**") % 2 == 0 and " ± " in text
+    assert (output / "figure.png").read_bytes()[:4] == b"\x89PNG"
+    methods = table["costs"]["methods"]
+    assert methods["ours"]["parameters"] > 100 and methods["sml"]["parameters"] == 0
+    assert methods["ours"]["step_GFLOPs"] > methods["ours"]["inference_GFLOPs"] > 0
+    assert methods["sml"]["inference_s"] > 0
+    assert methods["ours"]["step_shape"] == [2, 5, 32, 32]
+
+
+def test_nothing_is_done_twice(setting, monkeypatch):
+    comparison, output, table = setting
+    before = {path: path.stat().st_mtime_ns for path in output.rglob("*.safetensors")}
+    monkeypatch.setattr(module, "evaluate", lambda *a, **k: pytest.fail("measured again"))
+    assert compare(comparison, output) == table
+    assert {path: path.stat().st_mtime_ns for path in output.rglob("*.safetensors")} == before
+
+
+def test_new_weights_are_measured_anew(setting, tmp_path, monkeypatch):
+    comparison, output, table = setting
+    weights = [str(output / f"ours-equal-budget/seed{seed}/weights_last.safetensors") for seed in (0, 1)]
+    one = module.Trained(comparison.entrants[0], 0, tmp_path, weights[0])
+    source = module._open(comparison.test)
+    first = module.measure(one, "test set", source, 1)
+    assert module.measure(one._replace(spec=weights[1]), "test set", source, 1)["rows"] != first["rows"]
+    (tmp_path / "test-set.json").write_text("{ cut off")
+    assert module.measure(one, "test set", source, 1) == first
+
+
+def test_only_some(setting, tmp_path):
+    comparison, output, _ = setting
+    kept = module._restricted(comparison, ["theirs", "sml-no-training"])
+    assert [e.label for e in kept.entrants] == ["theirs", "sml"] and kept.ratio is None
+    with pytest.raises(ConfigError, match="--only: no entrant is called 'they'.*theirs"):
+        module._restricted(comparison, ["they"])
+
+
+def test_an_interrupted_training_ends_the_comparison(setting, tmp_path, monkeypatch):
+    comparison, _, _ = setting
+    monkeypatch.setattr("dff_jax.training.loop.train", lambda *a, **k: {"interrupted": True})
+    assert compare(comparison, tmp_path) is None
+    assert not (tmp_path / "table.md").exists()
+
+
+def test_a_method_that_cannot_take_the_stacks_is_named():
+    values = {"refused": "weights for stacks of exactly 15 frames"}
+    row = {"label": "paper", "recipe": "", "seeds": 2, "tests": {"5 frames": report._joined([values, values])}}
+    assert report._refusals([row]) == ["paper cannot take the stacks of 5 frames"]
+    assert report._table([row], "5 frames", "all", ("MAE",))[2:] == ["| paper | - | - |"]
+
+
+@pytest.mark.parametrize(
+    "change, match",
+    [
+        ({"entrants": ()}, "at least one entrant"),
+        ({"seeds": ()}, "one seed"),
+        ({"seeds": (1, 1)}, "seeds: 1 is there more than once"),
+        ({"ratio": ("ours", "nobody")}, "ratio: no entrant is called 'nobody'"),
+    ],
+)
+def test_errors_name_the_field(change, match):
+    base = cfg.Comparison(entrants=(cfg.Entrant("ours", weights="sml"),))
+    with pytest.raises(ConfigError, match=match):
+        dataclasses.replace(base, **change)
+
+
+def test_entrants_and_test_sets_are_complete():
+    with pytest.raises(ConfigError, match="needs either a config to train or weights"):
+        cfg.Entrant("ours")
+    with pytest.raises(ConfigError, match="has nothing to train; give weights='rdf'"):
+        cfg.Entrant("ours", config=cfg.Config(model=cfg.rdf()))
+    with pytest.raises(ConfigError, match="exactly one of dataset, source and world"):
+        cfg.TestSet("x", dataset="a", source="b")
+
+
+def test_the_command(setting, monkeypatch, tmp_path, capsys):
+    file = tmp_path / "c.py"
+    file.write_text("from dff_jax.config import Config\ndef config():\n    return Config()\n")
+    assert cli.main(["compare", str(file)]) == 2
+    assert "returns Config, not a Comparison" in capsys.readouterr().err
