@@ -166,6 +166,23 @@ def _parser() -> argparse.ArgumentParser:
         prepare.add_argument(flag, **(settings | {"help": f"{family}: {settings['help']}"}))
     prepare.set_defaults(run=_prepare)
 
+    imported = commands.add_parser(
+        "import-weights", help="use weights published for PyTorch",
+        description="Converts a published checkpoint (.safetensors, or what torch.save wrote) to a weights file.",
+    )  # fmt: skip
+    imported.add_argument("file", help="the checkpoint")
+    imported.add_argument(
+        "--model", required=True, choices=["dfv_fv", "dfv_diff", "aifdnet", "dwild", "resnet18"],
+        help="whose it is; DFV's two cannot be told apart by their files; resnet18 (torchvision, timm): an encoder for "
+        "training.encoder_weights",
+    )  # fmt: skip
+    imported.add_argument("--output", help="the weights file to write; default <model>.safetensors")
+    imported.add_argument(
+        "--near-first", action="store_true", help="the network saw its frames from near to far in training, as DDFF-12 "
+        "and FoD500 come",
+    )  # fmt: skip
+    imported.set_defaults(run=_import_weights)
+
     bench = commands.add_parser("bench", help="compile time, memory and loading, measured side by side")
     bench.add_argument(
         "subject", choices=["unroll", "loader"],
@@ -318,6 +335,15 @@ def _prepare(args: argparse.Namespace, rest: list[str]) -> None:
         source = open_named(args.name, split=args.split, data_dir=args.data_dir)
         for folder in export_stacks(source, args.export, args.limit):
             print(folder)
+
+
+def _import_weights(args: argparse.Namespace, rest: list[str]) -> None:
+    from dff_jax.estimators.torch_import import import_weights
+
+    order = "descending" if args.near_first else "ascending"
+    done = import_weights(args.file, args.model, args.output, frame_order=order)
+    idle = f"; never used, and left out: {', '.join(done.idle)}" if done.idle else ""
+    print(f"{args.model}: {done.parameters:,} parameters written to {done.output}{idle}")
 
 
 def _bench(args: argparse.Namespace, rest: list[str]) -> None:

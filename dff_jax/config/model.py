@@ -20,10 +20,10 @@ class ModelConfig(Checked):
     _section = "model"
 
     method: Literal["proximal", "dfv", "aifdnet", "dwild", "classical", "sml", "rdf", "rfvr_like"] = "proximal"
-    """Which estimator. The compared networks `dfv`, `aifdnet` and `dwild` take `width` and `coordinate` (the unit of
-    their loss), `dfv` also `volume`. `classical` (several focus measures fused by the solver), `sml` (the plain
-    sum-modified-Laplacian), `rdf` (ring difference filter) and `rfvr_like` (robust volume regularisation) need no
-    weights. All ignore every other field."""
+    """Which estimator. The compared networks `dfv`, `aifdnet` and `dwild` take `width`, `frame_order` and `coordinate`
+    (the unit of their loss), `dfv` also `volume`. `classical` (several focus measures fused by the solver), `sml` (the
+    plain sum-modified-Laplacian), `rdf` (ring difference filter) and `rfvr_like` (robust volume regularisation) need
+    no weights. All ignore every other field."""
 
     # Focus volume F (1-3)
     encoder: Literal["resnet18", "tiny"] = "resnet18"
@@ -34,6 +34,8 @@ class ModelConfig(Checked):
     """Pyramid pooling at the coarse levels. Its bins scale with the image, so `none` suits training on small crops."""
     width: float = 1.0
     """Multiplies the channel counts of the encoder and the focus volume."""
+    frame_order: Literal["ascending", "descending"] = "ascending"
+    """Of q, as the compared networks see the frames: `descending` (near first) for weights that were trained so."""
     head_width: float = 1.0
     """Multiplies those of the networks at full resolution: heads, proximal network, refiner."""
     input_range: Literal["symmetric", "imagenet"] = "symmetric"

@@ -78,6 +78,9 @@ class TrainingConfig(Checked):
     num_devices: int | None = None
     """Devices to use; None: all."""
     tensorboard: bool = True
+    encoder_weights: str | None = None
+    """An encoder from `dff-jax import-weights --model resnet18`, to begin with instead of random numbers; not read when
+    a run is resumed. Needs encoder=resnet18, norm=batch and width=1. ImageNet's weights want input_range=imagenet."""
     transfer: str | None = None
     """A folder of stacks to evaluate beside the validation split, to see transfer while training."""
 

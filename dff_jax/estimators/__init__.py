@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dff_jax.config import ModelConfig
+from dff_jax.estimators.soft_depth import in_order
 from dff_jax.types import Estimator
 
 
@@ -20,15 +21,15 @@ def build(config: ModelConfig, axis_name: str | None = None) -> Estimator:
     if config.method == "dfv":
         from dff_jax.estimators.dfv import dfv
 
-        return dfv(config, axis_name)
+        return in_order(dfv(config, axis_name), config.frame_order)
     if config.method == "aifdnet":
         from dff_jax.estimators.aifdnet import aifdnet
 
-        return aifdnet(config, axis_name)
+        return in_order(aifdnet(config, axis_name), config.frame_order)
     if config.method == "dwild":
         from dff_jax.estimators.dwild import dwild
 
-        return dwild(config, axis_name)
+        return in_order(dwild(config, axis_name), config.frame_order)
     if config.method == "rdf":
         from dff_jax.estimators.rdf import rdf
 

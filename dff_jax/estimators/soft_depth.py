@@ -5,9 +5,11 @@ So they cannot answer outside [s_1, s_Z], and an affine change of the focus axis
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax.numpy as jnp
 
-from dff_jax.types import Array, History, Prediction
+from dff_jax.types import Array, Estimator, History, Prediction
 
 CONFIDENCE_SCALE = 0.1  # of the focus range: the spread at which confidence falls to 1/e
 
@@ -48,3 +50,21 @@ def answer(frames: Array, focus: Array, weights: list[Array]) -> Prediction:
             refined=jnp.zeros((depth.shape[0], 0, *depth.shape[1:]), depth.dtype),
         ),
     )
+
+
+def in_order(estimator: Estimator, frame_order: str) -> Estimator:
+    """The estimator with its network shown the frames in this order of q, "ascending" or "descending".
+
+    In the coordinate -q descending frames ascend, and the answer -q is the same one.
+    """
+    if frame_order == "ascending":
+        return estimator
+
+    def apply(variables: Any, frames: Array, focus: Array, **options: Any) -> tuple[Prediction, Any]:
+        seen, batch_stats = estimator.apply(variables, frames[:, ::-1], -focus[:, ::-1], **options)
+        history = seen.history._replace(
+            expected=-seen.history.expected, candidates=-seen.history.candidates, iterates=-seen.history.iterates
+        )
+        return seen._replace(depth=-seen.depth, history=history), batch_stats
+
+    return estimator._replace(apply=apply)

@@ -84,8 +84,25 @@ def load_weights(path: str | Path) -> Weights:
     """Reads a weights file and checks it against the network that its config describes.
 
     Raises:
-      WeightsError: no such file, not a safetensors file, truncated or damaged, not written by this library or
-        by another version of the format, or keys and shapes that are not the network's.
+      WeightsError: as `read`; also an encoder alone, and keys and shapes that are not the network's.
+    """
+    model, tensors, info = read(path)
+    if info.get("part") == "encoder":
+        raise WeightsError(f"{path}: an encoder alone, to begin training with; name it in training.encoder_weights")
+    from dff_jax import estimators
+
+    num_frames = info.get("num_frames") or model.num_planes
+    if not (num_frames is None or (type(num_frames) is int and 0 < num_frames <= 10000)):
+        raise WeightsError(f"{path}: the config inside cannot be used (num_frames is {num_frames!r})")
+    return Weights(model, fit(path, tensors, estimators.build(model), num_frames), info)
+
+
+def read(path: str | Path) -> tuple[ModelConfig, dict[str, np.ndarray], dict[str, Any]]:
+    """The config, tensors by flat key and `info` of a weights file, unharmed but not yet fitted to a network.
+
+    Raises:
+      WeightsError: no such file, not a safetensors file, truncated or damaged, or not written by this library or
+        by another version of the format.
     """
     path = Path(path)
     if not path.is_file():
@@ -114,12 +131,7 @@ def load_weights(path: str | Path) -> Weights:
         raise WeightsError(f"{path}: the config inside cannot be used ({_one_line(error)})") from None
     if metadata.get("sha256_config", _checksum_text(metadata)) != _checksum_text(metadata):  # earlier files have none
         raise WeightsError(f"{path}: damaged, the checksum of its config does not match; copy it again")
-    from dff_jax import estimators
-
-    num_frames = info.get("num_frames") or model.num_planes
-    if not (num_frames is None or (type(num_frames) is int and 0 < num_frames <= 10000)):
-        raise WeightsError(f"{path}: the config inside cannot be used (num_frames is {num_frames!r})")
-    return Weights(model, fit(path, tensors, estimators.build(model), num_frames), info)
+    return model, tensors, info
 
 
 def fit(where: Any, tensors: Mapping[str, np.ndarray], estimator: Estimator, num_frames: int | None) -> Variables:
@@ -136,7 +148,13 @@ def fit(where: Any, tensors: Mapping[str, np.ndarray], estimator: Estimator, num
     tree = jax.eval_shape(estimator.init, jax.random.key(0), *shapes)
     structure = flatten_dict(tree, sep="/", keep_empty_nodes=True)
     want = {key: x.shape for key, x in structure.items() if x is not empty_node}
-    have = {key: x.shape for key, x in tensors.items()}
+    if complaint := differences(want, {key: x.shape for key, x in tensors.items()}):
+        raise WeightsError(f"{where}: does not fit the network of its config: {complaint}")
+    return unflatten_dict(structure | dict(tensors), sep="/")
+
+
+def differences(want: Mapping[str, tuple[int, ...]], have: Mapping[str, tuple[int, ...]]) -> str:
+    """Both sides of two sets of shapes by key, in words; "" if they are the same."""
     complaints = []
     if missing := sorted(want.keys() - have.keys()):
         complaints.append(f"missing {_shorten(missing)}")
@@ -144,9 +162,7 @@ def fit(where: Any, tensors: Mapping[str, np.ndarray], estimator: Estimator, num
         complaints.append(f"unknown {_shorten(unknown)}")
     if wrong := sorted(k for k in want.keys() & have.keys() if want[k] != have[k]):
         complaints.append("wrong shape " + _shorten([f"{k} {have[k]}, expected {want[k]}" for k in wrong]))
-    if complaints:
-        raise WeightsError(f"{where}: does not fit the network of its config: {'; '.join(complaints)}")
-    return unflatten_dict(structure | dict(tensors), sep="/")
+    return "; ".join(complaints)
 
 
 def load_estimator(spec: str | Path) -> LoadedEstimator:

@@ -73,3 +73,18 @@ class TinyEncoder(nn.Module):
 
 
 ENCODERS = {"resnet18": ResNet18, "tiny": TinyEncoder}
+
+
+def torch_key(path: str) -> str:
+    """Where torchvision and timm keep a variable of ResNet18: "params/layer2_0/downsample_conv/Conv_0/kernel" ->
+    "layer2.0.downsample.0.weight".
+    """
+    _, *modules, _, leaf = path.split("/")
+    names = {"downsample_conv": "downsample.0", "downsample_bn": "downsample.1"}
+    names |= {f"layer{i}_{j}": f"layer{i}.{j}" for i in range(1, 5) for j in range(2)}
+    return ".".join([*(names.get(name, name) for name in modules if name != "TorchBatchNorm_0"), torch_leaf(leaf)])
+
+
+def torch_leaf(leaf: str) -> str:
+    """PyTorch's name of a layer's own array: "kernel" and "scale" are its weight, "mean" its running mean."""
+    return {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}.get(leaf, leaf)

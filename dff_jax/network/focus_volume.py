@@ -83,7 +83,10 @@ class Residual3d(nn.Module):
 
 
 class DecoderBlock(nn.Module):
-    """One level of the 3-D decoder: [B,Z,h,w,c] -> score [B,Z,h,w] and, unless finest, features at twice the size."""
+    """One level of the 3-D decoder: [B,Z,h,w,c] -> score [B,Z,h,w] and, unless finest, features at twice the size.
+
+    Without `with_score` the score is None and costs nothing; its parameters stay, under the same names.
+    """
 
     features: int
     up_to: int | None
@@ -92,7 +95,7 @@ class DecoderBlock(nn.Module):
     axis_name: str | None
 
     @nn.compact
-    def __call__(self, x: Array, train: bool) -> tuple[Array, Array | None]:
+    def __call__(self, x: Array, train: bool, with_score: bool = True) -> tuple[Array | None, Array | None]:
         norm = lambda y: Norm(self.norm, self.axis_name)(y, train)  # noqa: E731
         for _ in range(2):
             x = Residual3d(self.features, self.norm, self.axis_name)(x, train)
@@ -105,11 +108,19 @@ class DecoderBlock(nn.Module):
                 shape = (x.shape[0], z, h, w, self.features)
                 total = total + resize3d(branch, shape)
             x = nn.relu(0.5 * (x + 0.25 * total))
-        score = nn.relu(norm(Conv3d(self.features)(x)))
-        score = Conv3d(1, use_bias=True)(score)[..., 0]
+        # made whether used or not: flax numbers modules in the order in which they are made
+        hidden, head = Conv3d(self.features), Conv3d(1, use_bias=True)
+        head_norm, score = Norm(self.norm, self.axis_name), None
+        if with_score:
+            score = head(nn.relu(head_norm(hidden(x), train)))[..., 0]
         if self.up_to is None:
             return score, None
         return score, nn.relu(norm(Conv3d(self.up_to)(resize(x, 2 * h, 2 * w))))
+
+
+def frame_differences(volume: Array) -> Array:
+    """[B,Z,...] minus the next frame's; the last frame stays as it is, so that Z is kept."""
+    return jnp.concatenate([volume[:, :-1] - volume[:, 1:], volume[:, -1:]], 1)
 
 
 def resize3d(x: Array, shape: tuple[int, ...]) -> Array:
@@ -143,8 +154,8 @@ class FocusVolume(nn.Module):
         levels = ENCODERS[c.encoder](c.width, c.norm, self.axis_name, name="encoder")(flat, train)
         volumes = TopDown(c.width, c.norm, c.pooling, self.axis_name, name="top_down")(levels, train)
         volumes = [v.reshape(b, z, *v.shape[1:]) for v in volumes]
-        if c.volume == "diff":  # the last frame stays as it is, so that Z is kept
-            volumes = [jnp.concatenate([v[:, :-1] - v[:, 1:], v[:, -1:]], 1) for v in volumes]
+        if c.volume == "diff":
+            volumes = [frame_differences(v) for v in volumes]
         measures = None if c.measure_prior == "none" else measure_logits(frames)
         if c.measure_prior == "log_sml_features":
             pooled = [average_pool(measures, (1, 2**k, 2**k)) for k in (2, 3, 4, 5)]

@@ -81,7 +81,9 @@ def small(config: Config, data_dir: Path) -> Config:
             config.data, dataset=dataset, data_dir=str(data_dir), crop=crop, batch_size=2, num_threads=1,
             num_workers=0, eval_limit=2,
         ),
-        training=dataclasses.replace(config.training, **steps, num_devices=1, tensorboard=False, transfer=None),
+        training=dataclasses.replace(
+            config.training, **steps, num_devices=1, tensorboard=False, transfer=None, encoder_weights=None,
+        ),
     )  # fmt: skip
 
 

@@ -88,15 +88,16 @@ def train(config: Config, output: str | Path, *, resume: bool = True) -> dict[st
         tx = optimizer.build(config.optimizer, config.training.num_steps)
         estimator = estimators.build(config.model)
 
-        def fresh():
-            return state.create(jax.random.key(config.seed), estimator, tx, *shapes)
+        def fresh(encoder_weights: str | None = None):
+            return state.create(jax.random.key(config.seed), estimator, tx, *shapes, encoder_weights)
 
         abstract = checkpoint.abstract(jax.eval_shape(fresh), devices.whole)
         restored = checkpoint.restore(manager, config, abstract)
         if restored is not None:
             loader.set_state(restored.data)
         else:
-            restored = checkpoint.Restored(fresh(), loader.get_state(), checkpoint.Progress())
+            begun = fresh(config.training.encoder_weights)
+            restored = checkpoint.Restored(begun, loader.get_state(), checkpoint.Progress())
         step = int(restored.state.step)
         if jax.process_index() == 0:
             (output / "config.json").write_text(configs.to_json(config) + "\n")

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import optax
 
+from dff_jax.estimators.encoder_weights import place_encoder
 from dff_jax.types import Array, Estimator, Variables
 
 
@@ -21,13 +22,24 @@ class TrainState(NamedTuple):
 
 
 def create(
-    key: Array, estimator: Estimator, optimizer: optax.GradientTransformation, frames: Any, focus: Any
+    key: Array,
+    estimator: Estimator,
+    optimizer: optax.GradientTransformation,
+    frames: Any,
+    focus: Any,
+    encoder_weights: str | None = None,
 ) -> TrainState:
     """A fresh state. `frames` [B,Z,H,W,3] and `focus` [B,Z] lend their shapes only (arrays or
-    ShapeDtypeStructs)."""
+    ShapeDtypeStructs).
+
+    Raises:
+      WeightsError: the file `encoder_weights` holds no encoder that fits.
+    """
 
     # Not under jit: as one program, the random numbers of all parameters take minutes to compile on a CPU.
     given = estimator.init(key, *(jnp.zeros(a.shape, jnp.float32) for a in (frames, focus)))
+    if encoder_weights is not None:
+        given = place_encoder(encoder_weights, given)
     params, stats = given["params"], given["batch_stats"]
     return TrainState(jnp.int32(0), params, stats, optimizer.init(params), jnp.int32(-1))
 

@@ -1,0 +1,40 @@
+"""A trained encoder into a fresh network, to begin training with."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import jax.numpy as jnp
+from flax.traverse_util import empty_node, flatten_dict, unflatten_dict
+
+from dff_jax.errors import WeightsError
+from dff_jax.estimators.weights import differences, read
+from dff_jax.types import Variables
+
+
+def place_encoder(path: str | Path, variables: Variables) -> Variables:
+    """The variables with their encoder replaced by the one in a file of `dff-jax import-weights --model resnet18`.
+
+    Its BatchNorm may be of either kind: both hold the same four arrays.
+
+    Raises:
+      WeightsError: as `weights.read`; not an encoder, a network without one, or another encoder than the file's.
+    """
+    _, tensors, info = read(path)
+    if info.get("part") != "encoder":
+        raise WeightsError(f"{path}: not an encoder; dff-jax import-weights --model resnet18 makes such a file")
+    flat = flatten_dict(variables, sep="/", keep_empty_nodes=True)
+    places = {}
+    for key, x in flat.items():
+        if x is not empty_node and (found := re.fullmatch(r"(params|batch_stats)/(?:volume/)?(encoder/.*)", key)):
+            places[f"{found[1]}/{found[2]}".replace("/BatchNorm_0/", "/TorchBatchNorm_0/")] = key
+    if not places:
+        raise WeightsError(f"{path}: this network (model.method) has no encoder to take it")
+    shapes = {name: flat[key].shape for name, key in places.items()}
+    if complaint := differences(shapes, {name: x.shape for name, x in tensors.items()}):
+        raise WeightsError(
+            f"{path}: another encoder than the network's, which needs model.encoder=resnet18, model.norm=batch and "
+            f"model.width=1 for it: {complaint}"
+        )
+    return unflatten_dict(flat | {places[name]: jnp.asarray(x) for name, x in tensors.items()}, sep="/")

@@ -1,0 +1,158 @@
+"""Published PyTorch checkpoints of the compared networks, and of ResNet-18 as an encoder, as weights of ours.
+
+A network says by `torch_key`, in its file, where each of its variables lies in a published state dict. The arrays
+follow from their kind: a kernel is (k...,B,A) of PyTorch's (A,B,k...), for convolutions and transposed ones alike;
+everything else is as it is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from dff_jax import config as configs
+from dff_jax.config import ModelConfig
+from dff_jax.errors import InputError, WeightsError
+from dff_jax.estimators.torch_files import read_state_dict
+from dff_jax.estimators.weights import differences, save_weights
+from dff_jax.types import Variables
+
+MODELS = ("dfv_fv", "dfv_diff", "aifdnet", "dwild", "resnet18")
+"""What can be imported: presets, and the encoder."""
+
+
+class Layout(NamedTuple):
+    """How a network is published."""
+
+    torch_key: str  # "module:function", flat path -> key
+    idle: str = r"(?!)"  # pattern of keys that the network never uses; they may be there or not
+
+
+LAYOUTS = {
+    "dfv": Layout("dff_jax.network.dfv:torch_key", r"feature_extraction\.encoder\.fc\.(weight|bias)"),
+    "aifdnet": Layout("dff_jax.network.aifdnet:torch_key"),
+    "dwild": Layout("dff_jax.network.dwild:torch_key", r"DFF_net\.(dres\d\.pre_conv|SPP_module\.redir3)\..*"),
+    "resnet18": Layout("dff_jax.network.encoder:torch_key", r"fc\.(weight|bias)"),
+}
+"""By method, and of the encoder."""
+
+
+class Imported(NamedTuple):
+    """What an import did."""
+
+    output: Path
+    parameters: int
+    idle: tuple[str, ...]  # keys of the file that nothing uses
+
+
+def import_weights(
+    source: str | Path, model: str, output: str | Path | None = None, *, frame_order: str = "ascending"
+) -> Imported:
+    """A published checkpoint as one of our weights files.
+
+    Args:
+      source: see `torch_files.read_state_dict`.
+      model: of MODELS. `dfv_fv` and `dfv_diff` have the same keys and shapes: a file cannot tell which it is.
+      output: None: `<model>.safetensors` in the working directory.
+      frame_order: in which order of q the network saw its frames in training; see ModelConfig.
+
+    Returns:
+      Imported. A compared network's file is for `load_estimator`; that of `resnet18` is an encoder alone, for
+      `training.encoder_weights`.
+
+    Raises:
+      InputError: no such model, the output would replace the source or cannot be written; as `read_state_dict`.
+      WeightsError: keys and shapes that are not the model's; lists both sides.
+    """
+    if model not in MODELS:
+        raise InputError(f"--model: {model!r} cannot be imported; choose one of {', '.join(MODELS)}")
+    source, output = Path(source), Path(output or f"{model}.safetensors")
+    state = read_state_dict(source)
+    if output.exists() and output.samefile(source):
+        raise InputError(f"{output}: is the file to import; choose another --output")
+    info: dict[str, Any] = {"source": source.name, "sha256": _digest(source), "model": model}
+    if model == "resnet18":
+        config, layout = ModelConfig(input_range="imagenet"), "resnet18"
+        found, idle = place(source, state, _encoder_shapes(), layout)
+        variables = {kind: {"encoder": tree} for kind, tree in found.items()}
+        info["part"] = "encoder"
+    else:
+        config = dataclasses.replace(configs.model_preset(model), frame_order=frame_order)
+        layout = config.method
+        variables, idle = place(source, state, network_shapes(config), layout)
+    save_weights(output, config, variables, info | {"idle": list(idle)})
+    parameters = sum(x.size for x in jax.tree.leaves(variables["params"]))
+    return Imported(output, parameters, idle)
+
+
+def place(
+    where: Any, state: Mapping[str, np.ndarray], shapes: Variables, layout: str
+) -> tuple[Variables, tuple[str, ...]]:
+    """A published state dict as variables, and the keys in it that nothing uses.
+
+    Args:
+      where: what to call the file in an error.
+      state: arrays by published key, in PyTorch's axes.
+      shapes: the variables to fill, as shapes (of any width).
+      layout: of LAYOUTS.
+
+    Raises:
+      WeightsError: a key without a place, a place without a key, or a wrong shape; lists them all.
+    """
+    torch_key, idle = _function(LAYOUTS[layout].torch_key), re.compile(LAYOUTS[layout].idle)
+    flat = {path: x.shape for path, x in flatten_dict(shapes, sep="/").items()}
+    keys = {path: torch_key(path) for path in flat}
+    used = set(keys.values())
+    unused = tuple(key for key in state if key not in used and idle.fullmatch(key))
+    given = {key: x for key, x in state.items() if key not in unused}
+    for path, key in keys.items():  # DFV's skips are 2-D where ours are 3-D
+        if key in given and flat[path][:-2] == (1, 1, 1) and given[key].shape[2:] == (1, 1):
+            given[key] = given[key][..., None]
+    want = {key: _torch_shape(path, flat[path]) for path, key in keys.items()}
+    if complaint := differences(want, {key: x.shape for key, x in given.items()}):
+        raise WeightsError(f"{where}: is not a checkpoint of {layout} as published: {complaint}")
+    placed = {path: _from_torch(path, given[key]) for path, key in keys.items()}
+    return unflatten_dict(placed, sep="/"), unused
+
+
+def network_shapes(config: ModelConfig) -> Variables:
+    """The variables of a network that takes any number of frames, as shapes."""
+    from dff_jax import estimators
+
+    given = jax.ShapeDtypeStruct((1, 5, 64, 64, 3), jnp.float32), jax.ShapeDtypeStruct((1, 5), jnp.float32)
+    return jax.eval_shape(estimators.build(config).init, jax.random.key(0), *given)
+
+
+def _encoder_shapes() -> Variables:
+    from dff_jax.network.encoder import ResNet18
+
+    init = lambda key: ResNet18(norm="torch_batch").init(key, jnp.zeros((1, 64, 64, 3)), False)  # noqa: E731
+    return jax.eval_shape(init, jax.random.key(0))
+
+
+def _torch_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    return (shape[-1], shape[-2], *shape[:-2]) if path.endswith("/kernel") else shape
+
+
+def _from_torch(path: str, x: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(x.transpose(*range(2, x.ndim), 1, 0)) if path.endswith("/kernel") else x
+
+
+def _function(name: str) -> Callable[[str], str]:
+    module, _, function = name.partition(":")
+    return getattr(importlib.import_module(module), function)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
