@@ -44,7 +44,7 @@ def problem_of(key, shape=(4, 5, 6), strength=0.7):
 def test_similarity_counts_gaps_of_the_focus_axis():
     along, down, across = guided_similarity(jnp.zeros((3, 2, 2)), jnp.array([0.0, 1.0, 4.0]), 2.0, 5.0)
     np.testing.assert_allclose(along[:, 0, 0], [2 * 2 / 1, 2 * 2 / 3], rtol=1e-6)
-    np.testing.assert_allclose(down, 2.0) and np.testing.assert_allclose(across, 2.0)
+    assert (down == 2.0).all() and (across == 2.0).all()
     stepped = guided_similarity(jnp.zeros((1, 1, 2)).at[..., 1].set(0.3), jnp.array([0.0]), 2.0, 5.0)[2]
     assert stepped[0, 0, 0] == pytest.approx(2 * np.exp(-5 * 0.09), rel=1e-5)
 
