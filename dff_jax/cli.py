@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dff_jax import __version__
-from dff_jax.config import MODEL_PRESETS, Comparison, Config
+from dff_jax.config import MODEL_PRESETS, UNTRAINED, Comparison, Config
 from dff_jax.config.files import fields_of, load_config, override
 from dff_jax.errors import InputError
 from dff_jax.focus_axis import UNITS
@@ -82,8 +82,8 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--fields", action="store_true", help="list the config's fields with their values, and stop")
     train.set_defaults(run=_train)
 
-    evaluate = commands.add_parser("evaluate", help="measure a network, `classical` or `sml`, on stacks with truth")
-    evaluate.add_argument("weights", help="a run folder, a .safetensors file, `classical` or `sml`")
+    evaluate = commands.add_parser("evaluate", help="measure a network, or a method without one, on stacks with truth")
+    evaluate.add_argument("weights", help=f"a run folder, a .safetensors file, or one of {', '.join(UNTRAINED)}")
     data = evaluate.add_mutually_exclusive_group(required=True)
     data.add_argument("--dataset", help="a tfds dataset, such as procedural/quickstart")
     data.add_argument("--source", help="a folder of stacks: <scene>/<focus>.png ..., disp.exr or disp.npy")
@@ -109,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--focus", nargs="+", type=float, help="focus settings, one a frame, in order of file names")
     predict.add_argument("--unit", choices=UNITS, help="of the focus settings")
     predict.add_argument("--reverse", action="store_true", help="count the frame index from the other end")
-    predict.add_argument("--method", choices=["classical", "sml"], help="an estimator that needs no weights")
+    predict.add_argument("--method", choices=UNTRAINED, help="an estimator that needs no weights")
     predict.add_argument("--weights", help="a run folder or a .safetensors file")
     predict.add_argument("--iterations", type=int, help="K of the unroll; default as trained")
     predict.add_argument("--max-size", type=int, help="shrink frames whose longer side exceeds this many pixels")

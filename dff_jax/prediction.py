@@ -76,7 +76,7 @@ def predict(
       frames: [Z,H,W,3], grey [Z,H,W], or a list of such frames; uint8, uint16, or float in [0,1]; any order.
       focus: [Z] focus settings in `unit`, one a frame; None: the frame index.
       unit: "disparity", "diopter", "metre" or "index"; None: disparity if `focus` is given, else index.
-      method: "classical" or "sml" for an estimator without weights; None: `weights` decide.
+      method: one of `config.UNTRAINED`, estimators without weights; None: `weights` decide.
       weights: a `.safetensors` file or a run folder; without, the classical estimator answers.
       iterations: K of the unroll; None: as trained.
       tile, overlap: side of a tile and how far neighbours overlap, pixels; pictures up to about 1.5 tiles
@@ -248,8 +248,9 @@ def _built(model: config.ModelConfig) -> Estimator:
 
 
 def _choose(method: str | None, weights: str | Path | None, iterations: int | None) -> _Method:
-    if method not in (None, "classical", "sml"):
-        raise InputError(f"method: {method!r} is unknown; choose classical or sml, or give weights")
+    if method not in (None, *config.UNTRAINED):
+        choices = ", ".join(config.UNTRAINED)
+        raise InputError(f"method: {method!r} is unknown; choose one of {choices}, or give weights")
     if method and weights is not None:
         raise InputError(f"method, weights: {method} needs no weights; give one of the two")
     if iterations is not None and iterations < 0:
@@ -265,10 +266,10 @@ def _choose(method: str | None, weights: str | Path | None, iterations: int | No
         num_frames = loaded.info.get("num_frames") if model.num_planes is None else None
     elif method is None:
         notes = ("no weights given: the classical estimator answers",)
-    if model.method == "sml":
+    if model.method in config.UNTRAINED and model.method != "classical":
         if iterations is not None:
-            notes += ("iterations has no effect on sml",)
-        return _Method(_built(model), variables, "sml", None, None, None, notes)
+            notes += (f"iterations has no effect on {model.method}",)
+        return _Method(_built(model), variables, model.method, None, None, None, notes)
     used = model.num_iterations if iterations is None else iterations
     return _Method(_built(model), variables, model.method, label, used, num_frames, notes)
 

@@ -4,6 +4,7 @@ from dff_jax.classical.aggregation import guided_mean
 from dff_jax.classical.candidates import Candidates, candidate_weights, measure_candidates
 from dff_jax.classical.focus_measures import (
     box_mean,
+    disc_ring_difference,
     gradient_magnitude,
     luminance,
     modified_laplacian,
@@ -17,6 +18,7 @@ __all__ = [
     "Peak",
     "box_mean",
     "candidate_weights",
+    "disc_ring_difference",
     "fitted_peak",
     "gaussian_peak",
     "gradient_magnitude",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 import jax.numpy as jnp
+from jax.lax import optimization_barrier
 
 from dff_jax.types import Array
 
@@ -91,3 +94,32 @@ def ring_difference(image: Array, inner: int = 3, outer: int = 7) -> Array:
     """
     ring = (outer**2 * box_mean(image, outer) - inner**2 * box_mean(image, inner)) / (outer**2 - inner**2)
     return jnp.abs(image - ring)
+
+
+def disc_ring_difference(image: Array, disc: int = 0, gap: int = 1, ring: int = 3) -> Array:
+    """Ring difference filter, |mean over a disc around the pixel - mean over a ring around it|, of image [...,H,W].
+
+    The disc holds the pixels within radius `disc` (0: the pixel alone), the ring those beyond `gap` and within `ring`:
+    over the gap even coarse texture makes a difference, where a Laplacian sees only noise. Jeon, Surh, Im and Kweon,
+    Ring difference filter for fast and noise robust depth from focus, IEEE TIP 29, 2020; their ring is wider.
+    """
+    height, width = image.shape[-2:]
+    padded = jnp.pad(image, [(0, 0)] * (image.ndim - 2) + [(ring, ring)] * 2, mode="edge")
+
+    def disc_sum(radius: int) -> tuple[Array, int]:
+        """Sum over a disc, and of how many pixels: runs of pixels by row, rows with runs of one length together.
+
+        XLA's convolution of a single channel took twelve times as long on CPU.
+        """
+        rows: dict[int, list[int]] = {}
+        for dy in range(-radius, radius + 1):
+            rows.setdefault(math.isqrt(radius**2 - dy**2), []).append(ring + dy)
+        total = 0.0
+        for half, starts in rows.items():
+            cut = padded[..., ring - half : ring + half + width]
+            run = optimization_barrier(_window_sum(cut, 2 * half + 1, image.ndim - 1))
+            total = total + sum(run[..., start : start + height, :] for start in starts)
+        return total, sum((2 * half + 1) * len(starts) for half, starts in rows.items())
+
+    (inner, of_inner), (hole, of_hole), (whole, of_whole) = map(disc_sum, (disc, gap, ring))
+    return jnp.abs(inner / of_inner - (whole - hole) / (of_whole - of_hole))

@@ -153,7 +153,7 @@ def evaluate_to_folder(
     Of data without ground truth only pictures come out; the tables are empty then.
 
     Args:
-      spec: "classical", "sml", a weights file, or a run folder.
+      spec: one of `config.UNTRAINED`, a weights file, or a run folder.
       dataset, source: exactly one: the name of a tfds dataset, or a folder of stacks like FlyingThings3D's.
       unit: of the focus settings and depth of `source`; None: disparity.
       split: of the dataset.
@@ -251,7 +251,7 @@ def evaluate_to_folder(
 
 
 def _iterations(model: config.ModelConfig, asked: int | None) -> int | None:
-    if model.method == "sml":
+    if model.method in config.UNTRAINED and model.method != "classical":
         return None
     return model.num_iterations if asked is None else asked
 
