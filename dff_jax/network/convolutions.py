@@ -145,7 +145,7 @@ def max_pool3d(x: Array, window: tuple[int, int, int], stride: int = 1) -> Array
     As maxima of shifted slices, whose gradient is many times quicker than XLA's own; as there, of equal values the
     first in row order gets it.
     """
-    for axis, size in enumerate(window, 1):
+    for axis, size in ((3, window[2]), (2, window[1]), (1, window[0])):
         step = stride if axis > 1 else 1
         count = x.shape[axis] // step
         pad = [(size // 2, size // 2) if size % 2 and a == axis else (0, 0) for a in range(5)]
