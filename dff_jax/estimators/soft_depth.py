@@ -5,11 +5,14 @@ So they cannot answer outside [s_1, s_Z], and an affine change of the focus axis
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
-from dff_jax.types import Array, Estimator, History, Prediction
+from dff_jax.types import Array, Estimator, History, Prediction, Variables
 
 CONFIDENCE_SCALE = 0.1  # of the focus range: the spread at which confidence falls to 1/e
 
@@ -68,3 +71,34 @@ def in_order(estimator: Estimator, frame_order: str) -> Estimator:
         return seen._replace(depth=-seen.depth, history=history), batch_stats
 
     return estimator._replace(apply=apply)
+
+
+def initializer(
+    net: nn.Module, num_frames: int = 1, side: int = 32
+) -> Callable[[Array, Array, Array], Variables]:
+    """`Estimator.init` of a network (frames, train) whose parameters depend neither on Z nor on the size.
+
+    Args:
+      num_frames, side: the smallest that it takes.
+    """
+
+    def make_variables(key: Array) -> Variables:
+        made = net.init(key, jnp.zeros((1, num_frames, side, side, 3), jnp.float32), False)
+        return {"params": made["params"], "batch_stats": made["batch_stats"]}
+
+    def init(key: Array, frames: Array, focus: Array) -> Variables:
+        if isinstance(key, jax.core.Tracer):
+            return make_variables(key)
+        # hundreds of random tensors take a minute to optimise and no time to run
+        options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+        return jax.jit(make_variables, compiler_options=options)(key)
+
+    return init
+
+
+def run(net: nn.Module, variables: Variables, frames: Array, train: bool) -> tuple[Any, Any]:
+    """What a network (frames, train) gives, and the batch statistics: updated when training, else the given ones."""
+    if not train:
+        return net.apply(variables, frames, False), variables["batch_stats"]
+    found, changed = net.apply(variables, frames, True, mutable=["batch_stats"])
+    return found, changed["batch_stats"]

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from dff_jax.network.convolutions import conv3d, conv_general, conv_transpose3d
 from dff_jax.types import Array
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -25,6 +26,15 @@ he_fan_in = nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal")
 he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
+def torch_bias(fan_in: int) -> Callable:
+    """PyTorch's default for the biases of convolutions: as for their kernels."""
+
+    def init(key: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
+        return jax.random.uniform(key, shape, dtype, -1.0, 1.0) / math.sqrt(fan_in)
+
+    return init
+
+
 def channels(count: int, width: float) -> int:
     """A channel count scaled by the width multiplier, at least 4."""
     return max(4, round(count * width))
@@ -35,47 +45,6 @@ def resize(x: Array, height: int, width: int) -> Array:
     if x.shape[-3:-1] == (height, width):
         return x
     return jax.image.resize(x, (*x.shape[:-3], height, width, x.shape[-1]), "bilinear", antialias=False)
-
-
-_NHWC = ("NHWC", "HWIO", "NHWC")
-
-
-@jax.custom_vjp
-def narrow_conv(x: Array, kernel: Array) -> Array:
-    """SAME 3x3 convolution [B,H,W,C] by [3,3,C,O] whose kernel gradient is one matrix product.
-
-    XLA's own kernel gradient is 3 to 6 times slower on CPU when C O is small and the image large.
-    """
-    return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=_NHWC)
-
-
-def _narrow_forward(x: Array, kernel: Array):
-    return narrow_conv(x, kernel), (x, kernel)
-
-
-def _narrow_backward(saved: tuple[Array, Array], g: Array):
-    x, kernel = saved
-    b, h, w, c = x.shape
-    dx = lax.conv_general_dilated(
-        g, jnp.flip(kernel, (0, 1)).swapaxes(2, 3), (1, 1), "SAME", dimension_numbers=_NHWC
-    )
-    padded = jnp.pad(g, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    shifted = [padded[:, 2 - i : 2 - i + h, 2 - j : 2 - j + w] for i in range(3) for j in range(3)]
-    columns = jnp.concatenate(shifted, -1).reshape(b * h * w, -1)
-    dkernel = (x.reshape(b * h * w, c).T @ columns).reshape(c, 3, 3, -1)
-    return dx, jnp.transpose(dkernel, (1, 2, 0, 3))
-
-
-narrow_conv.defvjp(_narrow_forward, _narrow_backward)
-
-
-def conv_general(x: Array, kernel: Array, strides, padding, **options) -> Array:
-    """`lax.conv_general_dilated`, by `narrow_conv` where that is the same and quicker."""
-    same = all(tuple(p) == (1, 1) for p in padding) and all(s == 1 for s in strides)
-    narrow = kernel.shape[:2] == (3, 3) and kernel.shape[2] * kernel.shape[3] < 1024
-    if jax.default_backend() == "cpu" and same and narrow and x.ndim == 4:
-        return narrow_conv(x, kernel)
-    return lax.conv_general_dilated(x, kernel, strides, padding, **options)
 
 
 class Conv(nn.Module):
@@ -100,41 +69,53 @@ class Conv(nn.Module):
 class Conv3d(nn.Module):
     """k x k x k convolution over (Z, H, W) of [B,Z,H,W,C] with a kernel [k,k,k,C,features], slice axis first.
 
-    On CPU it is lowered as one 2-D convolution over the k neighbouring slices, concatenated on channels: the same
-    sum in another order, several times faster there.
+    `kernel` may differ by axis; `stride` and `dilation` are those of H and W. See `conv3d`.
     """
 
     features: int
-    kernel: int = 3
+    kernel: int | tuple[int, int, int] = 3
     use_bias: bool = False
     kernel_init: Callable = he_fan_out
+    bias_init: Callable = nn.initializers.zeros
+    stride: int = 1
+    dilation: int = 1
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        k, c = self.kernel, x.shape[-1]
-        kernel = self.param("kernel", self.kernel_init, (k, k, k, c, self.features))
-        if k == 1:
-            y = jnp.einsum("bzhwc,cf->bzhwf", x, kernel[0, 0, 0])
-        elif jax.default_backend() == "cpu":
-            y = conv3d_by_slices(x, kernel)
-        else:
-            y = lax.conv_general_dilated(
-                x, kernel, (1, 1, 1), "SAME", dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
-            )
+        size = (self.kernel,) * 3 if isinstance(self.kernel, int) else self.kernel
+        kernel = self.param("kernel", self.kernel_init, (*size, x.shape[-1], self.features))
+        y = conv3d(x, kernel, self.stride, self.dilation)
         if self.use_bias:
-            y = y + self.param("bias", nn.initializers.zeros, (self.features,)).reshape((1,) * 4 + (-1,))
+            y = y + self.param("bias", self.bias_init, (self.features,)).reshape((1,) * 4 + (-1,))
         return y
 
 
-def conv3d_by_slices(x: Array, kernel: Array) -> Array:
-    """SAME 3-D convolution of [B,Z,H,W,C] by [k,k,k,C,O] as one 2-D convolution over k slices on channels."""
-    b, z, h, w, c = x.shape
-    k, out = kernel.shape[0], kernel.shape[-1]
-    padded = jnp.pad(x, ((0, 0), (k // 2, k // 2), (0, 0), (0, 0), (0, 0)))
-    slices = jnp.concatenate([padded[:, i : i + z] for i in range(k)], -1).reshape(b * z, h, w, k * c)
-    flat = jnp.moveaxis(kernel, 0, 2).reshape(k, k, k * c, out)
-    y = conv_general(slices, flat, (1, 1), [(k // 2, k // 2)] * 2, dimension_numbers=_NHWC)
-    return y.reshape(b, z, h, w, out)
+class ConvTranspose3d(nn.Module):
+    """Transposed convolution to twice H and W, kernel [kz,ky,kx,features,C] (PyTorch's axes); see `conv_transpose3d`.
+
+    Both inits follow PyTorch's default, whose fan-in is counted over `features`.
+    """
+
+    features: int
+    kernel: tuple[int, int, int] = (3, 3, 3)
+    use_bias: bool = False
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        y = conv_transpose3d(x, self.param("kernel", torch_default, (*self.kernel, self.features, x.shape[-1])))
+        if self.use_bias:
+            init = torch_bias(math.prod(self.kernel) * self.features)
+            y = y + self.param("bias", init, (self.features,)).reshape((1,) * 4 + (-1,))
+        return y
+
+
+_TORCH_LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+
+
+def torch_name(path: str) -> str:
+    """"params/a/b.0/kernel" -> "a.b.0.weight": for networks whose modules are named as PyTorch's are."""
+    _, *modules, leaf = path.split("/")
+    return ".".join([*modules, _TORCH_LEAVES[leaf]])
 
 
 class TorchBatchNorm(nn.Module):

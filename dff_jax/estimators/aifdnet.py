@@ -1,0 +1,30 @@
+"""AiFDNet (Wang et al., ICCV 2021) with one class: depth and all-in-focus picture by the same attention.
+
+Written afresh from the published layout; `network.aifdnet.torch_key` finds the published weights' places.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+from dff_jax.config import ModelConfig
+from dff_jax.estimators import soft_depth
+from dff_jax.estimators.padding import pad_to_multiple
+from dff_jax.network.aifdnet import AiFDNet
+from dff_jax.types import Array, Estimator, Prediction, Variables
+
+
+def aifdnet(config: ModelConfig, axis_name: str | None = None) -> Estimator:
+    """The estimator of `config`, of which it takes `width`; see `estimators.build`."""
+    net = AiFDNet(config.width, axis_name)
+
+    def apply(
+        variables: Variables, frames: Array, focus: Array, *, train: bool = False, num_iterations: int | None = None
+    ) -> tuple[Prediction, Any]:
+        padded = pad_to_multiple(frames, least=32, mode="black")
+        logits, stats = soft_depth.run(net, variables, padded, train)
+        return soft_depth.answer(frames, focus, [jax.nn.softmax(logits, axis=1)]), stats
+
+    return Estimator(soft_depth.initializer(net), apply)

@@ -1,0 +1,40 @@
+"""DWild, depth from focus in the wild (Won and Jeon, ECCV 2022), without its alignment network.
+
+Written afresh from the published layout; `network.dwild.torch_key` finds the published weights' places.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+from dff_jax.config import ModelConfig
+from dff_jax.estimators import soft_depth
+from dff_jax.estimators.padding import pad_to_multiple
+from dff_jax.network.dwild import DWild
+from dff_jax.types import Array, Estimator, Prediction, Variables
+
+LEAST_SHARE = 1e-6  # added to every weight, so that their sum is never 0
+
+
+def dwild(config: ModelConfig, axis_name: str | None = None) -> Estimator:
+    """The estimator of `config`, of which it takes `width`; see `estimators.build`.
+
+    When training it answers at four scales (the finest is the answer), otherwise at the finest alone.
+    """
+    net = DWild(config.width, axis_name)
+
+    def attention(logits: Array) -> Array:
+        positive = jax.nn.softplus(logits) + LEAST_SHARE
+        return positive / positive.sum(1, keepdims=True)
+
+    def apply(
+        variables: Variables, frames: Array, focus: Array, *, train: bool = False, num_iterations: int | None = None
+    ) -> tuple[Prediction, Any]:
+        # The published weights expect blue first
+        seen = 2 * pad_to_multiple(frames, least=32, mode="black")[..., ::-1] - 1
+        logits, stats = soft_depth.run(net, variables, seen, train)
+        return soft_depth.answer(frames, focus, [attention(scale) for scale in logits]), stats
+
+    return Estimator(soft_depth.initializer(net), apply)

@@ -1,0 +1,79 @@
+"""Convolutions and poolings of volumes: what runs on a CPU against XLA's own."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from dff_jax.network import convolutions
+from dff_jax.network.layers import TorchBatchNorm, torch_bias, torch_default
+
+
+def same_values_and_gradients(f, g, *args):
+    expected, pull = jax.vjp(g, *args)
+    got, pull_too = jax.vjp(f, *args)
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+    back = jnp.cos(jnp.arange(expected.size, dtype=jnp.float32)).reshape(expected.shape) / expected.size**0.5
+    for a, b in zip(pull_too(back), pull(back), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("size", "stride", "dilation", "height"),
+    [
+        ((3, 3, 3), 1, 1, 5), ((3, 3, 3), 2, 1, 6), ((7, 7, 7), 2, 1, 8), ((1, 9, 9), 1, 2, 6),
+        ((1, 3, 3), 1, 2, 5), ((3, 1, 1), 1, 1, 4), ((1, 1, 1), 1, 1, 4),
+    ],
+)  # fmt: skip
+def test_convolution_by_slices_equals_xlas(key, size, stride, dilation, height):
+    x = jax.random.normal(key, (2, 4, height, 6, 3))
+    kernel = jax.random.normal(key, (*size, 3, 5)) / np.prod(size) ** 0.5 / 3**0.5
+    options = {"stride": stride, "dilation": dilation}
+    by_lax = lambda x, kernel: convolutions.conv3d_by_lax(x, kernel, **options)  # noqa: E731
+    for lowered in (convolutions.conv3d_by_slices, convolutions.conv3d):
+        same_values_and_gradients(lambda x, kernel, f=lowered: f(x, kernel, **options), by_lax, x, kernel)
+
+
+@pytest.mark.parametrize("size", [(3, 3, 3), (3, 4, 4)])
+def test_transposed_convolution_by_slices_equals_xlas_and_scatters(key, size):
+    x = jax.random.normal(key, (1, 4, 3, 5, 3))
+    kernel = jax.random.normal(key, (*size, 2, 3)) / 6
+    same_values_and_gradients(
+        convolutions.conv_transpose3d_by_slices, convolutions.conv_transpose3d_by_lax, x, kernel
+    )
+    # Its meaning: each voxel adds its kernel, two pixels from that of the next one; one voxel at the edges is cut
+    whole = np.zeros((1, 4 + 2, 2 * 3 + 4, 2 * 5 + 4, 2))
+    for z, i, j in np.ndindex(4, 3, 5):
+        part = np.einsum("bc,zyxoc->bzyxo", x[:, z, i, j], kernel)
+        whole[:, z : z + size[0], 2 * i : 2 * i + size[1], 2 * j : 2 * j + size[2]] += part
+    found = convolutions.conv_transpose3d(x, kernel)
+    np.testing.assert_allclose(found, whole[:, 1:5, 1:7, 1:11], atol=1e-5)
+
+
+@pytest.mark.parametrize(("window", "stride"), [((3, 3, 3), 1), ((1, 3, 3), 2), ((1, 2, 2), 2)])
+def test_max_pool_equals_xlas_where_values_tie_too(key, window, stride):
+    x = jax.random.randint(key, (2, 3, 6, 8, 2), -3, 3).astype(jnp.float32)
+    padding = [(0, 0), *((k // 2 * (k % 2),) * 2 for k in window), (0, 0)]
+    by_lax = lambda x: lax.reduce_window(x, -jnp.inf, lax.max, (1, *window, 1), (1, 1, stride, stride, 1), padding)  # noqa: E731
+    same_values_and_gradients(lambda x: convolutions.max_pool3d(x, window, stride), by_lax, x)
+
+
+def test_torch_batch_norm_keeps_the_unbiased_variance(key):
+    x = 3 + 2 * jax.random.normal(key, (2, 1, 2, 2, 3))
+    norm = TorchBatchNorm()
+    variables = norm.init(key, x, False)
+    y, changed = norm.apply(variables, x, True, mutable=["batch_stats"])
+    values = np.asarray(x, np.float64).reshape(-1, 3)
+    expected = (values - values.mean(0)) / np.sqrt(values.var(0) + 1e-5)
+    np.testing.assert_allclose(y.reshape(-1, 3), expected, atol=1e-5)
+    np.testing.assert_allclose(changed["batch_stats"]["mean"], 0.1 * values.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(changed["batch_stats"]["var"], 0.9 + 0.1 * values.var(0, ddof=1), rtol=1e-5)
+
+
+def test_torchs_default_initialisation(key):
+    kernel, bias = torch_default(key, (3, 4, 4, 8, 500)), torch_bias(3 * 4 * 4 * 8)(key, (5000,))
+    for values in (kernel, bias):
+        bound = (3 * 4 * 4 * 8) ** -0.5
+        assert 0.99 * bound < float(jnp.abs(values).max()) <= bound
+        assert float(jnp.std(values)) == pytest.approx(bound / 3**0.5, rel=0.03)

@@ -1,0 +1,125 @@
+"""DWild: sizes and names of the published network, PyTorch's numbers, training."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax.traverse_util import flatten_dict
+from published import filled, stack
+
+from dff_jax import estimators
+from dff_jax.config import LossConfig, OptimizerConfig, model_preset
+from dff_jax.network.dwild import torch_key
+from dff_jax.training import optimizer as optimizers
+from dff_jax.training.state import TrainState
+from dff_jax.training.step import make_update
+from dff_jax.types import Batch
+
+SMALL = dataclasses.replace(model_preset("dwild"), width=0.125)
+PIXELS = np.s_[[0, 0, 1, 1], [3, 39, 20, 7], [5, 49, 0, 31]]
+RANGE = 90.0  # of the focus settings of `stack`
+
+
+def published_keys():
+    """Those of the published weights, counters left out."""
+    focus = ["FM_measure.Focus_extraction.2", "FM_conv1.1", "FM_conv2.1"]
+    pairs = ["FM_measure.Focus_extraction.0", "confidence.0", "dres0.0", "dres0.2", "deconv_1", "deconv_2", "deconv_3"]
+    pairs += [f"{f}.Focus_Measure.conv.{i}" for f in focus for i in (0, 2)]
+    pairs += [f"FM_conv{i}.0.{part}" for i in (1, 2) for part in ("stride_conv", "max_pooling.1")]
+    pairs += [f"SPP_module.dres{n}_{i}.{j}" for n in (8, 16, 32) for i in (0, 1) for j in (0, 2)]
+    single = ("conv2.0", "conv4.0", "conv8", "conv9", "combine1.0", "combine2.0", "redir1", "redir2", "redir3")
+    pairs += [f"SPP_module.{name}" for name in single]
+    glass = ("conv0.0", "conv1.0", "pre_conv.0", "conv2", "conv3.0", "conv4.0", "conv5", "conv6")
+    pairs += [f"dres{i}.{name}" for i in (2, 3, 4) for name in glass]
+    alone = [f"{f}.N_ch_attention.{i}" for f in focus for i in (0, 2)]
+    alone += ["SPP_module.conv1", "SPP_module.conv3", "confidence.2", "classif1.0", "classif2.0", "classif3.0"]
+    keys = {f"DFF_net.{pair}.0.weight" for pair in pairs} | {f"DFF_net.{name}.weight" for name in alone}
+    leaves = ("weight", "bias", "running_mean", "running_var")
+    return keys | {f"DFF_net.{pair}.1.{leaf}" for pair in pairs for leaf in leaves}
+
+
+@pytest.fixture(scope="module")
+def small():
+    estimator = estimators.build(SMALL)
+    return estimator, filled(estimator), jax.jit(estimator.apply, static_argnames="train")
+
+
+def test_parameters_and_their_published_names():
+    estimator = estimators.build(model_preset("dwild"))
+    shapes = flatten_dict(jax.eval_shape(estimator.init, jax.random.key(0), *stack(2, 32, 32)), sep="/")
+    assert sum(math.prod(x.shape) for path, x in shapes.items() if path.startswith("params/")) == 4_038_832
+    keys = [torch_key(path) for path in shapes]
+    assert len(set(keys)) == len(keys)
+    assert set(keys) == published_keys()
+
+
+def test_inference_gives_pytorchs_numbers(small):
+    _, variables, apply = small
+    frames, focus = stack(3, 40, 50, 2)
+    prediction, stats = apply(variables, frames, focus)
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), stats, variables["batch_stats"]))
+    assert prediction.history.candidates.shape == (2, 40, 50, 1)
+    depth = np.asarray(prediction.depth)
+    np.testing.assert_allclose(depth[PIXELS], [54.379782, 50.211799, 49.399595, 40.333578], atol=1e-4 * RANGE)
+    np.testing.assert_allclose([depth.mean(), depth.std()], [49.576096, 6.386948], atol=1e-5 * RANGE)
+    np.testing.assert_allclose(prediction.all_in_focus.mean((0, 1, 2)), [0.533127, 0.470978, 0.489741], atol=1e-5)
+
+    assert bool(jnp.all((prediction.depth >= focus.min()) & (prediction.depth <= focus.max())))
+    assert bool(jnp.all((prediction.confidence >= 0) & (prediction.confidence <= 1)))
+
+    moved, _ = apply(variables, frames, 3 - 0.5 * focus)
+    np.testing.assert_allclose(moved.depth, 3 - 0.5 * prediction.depth, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_training_gives_pytorchs_numbers(small):
+    _, variables, apply = small
+    prediction, stats = apply(variables, *stack(3, 40, 50, 2), train=True)
+    depths = np.moveaxis(prediction.history.candidates, -1, 0)
+    expected = [
+        [44.717928, 18.314073, 36.028308, 26.527768],
+        [47.040623, 42.978308, 49.699017, 30.892290],
+        [43.624232, 28.393355, 34.561054, 38.657159],
+        [47.850899, 56.591889, 35.976796, 41.719014],
+    ]
+    np.testing.assert_allclose([depth[PIXELS] for depth in depths], expected, atol=1e-4 * RANGE)
+    moments = [[47.687746, 15.624873], [51.013914, 14.671719], [45.222055, 11.833137], [48.660091, 6.505126]]
+    np.testing.assert_allclose([[d.mean(), d.std()] for d in depths], moments, atol=1e-5 * RANGE)
+    kept = flatten_dict(stats, sep="/")
+    assert kept.keys() == flatten_dict(variables["batch_stats"], sep="/").keys()
+    for leaf, norm in (("mean", 2.6129372), ("var", 19.119801)):
+        found = optax.global_norm([x for path, x in kept.items() if path.endswith(leaf)])
+        assert float(found) == pytest.approx(norm, rel=1e-5)
+
+
+@pytest.mark.parametrize(("z", "height", "width"), [(1, 31, 17), (4, 33, 32)])
+def test_any_number_of_frames_and_any_size(small, z, height, width):
+    estimator, variables, _ = small
+    frames, focus = stack(z, height, width)
+    prediction, _ = jax.eval_shape(estimator.apply, variables, frames, focus)
+    assert prediction.depth.shape == (1, height, width)
+    assert prediction.all_in_focus.shape == (1, height, width, 3)
+
+
+@pytest.mark.slow
+def test_a_few_updates_lower_the_loss(key):
+    estimator = estimators.build(SMALL)
+    frames, focus = stack(3, 64, 64)
+    truth = jnp.broadcast_to(jnp.linspace(15.0, 60.0, 64), (1, 64, 64))
+    batch = Batch(jnp.asarray(frames), jnp.asarray(focus), truth, jnp.ones((1, 64, 64), bool))
+    optimizer = optimizers.build(OptimizerConfig(peak_learning_rate=1e-3, schedule="constant"), 6)
+    variables = estimator.init(key, frames, focus)
+    params = variables["params"]
+    state = TrainState(jnp.int32(0), params, variables["batch_stats"], optimizer.init(params), jnp.int32(-1))
+    loss = LossConfig(kind="multi_scale", scale_weights=(1.0, 0.7, 0.5, 0.3), penalty="mse")
+    update = jax.jit(make_update(estimator, optimizer, loss, SMALL.coordinate))
+    losses = []
+    for _ in range(6):
+        state, metrics = update(state, batch)
+        losses.append(float(metrics["loss"]))
+    assert int(state.bad_step) == -1
+    assert losses[-1] < 0.95 * losses[0]
