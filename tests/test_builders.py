@@ -251,3 +251,15 @@ def test_a_wrong_folder_is_told_what_was_looked_for(tmp_path, name, looked_for):
     with pytest.raises(InputError, match=f"dff-jax prepare {name} --source DIR"):
         datasets.open_builder(name, tmp_path / "d")
     assert not (tmp_path / "d").exists()
+
+
+def test_truth_that_is_not_finite_is_no_truth(tmp_path):
+    source = middlebury(tmp_path / "mb")
+    path = source / "Middlebury_FS" / "focal_stack" / "ArtL" / "disp.exr"
+    values = truth(2, size=(20, 28))
+    values[3, 4], values[5, 6] = np.inf, np.nan
+    write_exr(path, {"Y": values})
+    datasets.prepare("middlebury/focal_stack", tmp_path / "d", source=source)
+    record = _records("middlebury/focal_stack", tmp_path / "d", "test")[0]
+    assert not record["mask"][3, 4] and not record["mask"][5, 6] and record["mask"][5, 7]
+    assert np.isfinite(record["depth"]).all() and record["depth"][5, 7] == values[5, 7]

@@ -44,7 +44,8 @@ def alignment_sheet(
         first, last = to_uint8(frames[0]).mean(-1), to_uint8(frames[-1]).mean(-1)
         overlay = np.stack([first, last, last], -1).astype(np.uint8)
         top.append(Panel(overlay, f"{when}: {names[0]} red, {names[-1]} cyan"))
-        told = f"gradient energy of the stack's average {energy['average'][when]:.3g}"
+        blend, average = (energy[name][when] for name in ("all_in_focus", "average"))
+        told = f"gradient energy of a blend by sharpness {blend:.3g}, of the average {average:.3g}"
         bottom.append(Panel(picture[rows, columns], f"{when}: the sharpest frame at each pixel; {told}"))
     moved = max(motion.corners for motion in aligned.motions)
     title = f"alignment ({aligned.model}): corners moved by up to {moved:.1f} pixels"

@@ -26,7 +26,7 @@ _MAX_SAMPLES = 2**29  # of a picture that is not decoded by Pillow, so that a fe
 _BAND = 256  # rows
 _FORMATS = ("JPEG", "PNG", "BMP")
 _TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_PNG_HEAD = b"\x89PNG\r\n\x1a\n"
+_PNG_HEAD, _PNG_TAIL = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 _ORIENTATION = 0x0112  # the EXIF and TIFF tag
 
 # tifffile reports damage both by raising and by logging; the exception is enough.
@@ -71,20 +71,32 @@ def image_size(path: str | Path) -> tuple[int, int]:
     """H, W of a photograph as `read_image` gives it, from its header alone; for a quick check of many files.
 
     Raises:
-      InputError: missing, empty, none of the formats, or more than `MAX_PIXELS`.
+      InputError: missing, empty, none of the formats, more than `MAX_PIXELS`, or a PNG file without its end.
     """
     path = Path(path)
     try:
+        with open(path, "rb") as file:
+            if file.read(8) == _PNG_HEAD:
+                file.seek(-min(64, file.seek(0, 2)), 2)
+                if _PNG_TAIL not in file.read():  # bytes behind it do no harm
+                    raise InputError(f"{path}: truncated, it has no end; copy it again")
         with Image.open(path, formats=(*_FORMATS, TiffImagePlugin.TiffImageFile.format)) as image:
-            turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+            try:
+                turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+            except Exception:  # a PNG file may have it behind the pixels; what is wrong with these, reading shows
+                turned = False
             return (image.width, image.height) if turned else (image.height, image.width)
     except Image.UnidentifiedImageError:
         read_bytes(path)  # says so if it is empty
         raise InputError(f"{path}: not a JPEG, PNG, TIFF or BMP image; remove it or convert it") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise InputError(f"{path}: more than {MAX_PIXELS // 10**6} megapixels; scale it down first") from None
+    except FileNotFoundError:
+        raise InputError(f"{path}: missing; copy it again") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or one_line(error)})") from None
+    except InputError:
+        raise
     except Exception as error:  # each decoder has its own exceptions, and all mean this
         raise InputError(f"{path}: truncated or corrupt image ({one_line(error)}); copy it again") from None
 

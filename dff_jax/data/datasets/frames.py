@@ -9,19 +9,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, TiffImagePlugin
 
 from dff_jax.data.datasets.base import Inventory, Item
 from dff_jax.data.datasets.preparing import record_bytes
-from dff_jax.data.depth_maps import read_depth
-from dff_jax.data.images import read_image
+from dff_jax.data.depth_maps import read_depth_map
+from dff_jax.data.images import image_size, read_image
 from dff_jax.errors import InputError
 from dff_jax.focus_axis import sort_order
 from dff_jax.pictures import to_uint8
 from dff_jax.types import FocalStack
-
-_FORMATS = ("JPEG", "PNG", "BMP", TiffImagePlugin.TiffImageFile.format)
-_PNG_HEAD, _PNG_TAIL = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 
 
 class StackFiles(NamedTuple):
@@ -85,43 +81,16 @@ def read_files(stack: StackFiles) -> FocalStack:
 def read_truth(path: Path, size: tuple[int, int], positive: bool) -> tuple[np.ndarray, np.ndarray]:
     """A depth map as (depth [H,W] float32, 0 where the mask is False; mask [H,W] bool).
 
+    Where it is not finite, as Middlebury marks what is unknown, there is no truth.
+
     Raises:
-      InputError: unreadable, not finite somewhere, or not of `size` (H, W).
+      InputError: unreadable, or not of `size` (H, W).
     """
-    values = read_depth(path)
+    values, finite = read_depth_map(path)
     if values.shape != size:
         raise InputError(_sizes(path, values.shape, size))
-    mask = values > 0 if positive else values != 0
+    mask = finite & (values > 0 if positive else values != 0)
     return np.where(mask, values, 0).astype(np.float32), mask
-
-
-def image_size(path: Path) -> tuple[int, int]:
-    """H, W of a picture from its header; also finds empty files and PNG files that end too early.
-
-    Raises:
-      InputError: missing, empty, truncated, or no picture.
-    """
-    try:
-        with open(path, "rb") as file:
-            head = file.read(32)
-            if not head:
-                raise InputError(f"{path}: the file is empty; copy it again")
-            if head[:8] == _PNG_HEAD:
-                file.seek(-min(64, file.seek(0, 2)), 2)
-                if _PNG_TAIL not in file.read():  # bytes behind it do no harm
-                    raise InputError(f"{path}: truncated, it has no end; copy it again")
-                return int.from_bytes(head[20:24], "big"), int.from_bytes(head[16:20], "big")
-        with Image.open(path, formats=_FORMATS) as image:
-            return image.height, image.width
-    except FileNotFoundError:
-        raise InputError(f"{path}: missing; copy it again") from None
-    except Image.DecompressionBombError:
-        raise InputError(f"{path}: its header speaks of a picture too large to be one; copy it again") from None
-    except (OSError, ValueError, SyntaxError, Warning) as error:
-        if isinstance(error, InputError):
-            raise
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else "not a picture, or damaged"
-        raise InputError(f"{path}: {reason}; copy it again") from None
 
 
 def truth_size(path: Path) -> tuple[int, int] | None:
