@@ -9,9 +9,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from dff_jax.network import encoder
-from dff_jax.network.encoder import ResNet18, torch_leaf
+from dff_jax.network.encoder import ResNet18
 from dff_jax.network.focus_volume import DecoderBlock, TopDown, frame_differences, normalize
-from dff_jax.network.layers import channels, resize
+from dff_jax.network.layers import channels, resize, torch_leaf
 from dff_jax.types import Array
 
 # level (1/2^(level + 1)), channels, channels of what goes up, pyramid pooling; coarsest first

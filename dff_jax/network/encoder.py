@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import flax.linen as nn
 
-from dff_jax.network.layers import Conv, Norm, channels, he_fan_out
+from dff_jax.network.layers import Conv, Norm, channels, he_fan_out, torch_leaf
 from dff_jax.types import Array
 
 
@@ -83,8 +83,3 @@ def torch_key(path: str) -> str:
     names = {"downsample_conv": "downsample.0", "downsample_bn": "downsample.1"}
     names |= {f"layer{i}_{j}": f"layer{i}.{j}" for i in range(1, 5) for j in range(2)}
     return ".".join([*(names.get(name, name) for name in modules if name != "TorchBatchNorm_0"), torch_leaf(leaf)])
-
-
-def torch_leaf(leaf: str) -> str:
-    """PyTorch's name of a layer's own array: "kernel" and "scale" are its weight, "mean" its running mean."""
-    return {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}.get(leaf, leaf)

@@ -109,13 +109,15 @@ class ConvTranspose3d(nn.Module):
         return y
 
 
-_TORCH_LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+def torch_leaf(leaf: str) -> str:
+    """PyTorch's name of a layer's own array: "kernel" and "scale" are its weight, "mean" its running mean."""
+    return {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}.get(leaf, leaf)
 
 
 def torch_name(path: str) -> str:
     """"params/a/b.0/kernel" -> "a.b.0.weight": for networks whose modules are named as PyTorch's are."""
     _, *modules, leaf = path.split("/")
-    return ".".join([*modules, _TORCH_LEAVES[leaf]])
+    return ".".join([*modules, torch_leaf(leaf)])
 
 
 class TorchBatchNorm(nn.Module):
