@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import importlib
 import pickle
 import sys
 import types
@@ -243,3 +244,24 @@ def test_read_when_a_run_begins_and_not_when_it_goes_on(tmp_path, monkeypatch):
     train(config, tmp_path / "run")
     train(config, tmp_path / "run")
     assert read_from == ["encoder"]
+
+
+@pytest.mark.parametrize("name, parameters", [("aifdnet", 16_533_873), ("dwild", 4_038_832)])
+def test_the_other_networks_from_end_to_end(tmp_path, name, parameters):
+    """Their keys are checked in their own tests."""
+    shapes = flatten_dict(network_shapes(configs.model_preset(name)), sep="/")
+    key = importlib.import_module(f"dff_jax.network.{name}").torch_key
+    kernel = {path: path.endswith("/kernel") for path in shapes}
+    turned = {path: (*x.shape[:-3:-1], *x.shape[:-2]) if kernel[path] else x.shape for path, x in shapes.items()}
+    tensors = randoms({key(path): shape for path, shape in turned.items()})
+    save_file({f"module.{k}": x for k, x in tensors.items()}, tmp_path / "theirs.safetensors")
+    done = import_weights(tmp_path / "theirs.safetensors", name, tmp_path / "ours.safetensors")
+    assert (done.parameters, done.idle) == (parameters, ())
+    for path, x in flatten_dict(load_estimator(done.output).variables, sep="/").items():
+        np.testing.assert_array_equal(x, from_torch(tensors[key(path)], x.ndim))
+    first, *_ = tensors
+    del tensors[first]
+    tensors["extra"] = np.zeros(1, np.float32)
+    save_file(tensors, tmp_path / "theirs.safetensors")
+    with pytest.raises(WeightsError, match=f"missing {first}; unknown extra"):
+        import_weights(tmp_path / "theirs.safetensors", name, tmp_path / "ours.safetensors")

@@ -41,7 +41,7 @@ class Layout(NamedTuple):
 LAYOUTS = {
     "dfv": Layout("dff_jax.network.dfv:torch_key", r"feature_extraction\.encoder\.fc\.(weight|bias)"),
     "aifdnet": Layout("dff_jax.network.aifdnet:torch_key"),
-    "dwild": Layout("dff_jax.network.dwild:torch_key", r"DFF_net\.(dres\d\.pre_conv|SPP_module\.redir3)\..*"),
+    "dwild": Layout("dff_jax.network.dwild:torch_key"),
     "resnet18": Layout("dff_jax.network.encoder:torch_key", r"fc\.(weight|bias)"),
 }
 """By method, and of the encoder."""
