@@ -79,7 +79,7 @@ def _comparison(
     )
 
 
-def _zero_shot(limit: int | None) -> tuple[TestSet, ...]:
+def _zero_shot(limit: int | None, scenes: int | None) -> tuple[TestSet, ...]:
     """Procedural worlds with other numbers of frames, and, if they have been prepared, photographs:
 
     dff-jax prepare rgbd/scenes --source DIR --focus-range 10 60 --frames 15        # and rgbd/scenes_5, _10, _30
@@ -92,7 +92,10 @@ def _zero_shot(limit: int | None) -> tuple[TestSet, ...]:
             for z in (5, 10, 30)
         ),
         TestSet("RGB-D scenes, 15 frames", dataset="rgbd/scenes", split="train"),
-        *(TestSet(f"RGB-D scenes, {z} frames", dataset=f"rgbd/scenes_{z}", split="train") for z in (5, 10, 30)),
+        *(
+            TestSet(f"RGB-D scenes, {z} frames", dataset=f"rgbd/scenes_{z}", split="train", limit=scenes)
+            for z in (5, 10, 30)
+        ),
         TestSet("light field", dataset="hci/lightfields", split="train"),
     )
 
@@ -112,7 +115,7 @@ def config() -> Comparison:
         "compare_procedural", models, OptimizerConfig(peak_learning_rate=2e-3),
         DataConfig(dataset="procedural/quickstart", batch_size=2, crop=(96, 96)),
         TrainingConfig(num_steps=500, log_every=50, eval_every=500, save_every=250, tensorboard=False),
-        _zero_shot(8),
+        _zero_shot(8, 2),  # each size of picture is compiled for
     )  # fmt: skip
 
 
@@ -126,5 +129,5 @@ def full() -> Comparison:
         "compare_procedural_full", models, OptimizerConfig(peak_learning_rate=5e-4),
         DataConfig(dataset="procedural/standard", batch_size=4, crop=(256, 256)),
         TrainingConfig(num_steps=20000, log_every=100, eval_every=2000, save_every=2000),
-        _zero_shot(None),
+        _zero_shot(None, None),
     )  # fmt: skip

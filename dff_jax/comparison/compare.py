@@ -114,7 +114,7 @@ def measure(one: Trained, test: str, source: StackSource, limit: int | None) -> 
     except (OSError, ValueError, KeyError, TypeError):
         pass
     logs.say(f"measuring {one.name} on {test}")
-    loaded = weights.load_estimator(one.spec)
+    loaded = costs.load(one.spec)
     result: dict[str, Any] = {"key": key, "unit": source.unit}
     try:
         weights.check_frames(loaded, len(source[0].focus))
@@ -190,7 +190,7 @@ def _columns(field: list[Trained], source: StackSource, comparison: Comparison) 
     length = min(len(source), comparison.test.limit or len(source))
     numbers = sorted({int(x) for x in np.linspace(0, length - 1, min(comparison.figure_stacks, length)).round()})
     few = dataclasses.replace(source, length=len(numbers), read=lambda i: source.read(numbers[i]))
-    loaded = [weights.load_estimator(one.spec) for one in field]
+    loaded = [costs.load(one.spec) for one in field]
     for batch in pipeline.evaluation_batches(few, 1):
         frames, focus = jnp.asarray(batch.batch.frames), jnp.asarray(batch.batch.focus)
         predictions = [costs.infer(x.estimator)(x.variables, frames, focus) for x in loaded]

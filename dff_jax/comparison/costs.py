@@ -19,7 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dff_jax.config import Config
+from dff_jax import estimators
+from dff_jax.config import Config, ModelConfig
 from dff_jax.data.parts import StackSource, to_batch
 from dff_jax.errors import InputError
 from dff_jax.estimators import weights
@@ -36,7 +37,19 @@ if TYPE_CHECKING:
 ROUNDS = 3
 
 
-@functools.lru_cache(maxsize=32)
+def load(spec: str) -> weights.LoadedEstimator:
+    """As `weights.load_estimator`, with one estimator object for equal models: seeds and recipes share what is
+    compiled."""
+    loaded = weights.load_estimator(spec)
+    return loaded._replace(estimator=_built(loaded.model))
+
+
+@functools.lru_cache(maxsize=64)
+def _built(model: ModelConfig) -> Estimator:
+    return estimators.build(model)
+
+
+@functools.lru_cache(maxsize=64)
 def infer(estimator: Estimator) -> Callable[..., Prediction]:
     """The jitted (variables, frames, focus) -> Prediction, without its history."""
 
@@ -72,7 +85,7 @@ def measure_all(field: list[Trained], source: StackSource, path: Path) -> dict[s
     for one in field:
         label = one.entrant.label
         logs.say(f"costs of {label}")
-        loaded = weights.load_estimator(one.spec)
+        loaded = load(one.spec)
         row = {"parameters": sum(x.size for x in jax.tree.leaves(loaded.variables.get("params", {})))}
         arguments = loaded.variables, jnp.asarray(batch.frames), jnp.asarray(batch.focus)
         turns[label, "inference_s"] = _compiled(infer(loaded.estimator), arguments, row, "inference")
