@@ -120,10 +120,11 @@ def test_new_weights_are_measured_anew(setting, tmp_path, monkeypatch):
 
 def test_only_some(setting, tmp_path):
     comparison, output, _ = setting
-    kept = module._restricted(comparison, ["theirs", "sml-no-training"])
+    kept = module._restricted(comparison, ["theirs", "sml-no-training"], tmp_path)
     assert [e.label for e in kept.entrants] == ["theirs", "sml"] and kept.ratio is None
+    assert module._restricted(comparison, ["theirs"], output) == comparison  # the others are done
     with pytest.raises(ConfigError, match="--only: no entrant is called 'they'.*theirs"):
-        module._restricted(comparison, ["they"])
+        module._restricted(comparison, ["they"], tmp_path)
 
 
 def test_an_interrupted_training_ends_the_comparison(setting, tmp_path, monkeypatch):

@@ -60,7 +60,7 @@ def compare(comparison: Comparison, output: str | Path, *, only: list[str] | Non
     Args:
       comparison: who takes part and what on.
       output: folder of the runs, tables and pictures.
-      only: labels or folder names of the entrants to take; None: all.
+      only: labels or folder names of the entrants to take; None: all. Others stay in the tables if they are done.
 
     Returns:
       The contents of `table.json`; None if interrupted in a training, which is then saved.
@@ -70,7 +70,7 @@ def compare(comparison: Comparison, output: str | Path, *, only: list[str] | Non
       TrainingDiverged: names the entrant's run.
     """
     output = Path(output)
-    comparison = _restricted(comparison, only)
+    comparison = _restricted(comparison, only, output)
     check_output(output, report.FILES)
     main, notes = _open(comparison.test), []
     sets = {comparison.test.name: main}
@@ -135,10 +135,15 @@ def measure(one: Trained, test: str, source: StackSource, limit: int | None) -> 
     return result
 
 
-def _restricted(comparison: Comparison, only: list[str] | None) -> Comparison:
+def _restricted(comparison: Comparison, only: list[str] | None, output: Path) -> Comparison:
+    """With the entrants asked for, and those that are done in `output`."""
     if not only:
         return comparison
-    kept = tuple(e for e in comparison.entrants if e.label in only or e.folder in only)
+    done = [
+        e for e in comparison.entrants
+        if all(_ready(e, seed, output) for seed in (comparison.seeds if e.config is not None else (None,)))
+    ]  # fmt: skip
+    kept = tuple(e for e in comparison.entrants if e.label in only or e.folder in only or e in done)
     known = {name for e in comparison.entrants for name in (e.label, e.folder)}
     unknown = [name for name in only if name not in known]
     if unknown:
@@ -158,27 +163,38 @@ def _open(test: TestSet) -> StackSource:
 
 def _train(entrant: Entrant, seed: int | None, output: Path) -> Trained | None:
     """The entrant with its weights; None if the training was interrupted."""
-    folder = output / entrant.folder
-    if entrant.config is None:
-        return Trained(entrant, None, folder, entrant.weights)
-    from dff_jax.training.loop import train
+    one = _place(entrant, seed, output)
+    if entrant.config is not None and not _ready(entrant, seed, output):
+        from dff_jax.training.loop import train
 
-    run = folder / f"seed{seed}"
-    one = Trained(entrant, seed, run, str(run / "weights_last.safetensors"))
-    config = dataclasses.replace(entrant.config, name=entrant.folder, seed=seed)
-    if not Path(one.spec).exists() or _another(run, config):
         logs.say(f"training {one.name}")
-        if train(config, run)["interrupted"]:
+        if train(_seeded(entrant, seed), one.folder)["interrupted"]:
             return None
     return one
 
 
-def _another(run: Path, config: configs.Config) -> bool:
-    """Whether a finished run is not of this config; `train` then says what differs."""
+def _place(entrant: Entrant, seed: int | None, output: Path) -> Trained:
+    folder = output / entrant.folder
+    if entrant.config is None:
+        return Trained(entrant, None, folder, entrant.weights)
+    run = folder / f"seed{seed}"
+    return Trained(entrant, seed, run, str(run / "weights_last.safetensors"))
+
+
+def _seeded(entrant: Entrant, seed: int) -> configs.Config:
+    return dataclasses.replace(entrant.config, name=entrant.folder, seed=seed)
+
+
+def _ready(entrant: Entrant, seed: int | None, output: Path) -> bool:
+    """Whether it is trained, by this config (of another, `train` says what differs); without training, measured."""
+    one = _place(entrant, seed, output)
+    if entrant.config is None:
+        return any(one.folder.glob("*.json"))
     try:
-        return json.loads((run / "config.json").read_text()) != json.loads(configs.to_json(config))
+        config = json.loads((one.folder / "config.json").read_text())
     except (OSError, ValueError):
-        return True
+        return False
+    return Path(one.spec).exists() and config == json.loads(configs.to_json(_seeded(entrant, seed)))
 
 
 def _distinct(field: list[Trained]) -> list[Trained]:

@@ -122,7 +122,8 @@ def markdown(result: dict[str, Any]) -> str:
     if result.get("ratio"):
         first, second = result["ratio"]["labels"]
         lines += [f"MAE of {first} / MAE of {second}: {_number(result['ratio']['MAE'], '.3f')}", ""]
-    lines += ["## What its stages contribute", "", *_stages(rows, main), ""]
+    if stages := _stages(rows, main):
+        lines += ["## What its stages contribute", "", *stages, ""]
     if result["zero_shot"]:
         lines += ["## Never seen in training", ""]
     for name in result["zero_shot"]:
@@ -141,7 +142,7 @@ def _table(
     best = {}
     for column in columns:
         means = [cell["mean"] for row in rows if (cell := _cell(row, test, *column))]
-        if means:
+        if len(means) > 1:
             best[column] = (max if column[1] in LARGER_IS_BETTER else min)(means)
     heads = [metric + (" in range" if in_range and where == "in_range" else "") for where, metric in columns]
     lines = [f"| method | recipe | {' | '.join(heads)} |", "|---|---|" + "---:|" * len(columns)]
@@ -152,7 +153,7 @@ def _table(
             text = "-" if cell is None else _number(cell["mean"], _FORMATS.get(column[1], ".4g"))
             if cell is not None and cell["seeds"] > 1:
                 text += f" ± {_number(cell['spread'], '.2g')}"
-            cells.append(f"**{text}**" if cell is not None and cell["mean"] == best[column] else text)
+            cells.append(f"**{text}**" if cell is not None and cell["mean"] == best.get(column) else text)
         lines.append(f"| {row['label']} | {row['recipe'] or '-'} | {' | '.join(cells)} |")
     return lines
 
@@ -170,7 +171,7 @@ def _stages(rows: list[dict[str, Any]], test: str) -> list[str]:
         if "refined" in stages or "D(1)" in stages:
             cells = [_number(((stages.get(s) or {}).get("MAE") or {}).get("mean"), ".4g") for s in STAGES]
             lines.append(f"| {row['label']}{', ' + row['recipe'] if row['recipe'] else ''} | {' | '.join(cells)} |")
-    return lines
+    return lines if len(lines) > 2 else []
 
 
 def _costs(costs: dict[str, Any]) -> list[str]:
