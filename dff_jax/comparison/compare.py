@@ -107,12 +107,8 @@ def measure(one: Trained, test: str, source: StackSource, limit: int | None) -> 
     """
     path = one.folder / f"{re.sub(r'[^a-z0-9]+', '-', test.lower()).strip('-')}.json"
     key = {"version": VERSION, "weights": _checksum(one.spec), "data": source.describe, "limit": limit}
-    try:
-        before = json.loads(path.read_text())
-        if before["key"] == key:
-            return before
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
+    if before := costs.kept(path, key):
+        return before
     logs.say(f"measuring {one.name} on {test}")
     loaded = costs.load(one.spec)
     result: dict[str, Any] = {"key": key, "unit": source.unit}

@@ -37,6 +37,15 @@ if TYPE_CHECKING:
 ROUNDS = 3
 
 
+def kept(path: Path, key: dict[str, Any]) -> dict[str, Any] | None:
+    """What an earlier call left in a JSON file, if it was of the same `key`."""
+    try:
+        before = json.loads(path.read_text())
+        return before if before["key"] == key else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def load(spec: str) -> weights.LoadedEstimator:
     """As `weights.load_estimator`, with one estimator object for equal models: seeds and recipes share what is
     compiled."""
@@ -73,12 +82,8 @@ def measure_all(field: list[Trained], source: StackSource, path: Path) -> dict[s
     stack = source[0]
     shape = list(stack.frames.shape[:3])
     key = {"shape": shape, "configs": {one.entrant.label: repr(one.entrant) for one in field}}
-    try:
-        before = json.loads(path.read_text())
-        if before["key"] == key:
-            return before
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
+    if before := kept(path, key):
+        return before
     batch = to_batch([stack])
     methods: dict[str, dict[str, Any]] = {}
     turns: dict[tuple[str, str], Callable[[], None]] = {}

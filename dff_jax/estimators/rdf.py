@@ -14,10 +14,10 @@ from dff_jax.classical import (
     gaussian_peak,
     guided_mean,
     luminance,
-    peak_confidence,
     sharp_composite,
 )
-from dff_jax.types import Array, Estimator, History, Prediction, Variables
+from dff_jax.estimators.peak_depth import Sharpness, peak_estimator
+from dff_jax.types import Array, Estimator
 
 
 def rdf(radius: int = 5, epsilon: float = 1e-3) -> Estimator:
@@ -28,31 +28,12 @@ def rdf(radius: int = 5, epsilon: float = 1e-3) -> Estimator:
       epsilon: variance of the guide below which a window counts as one surface.
     """
 
-    def init(key: Array, frames: Array, focus: Array) -> Variables:
-        return {"params": {}, "batch_stats": {}}
-
-    def apply(
-        variables: Variables, frames: Array, focus: Array, *, train: bool = False, num_iterations: int | None = None
-    ) -> tuple[Prediction, dict]:
+    def sharpness(frames: Array, focus: Array) -> Sharpness:
         channels = jnp.moveaxis(frames, -1, 0)
         measure = jnp.sqrt(sum(disc_ring_difference(channel) ** 2 for channel in channels))
         first = gaussian_peak(box_mean(measure, 9), focus)
         guide = luminance(sharp_composite(frames, first, focus))
         measure = guided_mean(measure, guide, radius, epsilon)
-        depth = gaussian_peak(measure, focus)
-        history = History(
-            expected=first,
-            candidates=depth[..., None],
-            weights=jnp.ones_like(depth)[..., None],
-            iterates=depth[:, None],
-            refined=jnp.zeros((depth.shape[0], 0, *depth.shape[1:]), depth.dtype),
-        )
-        return Prediction(
-            depth=depth,
-            confidence=peak_confidence(measure),
-            disagreement=jnp.zeros_like(depth),
-            all_in_focus=sharp_composite(frames, depth, focus),
-            history=history,
-        ), {}
+        return Sharpness(measure, measure, first)
 
-    return Estimator(init, apply)
+    return peak_estimator(sharpness)

@@ -8,9 +8,10 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax import lax
 
-from dff_jax.classical import gaussian_peak, luminance, peak_confidence, sharp_composite, sum_modified_laplacian
+from dff_jax.classical import gaussian_peak, luminance, sum_modified_laplacian
 from dff_jax.classical.volume_regularization import VolumeProblem, guided_similarity, regularize_volume
-from dff_jax.types import Array, Estimator, History, Prediction, Variables
+from dff_jax.estimators.peak_depth import Sharpness, peak_estimator
+from dff_jax.types import Array, Estimator
 
 WINDOW = 5  # of the measure, pixels: what lies further off is for the regularisation to bring in
 ALONG_FOCUS = 0.02  # of lambda: neighbours in focus differ even on one surface, and smoothing them flattens the peak
@@ -34,9 +35,6 @@ def rfvr_like(
       solver_iterations: of the conjugate gradients in each.
     """
 
-    def init(key: Array, frames: Array, focus: Array) -> Variables:
-        return {"params": {}, "batch_stats": {}}
-
     def regularized(stack: tuple[Array, Array, Array]) -> tuple[Array, Array]:
         """Of image and measure [Z,H,W] and focus [Z]: u, and how high each pixel's measured curve rises [1,H,W]."""
         image, measure, focus = stack
@@ -49,27 +47,12 @@ def rfvr_like(
         problem = VolumeProblem(f, c, (ALONG_FOCUS * along_focus, *within), nu)
         return jnp.maximum(regularize_volume(problem, num_steps, solver_iterations), 0.0), top - low
 
-    def apply(
-        variables: Variables, frames: Array, focus: Array, *, train: bool = False, num_iterations: int | None = None
-    ) -> tuple[Prediction, dict]:
+    def sharpness(frames: Array, focus: Array) -> Sharpness:
         image = luminance(frames)
         measure = sum_modified_laplacian(image, WINDOW)
         # one stack after the other: a solver holds some twenty volumes
         volume, height = lax.map(regularized, (image, measure, focus))
-        depth = gaussian_peak(volume, focus)
-        history = History(
-            expected=gaussian_peak(measure, focus),
-            candidates=depth[..., None],
-            weights=jnp.ones_like(depth)[..., None],
-            iterates=depth[:, None],
-            refined=jnp.zeros((depth.shape[0], 0, *depth.shape[1:]), depth.dtype),
-        )
-        return Prediction(
-            depth=depth,
-            confidence=peak_confidence(volume * height),  # what was brought in from neighbours counts less
-            disagreement=jnp.zeros_like(depth),
-            all_in_focus=sharp_composite(frames, depth, focus),
-            history=history,
-        ), {}
+        # what was brought in from neighbours counts less
+        return Sharpness(volume, volume * height, gaussian_peak(measure, focus))
 
-    return Estimator(init, apply)
+    return peak_estimator(sharpness)

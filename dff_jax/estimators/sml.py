@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-import jax.numpy as jnp
-
-from dff_jax.classical import (
-    box_mean,
-    gaussian_peak,
-    luminance,
-    peak_confidence,
-    sharp_composite,
-    sum_modified_laplacian,
-)
-from dff_jax.types import Array, Estimator, History, Prediction, Variables
+from dff_jax.classical import box_mean, luminance, sum_modified_laplacian
+from dff_jax.estimators.peak_depth import Sharpness, peak_estimator
+from dff_jax.types import Array, Estimator
 
 
 def sml(window: int = 5, aggregation: int = 9) -> Estimator:
@@ -23,27 +15,8 @@ def sml(window: int = 5, aggregation: int = 9) -> Estimator:
       aggregation: side of the box that averages the focus volume, pixels, odd.
     """
 
-    def init(key: Array, frames: Array, focus: Array) -> Variables:
-        return {"params": {}, "batch_stats": {}}
-
-    def apply(
-        variables: Variables, frames: Array, focus: Array, *, train: bool = False, num_iterations: int | None = None
-    ) -> tuple[Prediction, dict]:
+    def sharpness(frames: Array, focus: Array) -> Sharpness:
         measure = box_mean(sum_modified_laplacian(luminance(frames), window), aggregation)
-        depth = gaussian_peak(measure, focus)
-        history = History(
-            expected=depth,
-            candidates=depth[..., None],
-            weights=jnp.ones_like(depth)[..., None],
-            iterates=depth[:, None],
-            refined=jnp.zeros((depth.shape[0], 0, *depth.shape[1:]), depth.dtype),
-        )
-        return Prediction(
-            depth=depth,
-            confidence=peak_confidence(measure),
-            disagreement=jnp.zeros_like(depth),
-            all_in_focus=sharp_composite(frames, depth, focus),
-            history=history,
-        ), {}
+        return Sharpness(measure, measure)
 
-    return Estimator(init, apply)
+    return peak_estimator(sharpness)
