@@ -318,6 +318,8 @@ def _prepare(args: argparse.Namespace, rest: list[str]) -> None:
             raise InputError("prepare: give a name; dff-jax prepare --list shows them")
         print(describe_all())
         return
+    if args.limit is not None and args.limit < 1:
+        raise InputError(f"--limit: must be at least 1, got {args.limit}")
     if args.workers is not None and args.workers < 1:
         raise InputError(f"--workers: must be at least 1, got {args.workers}")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that nothing half made is left
@@ -335,6 +337,8 @@ def _prepare(args: argparse.Namespace, rest: list[str]) -> None:
         source = open_named(args.name, split=args.split, data_dir=args.data_dir)
         for folder in export_stacks(source, args.export, args.limit):
             print(folder)
+        if source.unit != "disparity":  # as which a folder of stacks is read unless told otherwise
+            print(f"note: settings and truth are in {source.unit}; read these folders with --unit {source.unit}")
 
 
 def _import_weights(args: argparse.Namespace, rest: list[str]) -> None:

@@ -137,3 +137,11 @@ def test_prepare_export_evaluate_round_trip(capsys, tmp_path):
     assert run(capsys, *common, tmp_path / "b", "--source", folders)[0] == 0
     one, two = (json.loads((tmp_path / x / "metrics.json").read_text())["rows"]["classical"] for x in "ab")
     assert one["MAE"] == pytest.approx(two["MAE"], rel=1e-5)
+
+
+def test_a_misspelt_field_in_a_config_file_is_one_line(capsys, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text("from dff_jax.config import Config, PartConfig\ndef config():\n    return PartConfig(wieght=2.0)\n")
+    status, _, err = run(capsys, "train", file)
+    assert status == 2 and err.count("\n") == 1
+    assert "mine.py, line 3: PartConfig has no field 'wieght'; choose one of weight" in err

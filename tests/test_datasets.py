@@ -102,7 +102,7 @@ def test_made_on_first_use_and_said_so(tmp_path, capsys):
     assert len(source) == 2 and source.unit == "disparity" and source.name == "procedural/tiny/test"
     assert source[0].frames.dtype == np.uint8 and source[0].depth.shape == (48, 48)
     assert capsys.readouterr().err == ""  # not made twice
-    with pytest.raises(InputError, match="no 'dev'; choose one of train, validation, test"):
+    with pytest.raises(InputError, match="no 'dev'; choose --split train or --split validation or --split test"):
         pipeline.tfds_source(NAME, "dev", tmp_path)
 
 

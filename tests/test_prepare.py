@@ -286,3 +286,27 @@ sys.exit(cli.main(["prepare", *sys.argv[1:]]))
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 130 and "interrupted" in done.stderr
     assert not [p for p in (tmp_path / "d" / FT).rglob("*") if p.is_file()]
+
+
+def test_other_files_are_not_taken_for_those_that_were_prepared(capsys, tmp_path, own_source):
+    arguments = "prepare", FT, "--data-dir", tmp_path / "d", "--source", own_source
+    assert run(capsys, *arguments)[0] == 0
+    status, _, err = run(capsys, *arguments)
+    assert status == 0 and "is there already; --overwrite makes it again" in err
+    shutil.copytree(own_source / "train/focal_stack/0000", own_source / "train/focal_stack/0009")
+    before = _files(tmp_path / "d")
+    status, _, err = run(capsys, *arguments)
+    assert status == 2 and "was made of other files than" in err and "--overwrite" in err
+    assert _files(tmp_path / "d") == before
+    assert run(capsys, *arguments, "--overwrite")[0] == 0
+    assert len(datasets.open_builder(FT, tmp_path / "d").as_data_source(split="train")) == 4
+
+
+def test_a_failed_preparation_leaves_no_folder(capsys, tmp_path, own_source):
+    frame = next((own_source / "val/focal_stack/0000").glob("55*.png"))
+    data = bytearray(frame.read_bytes())
+    data[len(data) // 2] ^= 255  # which only reading shows
+    frame.write_bytes(data)
+    status, _, err = run(capsys, "prepare", FT, "--data-dir", tmp_path / "d", "--source", own_source)
+    assert status == 2 and frame.name in err and "1/1 stacks" in err
+    assert not (tmp_path / "d" / FT).exists()

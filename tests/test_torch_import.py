@@ -164,7 +164,7 @@ def test_checkpoints_of_torch(tmp_path, torch):
 def test_without_torch(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     (tmp_path / "some.pth").touch()
-    with pytest.raises(InputError, match="pip install torch"):
+    with pytest.raises(InputError, match=r"pip install .dff-jax\[torch\]"):
         read_state_dict(tmp_path / "some.pth")
 
 

@@ -10,6 +10,7 @@ import inspect
 import io
 import re
 import sys
+import traceback
 import typing
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -45,7 +46,7 @@ def load_config(spec: str, kind: type = Config) -> Any:
     except InputError:
         raise
     except Exception as error:
-        raise ConfigError(f"config: {name} does not run: {type(error).__name__}: {error}") from None
+        raise ConfigError(f"config: {name} does not run: {_told(error)}") from None
     made_here = {
         key: value
         for key, value in vars(module).items()
@@ -54,10 +55,34 @@ def load_config(spec: str, kind: type = Config) -> Any:
     function = function or ("config" if "config" in made_here else "")
     if function not in made_here:
         raise ConfigError(f"config: {name} has no function {function or 'config'!r}; it has {', '.join(made_here)}")
-    config = made_here[function]()
+    try:
+        config = made_here[function]()
+    except InputError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"config: {_where(error, path)}: {_told(error)}") from None
     if not isinstance(config, kind):
         raise ConfigError(f"config: {spec} returns {type(config).__name__}, not a {kind.__name__}")
     return config
+
+
+def _where(error: Exception, path: Path) -> str:
+    """The file and the last line in it that was on the way to the error."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).name == path.name]
+    return f"{path}, line {frames[-1].lineno}" if frames else str(path)
+
+
+def _told(error: Exception) -> str:
+    """What went wrong; of a misspelt field also the nearest ones."""
+    from dff_jax import config
+
+    wrong = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+    section = wrong and getattr(config, wrong[1], None)
+    if not (section and dataclasses.is_dataclass(section)):
+        return f"{type(error).__name__}: {error}"
+    names = [field.name for field in dataclasses.fields(section)]
+    near = difflib.get_close_matches(wrong[2], names, n=3) or names
+    return f"{wrong[1]} has no field {wrong[2]!r}; choose one of {', '.join(near)}"
 
 
 def fields_of(config: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:

@@ -73,7 +73,8 @@ def builder_source(builder: tfds.core.DatasetBuilder, name: str, split: Split) -
     if split not in builder.info.splits and _OTHER_HELD_OUT.get(split) in builder.info.splits:
         split = _OTHER_HELD_OUT[split]
     if split not in builder.info.splits:
-        raise InputError(f"split: {name} has no {split!r}; choose one of {', '.join(builder.info.splits)}")
+        choices = " or ".join(f"--split {choice}" for choice in builder.info.splits)
+        raise InputError(f"split: {name} has no {split!r}; choose {choices}")
     try:
         facts = builder.info.metadata
         records, unit = builder.as_data_source(split=split), check_unit(facts["unit"])
@@ -236,8 +237,12 @@ def training_loader(
     ]
     parts = [_open_part(part, share) for part, share in zip(data.parts(), shares, strict=True)]
     if len(parts) > 1:
-        for part in parts:
-            part.prepare(0)
+        for i, part in enumerate(parts):
+            try:
+                part.prepare(0)
+            except InputError as error:
+                which = data.mixture[i].dataset or data.mixture[i].source
+                raise type(error)(f"data.mixture.{i} ({which}): {error}") from None
     weights = [part.weight for part in data.mixture] or [1.0]
     return PartLoader(parts, weights, num_threads=data.num_threads, num_workers=data.num_workers)
 

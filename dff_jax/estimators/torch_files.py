@@ -55,7 +55,10 @@ def _read_pickled(path: Path) -> dict[str, np.ndarray]:
     try:
         import torch
     except ImportError:
-        raise InputError(f"{path}: only PyTorch reads such files; pip install torch, and repeat the command") from None
+        with path.open("rb") as file:
+            if file.read(1) not in (b"P", b"\x80", b""):  # of a zip file and of a pickle
+                raise WeightsError(f"{path}: not a PyTorch checkpoint; give what torch.save wrote") from None
+        raise InputError(f"{path}: only PyTorch reads such files; pip install 'dff-jax[torch]' and repeat") from None
     if tuple(int(n) for n in torch.__version__.split(".")[:2]) < (2, 6):  # weights_only had a hole (CVE-2025-32434)
         raise InputError(f"{path}: PyTorch {torch.__version__} cannot read files safely; pip install 'torch>=2.6'")
     try:

@@ -91,7 +91,8 @@ def prepare(
       options: of the family, such as `unit` of `stacks`.
 
     Raises:
-      InputError: no such dataset (the message lists the choices) or option, or a folder that cannot be written.
+      InputError: no such dataset (the message lists the choices) or option, a folder that cannot be written, or data
+        that was made with other options or of other files.
       SourceError: files that are missing or damaged, all in one; nothing is written.
     """
     from dff_jax.data.datasets import preparing
@@ -100,6 +101,8 @@ def prepare(
     path = Path(builder.data_path)
     if path.exists() and not overwrite:
         _check_options(name, builder, options)
+        if source is not None and Path(source).exists() and name.partition("/")[0] not in _OWN_DATA:
+            preparing.check_unchanged(name, path, Path(source))
         return path
     if name.partition("/")[0] in _OWN_DATA:
         if source is not None:

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, NamedTuple
 import tensorflow_datasets as tfds
 
 from dff_jax.data.datasets.reading import Outcome, read_items, record_features
-from dff_jax.data.datasets.summary import Summary
+from dff_jax.data.datasets.summary import Summary, fingerprint
 from dff_jax.data.datasets.writing import StreamedBuilder
 from dff_jax.errors import InputError, SourceError
 from dff_jax.focus_axis import check_unit
@@ -165,7 +165,7 @@ class StackBuilder(StreamedBuilder, skip_registration=True):
         if self.inventory.problems:
             raise SourceError(full_name, self.source, self.inventory.problems)
         self._problems: list[str] = []
-        self._summary = Summary(full_name, self.builder_config.facts, self.inventory)
+        self._summary = Summary(full_name, self.builder_config.facts, self.inventory, fingerprint(self.source))
         splits = {split: self.inventory.splits[split] for split in SPLITS if self.inventory.splits.get(split)}
         self._outcomes = read_items(splits, full_name, 1 if self.IN_PROCESS else self.workers, Path(self.data_path))
         return {split: self._generate_examples(split, len(items)) for split, items in splits.items()}

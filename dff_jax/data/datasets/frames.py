@@ -84,11 +84,13 @@ def read_truth(path: Path, size: tuple[int, int], positive: bool) -> tuple[np.nd
     Where it is not finite, as Middlebury marks what is unknown, there is no truth.
 
     Raises:
-      InputError: unreadable, or not of `size` (H, W).
+      InputError: unreadable, not of `size` (H, W), or nowhere finite.
     """
     values, finite = read_depth_map(path)
     if values.shape != size:
         raise InputError(_sizes(path, values.shape, size))
+    if not finite.any():
+        raise InputError(f"{path}: every value is NaN or infinite; write 0 where unknown")
     mask = finite & (values > 0 if positive else values != 0)
     return np.where(mask, values, 0).astype(np.float32), mask
 

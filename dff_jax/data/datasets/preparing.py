@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import shutil
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dff_jax.data.datasets.reading import available_cores
+from dff_jax.data.datasets.summary import STATISTICS, fingerprint
 from dff_jax.errors import InputError, SourceError
 from dff_jax.output import check_output
 
@@ -71,6 +73,20 @@ def survey(name: str, builder: StackBuilder, source: str | os.PathLike | None) -
     return inventory
 
 
+def check_unchanged(name: str, made: Path, source: Path) -> None:
+    """Raises InputError if the dataset in `made` is of other files than `source` holds now."""
+    try:
+        before = json.loads((made / STATISTICS).read_text()).get("source")
+    except (OSError, ValueError):
+        before = None
+    if before is not None and before != fingerprint(source):
+        raise InputError(
+            f"{name}: {made} was made of other files than {source} holds now; make it again with --overwrite, or under "
+            "another name or --data-dir"
+        )
+    _say(f"{name} is there already; --overwrite makes it again")
+
+
 def convert(name: str, builder: StackBuilder, source: Path, inventory: Inventory, workers: int) -> None:
     """Writes the dataset. Says beforehand what it takes, on stderr.
 
@@ -90,7 +106,11 @@ def convert(name: str, builder: StackBuilder, source: Path, inventory: Inventory
     for leftover in root.parent.glob(f"incomplete.*_{root.name}"):
         _say(f"note: {leftover} was left by a run that was killed; delete it, unless it is still running")
     builder.source, builder.inventory, builder.workers = source, inventory, workers or _sensible_workers(inventory)
-    generate(name, builder)
+    try:
+        generate(name, builder)
+    finally:
+        if root.parent.is_dir() and not any(root.parent.iterdir()):
+            root.parent.rmdir()
 
 
 def bytes_needed(inventory: Inventory) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from collections import Counter
@@ -19,7 +20,15 @@ if TYPE_CHECKING:
 
 STATISTICS, SHEET = "statistics.json", "overview.png"
 STACKS_PER_SPLIT = 2  # on the sheet
+LITTLE = 0.02  # of the truth within the focus settings: they are hardly meant so
 EDGES = np.linspace(0.0, 1.0, 11)  # of the histogram, in t: 0 at the first plane of the stack, 1 at the last
+
+
+def fingerprint(source: Path) -> str:
+    """Of the names and sizes of all files below `source`: what tells other or more files from those there were."""
+    files = [source] if source.is_file() else sorted(path for path in source.rglob("*") if path.is_file())
+    listed = [f"{path.relative_to(source)} {path.stat().st_size}" for path in files]
+    return hashlib.sha256("\n".join(listed).encode()).hexdigest()
 
 
 class Digest(NamedTuple):
@@ -51,8 +60,8 @@ def digest(stack: FocalStack) -> Digest:
 class Summary:
     """Gathers digests and a few stacks while a dataset is written."""
 
-    def __init__(self, name: str, facts: Facts, inventory: Inventory):
-        self.name, self.facts = name, facts
+    def __init__(self, name: str, facts: Facts, inventory: Inventory, source: str):
+        self.name, self.facts, self._source = name, facts, source
         self._digests: dict[str, list[Digest]] = {}
         self._details: dict[str, Any] = {}
         self._pictures: dict[str, bytes] = {}
@@ -91,7 +100,7 @@ class Summary:
         }
         splits = {split: _of_split(digests) for split, digests in self._digests.items()}
         found = {"name": self.name, "unit": self.facts.unit, "focus": focus, "t_edges": EDGES.tolist()}
-        found["splits"] = splits
+        found |= {"splits": splits, "source": self._source}
         return found | ({"details": self._details} if self._details else {})
 
     def sheet(self) -> np.ndarray:
@@ -143,6 +152,8 @@ def describe(statistics: dict[str, Any]) -> str:
             f"  truth on {found['valid_share']:.1%} of the pixels, {truth['low']:.4g} to {truth['high']:.4g}, mean "
             f"{truth['mean']:.4g}; {found['in_range_share']:.1%} of it within the focus settings"
         )
+        if found["in_range_share"] < LITTLE:
+            lines.append(f"  NOTE: almost no truth lies within the focus settings: are they meant in {unit}?")
         lines += _drawn(found["histogram"], focus["same_in_all"], unit)
     return "\n".join(lines)
 
