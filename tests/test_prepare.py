@@ -289,17 +289,17 @@ sys.exit(cli.main(["prepare", *sys.argv[1:]]))
 
 
 def test_other_files_are_not_taken_for_those_that_were_prepared(capsys, tmp_path, own_source):
-    arguments = "prepare", FT, "--data-dir", tmp_path / "d", "--source", own_source
+    arguments = "prepare", FT, "--data-dir", own_source / "d", "--source", own_source  # one inside the other
     assert run(capsys, *arguments)[0] == 0
     status, _, err = run(capsys, *arguments)
     assert status == 0 and "is there already; --overwrite makes it again" in err
     shutil.copytree(own_source / "train/focal_stack/0000", own_source / "train/focal_stack/0009")
-    before = _files(tmp_path / "d")
+    before = _files(own_source / "d")
     status, _, err = run(capsys, *arguments)
     assert status == 2 and "was made of other files than" in err and "--overwrite" in err
-    assert _files(tmp_path / "d") == before
+    assert _files(own_source / "d") == before
     assert run(capsys, *arguments, "--overwrite")[0] == 0
-    assert len(datasets.open_builder(FT, tmp_path / "d").as_data_source(split="train")) == 4
+    assert len(datasets.open_builder(FT, own_source / "d").as_data_source(split="train")) == 4
 
 
 def test_a_failed_preparation_leaves_no_folder(capsys, tmp_path, own_source):

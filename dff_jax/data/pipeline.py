@@ -16,7 +16,7 @@ import numpy as np
 
 from dff_jax.config import DataConfig
 from dff_jax.data.parts import FilePart, Part, Share, StackSource, to_batch
-from dff_jax.errors import InputError, one_line
+from dff_jax.errors import ConfigError, InputError, one_line
 from dff_jax.focus_axis import check_unit
 from dff_jax.types import FocalStack, LoadedBatch
 
@@ -242,7 +242,8 @@ def training_loader(
                 part.prepare(0)
             except InputError as error:
                 which = data.mixture[i].dataset or data.mixture[i].source
-                raise type(error)(f"data.mixture.{i} ({which}): {error}") from None
+                kind = ConfigError if isinstance(error, ConfigError) else InputError  # others take other arguments
+                raise kind(f"data.mixture.{i} ({which}): {error}") from None
     weights = [part.weight for part in data.mixture] or [1.0]
     return PartLoader(parts, weights, num_threads=data.num_threads, num_workers=data.num_workers)
 

@@ -165,7 +165,9 @@ class StackBuilder(StreamedBuilder, skip_registration=True):
         if self.inventory.problems:
             raise SourceError(full_name, self.source, self.inventory.problems)
         self._problems: list[str] = []
-        self._summary = Summary(full_name, self.builder_config.facts, self.inventory, fingerprint(self.source))
+        self._summary = Summary(
+            full_name, self.builder_config.facts, self.inventory, fingerprint(self.source, Path(self.data_path))
+        )
         splits = {split: self.inventory.splits[split] for split in SPLITS if self.inventory.splits.get(split)}
         self._outcomes = read_items(splits, full_name, 1 if self.IN_PROCESS else self.workers, Path(self.data_path))
         return {split: self._generate_examples(split, len(items)) for split, items in splits.items()}

@@ -79,7 +79,7 @@ def check_unchanged(name: str, made: Path, source: Path) -> None:
         before = json.loads((made / STATISTICS).read_text()).get("source")
     except (OSError, ValueError):
         before = None
-    if before is not None and before != fingerprint(source):
+    if before is not None and before != fingerprint(source, made):
         raise InputError(
             f"{name}: {made} was made of other files than {source} holds now; make it again with --overwrite, or under "
             "another name or --data-dir"

@@ -24,9 +24,16 @@ LITTLE = 0.02  # of the truth within the focus settings: they are hardly meant s
 EDGES = np.linspace(0.0, 1.0, 11)  # of the histogram, in t: 0 at the first plane of the stack, 1 at the last
 
 
-def fingerprint(source: Path) -> str:
-    """Of the names and sizes of all files below `source`: what tells other or more files from those there were."""
+def fingerprint(source: Path, made: Path) -> str:
+    """Of the names and sizes of all files below `source`: what tells other or more files from those there were.
+
+    Args:
+      made: the dataset's folder, <name>/<config>/<version>, or another in its place; what lies in <name>, which may be
+        below `source`, does not count.
+    """
+    own = made.resolve().parents[1]
     files = [source] if source.is_file() else sorted(path for path in source.rglob("*") if path.is_file())
+    files = [path for path in files if own not in path.resolve().parents]
     listed = [f"{path.relative_to(source)} {path.stat().st_size}" for path in files]
     return hashlib.sha256("\n".join(listed).encode()).hexdigest()
 
