@@ -23,6 +23,7 @@ import numpy as np
 from tqdm import tqdm
 
 from dff_jax import config, estimators, focus_axis
+from dff_jax.compilation import jit
 from dff_jax.data.align import Aligned, align_stack, remarks, report
 from dff_jax.data.arrays import stack_from_arrays
 from dff_jax.data.folder import Source, read_stack
@@ -232,7 +233,7 @@ def _shown(items: Sequence[Any], what: str, each: str, progress: bool) -> Iterat
 def _compiled(estimator: Estimator, iterations: int | None) -> Callable:
     """apply on frames as photographed, without the history; compiled once a shape."""
 
-    @jax.jit
+    @jit
     def run(variables, frames, focus):
         if jnp.issubdtype(frames.dtype, jnp.integer):
             frames = frames.astype(jnp.float32) / jnp.iinfo(frames.dtype).max

@@ -35,6 +35,24 @@ def test_convolution_by_slices_equals_xlas(key, size, stride, dilation, height):
         same_values_and_gradients(lambda x, kernel, f=lowered: f(x, kernel, **options), by_lax, x, kernel)
 
 
+@pytest.mark.parametrize("outputs", [2, 32])  # the three taps as one convolution, and as three
+def test_convolution_by_taps_equals_xlas(key, outputs):
+    x = jax.random.normal(key, (2, 4, 5, 6, 3))
+    kernel = jax.random.normal(key, (3, 3, 3, 3, outputs)) / 9
+    same_values_and_gradients(convolutions.conv3d_by_slices, convolutions.conv3d_by_lax, x, kernel)
+
+
+def test_convolution_of_an_enlarged_picture_by_phases(key):
+    x = jax.random.normal(key, (2, 3, 5, 4))
+    kernel = jax.random.normal(key, (3, 3, 4, 6)) / 6
+
+    def enlarged_first(x, kernel):
+        x = jnp.repeat(jnp.repeat(x, 2, 1), 2, 2)
+        return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    same_values_and_gradients(convolutions.conv_upsampled, enlarged_first, x, kernel)
+
+
 @pytest.mark.parametrize("size", [(3, 3, 3), (3, 4, 4)])
 def test_transposed_convolution_by_slices_equals_xlas_and_scatters(key, size):
     x = jax.random.normal(key, (1, 4, 3, 5, 3))

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dff_jax import config, estimators, focus_axis
+from dff_jax.compilation import jit
 from dff_jax.errors import InputError
 from dff_jax.evaluation import conventions, metrics, tables
 from dff_jax.evaluation.conventions import Convention
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from dff_jax.data.parts import StackSource
 
 
-@functools.partial(jax.jit, static_argnames=("estimator", "num_iterations"))
+@functools.partial(jit, static_argnames=("estimator", "num_iterations"))
 def _predict(estimator, variables, frames, focus, num_iterations) -> Prediction:
     prediction = estimator.apply(variables, frames, focus, train=False, num_iterations=num_iterations)[0]
     if prediction.history is None:

@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from dff_jax.compilation import compiler_options
 from dff_jax.config import TrainingConfig
 from dff_jax.errors import ConfigError
 from dff_jax.types import Batch
@@ -71,7 +72,10 @@ def compile_update(devices: Devices, update: Callable) -> Callable:
     if devices.pmap:
         return jax.pmap(update, axis_name=AXIS, donate_argnums=0, devices=list(devices.mesh.devices.flat))
     whole = devices.whole
-    return jax.jit(update, donate_argnums=0, in_shardings=(whole, devices.split), out_shardings=(whole, whole))
+    return jax.jit(
+        update, donate_argnums=0, in_shardings=(whole, devices.split), out_shardings=(whole, whole),
+        compiler_options=compiler_options(),
+    )  # fmt: skip
 
 
 def put_batch(devices: Devices, batch: Batch) -> Batch:
