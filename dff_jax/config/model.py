@@ -11,19 +11,24 @@ from dff_jax.errors import ConfigError
 
 UNTRAINED = ("classical", "sml", "rdf", "rfvr_like")
 """Methods without weights: their names stand where those of weights do."""
+DTYPES = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
 class ModelConfig(Checked):
-    """The network and its unroll. The defaults are preset `physical`, the library's own reading."""
+    """The network and its unroll. The defaults are the library's own reading at the paper's width: `physical` has half
+    of it behind the encoder."""
 
     _section = "model"
 
     method: Literal["proximal", "dfv", "aifdnet", "dwild", "classical", "sml", "rdf", "rfvr_like"] = "proximal"
-    """Which estimator. The compared networks `dfv`, `aifdnet` and `dwild` take `width`, `frame_order` and `coordinate`
-    (the unit of their loss), `dfv` also `volume`. `classical` (several focus measures fused by the solver), `sml` (the
-    plain sum-modified-Laplacian), `rdf` (ring difference filter) and `rfvr_like` (robust volume regularisation) need
-    no weights. All ignore every other field."""
+    """Which estimator. The compared networks `dfv`, `aifdnet` and `dwild` take `width`, `dtype`, `frame_order` and
+    `coordinate` (the unit of their loss), `dfv` also `volume`. `classical` (several focus measures fused by the
+    solver), `sml` (the plain sum-modified-Laplacian), `rdf` (ring difference filter) and `rfvr_like` (robust volume
+    regularisation) need no weights. All ignore every other field."""
+
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the networks compute in. Parameters, statistics, depths, softmax and loss are float32 in any case."""
 
     # Focus volume F (1-3)
     encoder: Literal["resnet18", "tiny"] = "resnet18"
@@ -34,6 +39,8 @@ class ModelConfig(Checked):
     """Pyramid pooling at the coarse levels. Its bins scale with the image, so `none` suits training on small crops."""
     width: float = 1.0
     """Multiplies the channel counts of the encoder and the focus volume."""
+    decoder_width: float = 1.0
+    """Multiplies those of the focus volume's top-down path and 3-D decoder once more."""
     frame_order: Literal["ascending", "descending"] = "ascending"
     """Of q, as the compared networks see the frames: `descending` (near first) for weights that were trained so."""
     head_width: float = 1.0
@@ -86,7 +93,7 @@ class ModelConfig(Checked):
     refiner_inputs: Literal["depth_volume", "depth_volume_candidates"] = "depth_volume"
 
     def _check(self) -> None:
-        self._positive("width", "head_width", "step_size_init", "regularization_init")
+        self._positive("width", "decoder_width", "head_width", "step_size_init", "regularization_init")
         self._at_least(1, "num_candidates", "prox_levels")
         self._at_least(2, "num_planes")
         self._at_least(0, "num_iterations", "refiner_steps")

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from dff_jax.config import ModelConfig
 from dff_jax.estimators import soft_depth
@@ -17,14 +18,14 @@ from dff_jax.types import Array, Estimator, Prediction, Variables
 
 
 def aifdnet(config: ModelConfig, axis_name: str | None = None) -> Estimator:
-    """The estimator of `config`, of which it takes `width`; see `estimators.build`."""
+    """The estimator of `config`, of which it takes `width` and `dtype`; see `estimators.build`."""
     net = AiFDNet(config.width, axis_name)
 
     def apply(
         variables: Variables, frames: Array, focus: Array, *, train: bool = False, num_iterations: int | None = None
     ) -> tuple[Prediction, Any]:
         padded = pad_to_multiple(frames, least=32, mode="black")
-        logits, stats = soft_depth.run(net, variables, padded, train)
-        return soft_depth.answer(frames, focus, [jax.nn.softmax(logits, axis=1)]), stats
+        logits, stats = soft_depth.run(net, variables, padded.astype(config.dtype), train)
+        return soft_depth.answer(frames, focus, [jax.nn.softmax(logits.astype(jnp.float32), axis=1)]), stats
 
     return Estimator(soft_depth.initializer(net), apply)

@@ -12,11 +12,11 @@ from dff_jax.types import Array, Estimator, Prediction, Variables
 
 
 def dfv(config: ModelConfig, axis_name: str | None = None) -> Estimator:
-    """The estimator of `config`, of which it takes `volume` and `width`; see `estimators.build`.
+    """The estimator of `config`, of which it takes `volume`, `width` and `dtype`; see `estimators.build`.
 
     A history holds the depths of all four scales when training, finest first, else only the finest.
     """
-    net = DFV(config.width, config.volume == "diff", axis_name)
+    net = DFV(config.width, config.volume == "diff", axis_name, config.dtype)
 
     def apply(
         variables: Variables, frames: Array, focus: Array, *, train: bool = False, num_iterations: int | None = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from dff_jax.config import ModelConfig
 from dff_jax.estimators import soft_depth
@@ -19,14 +20,14 @@ LEAST_SHARE = 1e-6  # added to every weight, so that their sum is never 0
 
 
 def dwild(config: ModelConfig, axis_name: str | None = None) -> Estimator:
-    """The estimator of `config`, of which it takes `width`; see `estimators.build`.
+    """The estimator of `config`, of which it takes `width` and `dtype`; see `estimators.build`.
 
     When training it answers at four scales (the finest is the answer), otherwise at the finest alone.
     """
     net = DWild(config.width, axis_name)
 
     def attention(logits: Array) -> Array:
-        positive = jax.nn.softplus(logits) + LEAST_SHARE
+        positive = jax.nn.softplus(logits.astype(jnp.float32)) + LEAST_SHARE
         return positive / positive.sum(1, keepdims=True)
 
     def apply(
@@ -34,7 +35,7 @@ def dwild(config: ModelConfig, axis_name: str | None = None) -> Estimator:
     ) -> tuple[Prediction, Any]:
         # The published weights expect blue first
         seen = 2 * pad_to_multiple(frames, least=32, mode="black")[..., ::-1] - 1
-        logits, stats = soft_depth.run(net, variables, seen, train)
+        logits, stats = soft_depth.run(net, variables, seen.astype(config.dtype), train)
         return soft_depth.answer(frames, focus, [attention(scale) for scale in logits]), stats
 
     return Estimator(soft_depth.initializer(net), apply)

@@ -133,11 +133,13 @@ def _network(config: ModelConfig) -> tuple[Prox, Callable[[Array, Problem], Any]
         return jnp.concatenate(inputs, -1)
 
     def apply(params: Any, z: Array, problem: Problem, eta: Array, memory: Any) -> tuple[Array, Any]:
-        inputs = look(z, problem, eta)
+        inputs = look(z, problem, eta).astype(config.dtype)
         if recurrent:
-            answer, memory = net.apply({"params": params}, inputs, memory)
+            answer, memory = net.apply({"params": params}, inputs, memory.astype(config.dtype))
+            memory = memory.astype(jnp.float32)
         else:
             answer = net.apply({"params": params}, inputs)
+        answer = answer.astype(jnp.float32)
         return (z + answer if config.prox_output == "residual" else answer), memory
 
     def start(z: Array, problem: Problem) -> Any:

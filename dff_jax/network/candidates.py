@@ -62,7 +62,8 @@ class Candidates(nn.Module):
         c = self.config
         hidden = channels(32, c.head_width)
         attention = Head(c.num_candidates, 1, hidden, c.activation, last_bias=WEIGHT_BIAS, name="attention")
-        weights = normalize_weights(attention(features), c.weight_norm)
+        features = features.astype(c.dtype)
+        weights = normalize_weights(attention(features).astype(jnp.float32), c.weight_norm)
         if per_scale is not None:
             return per_scale, weights
         # in the unit coordinate a candidate starts near Dbar; in dataset units it has far to go
@@ -70,4 +71,4 @@ class Candidates(nn.Module):
         residuals = [
             Head(1, 3, hidden, c.activation, last, name=f"residual{i}")(features) for i in range(c.num_candidates)
         ]
-        return expected[..., None] + jnp.concatenate(residuals, -1), weights
+        return expected[..., None] + jnp.concatenate(residuals, -1).astype(jnp.float32), weights

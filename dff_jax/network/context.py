@@ -36,15 +36,15 @@ class ContextHeads(nn.Module):
     @nn.compact
     def __call__(self, features: Array) -> PixelContext:
         c = self.config
-        inner = channels(32, c.head_width)
+        inner, features = channels(32, c.head_width), features.astype(c.dtype)
 
         def map_of(name: str, kind: str, raw_of: Callable[[float], float], value: float) -> Array | None:
             if kind != "per_pixel":
                 return None
             head = Head(1, 1, inner, c.activation, nn.initializers.zeros, raw_of(value), name=name)
-            return head(features)[..., 0]
+            return head(features)[..., 0].astype(jnp.float32)
 
         step_size = map_of("step_size", c.step_size, raw_step, c.step_size_init)
         regularization = map_of("regularization", c.regularization, inverse_softplus, c.regularization_init)
-        hidden = jnp.tanh(Conv(inner, name="hidden")(features)) if c.prox == "gru" else None
+        hidden = jnp.tanh(Conv(inner, name="hidden")(features).astype(jnp.float32)) if c.prox == "gru" else None
         return PixelContext(step_size, regularization, hidden)

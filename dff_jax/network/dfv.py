@@ -27,11 +27,12 @@ class DFV(nn.Module):
     width: float
     difference: bool  # DFV-Diff
     axis_name: str | None = None
+    dtype: str = "float32"  # of the computation
 
     @nn.compact
     def __call__(self, frames: Array, train: bool) -> list[Array]:
         b, z, h, w, _ = frames.shape
-        flat = normalize(frames, "imagenet").reshape(b * z, h, w, 3)
+        flat = normalize(frames, "imagenet").astype(self.dtype).reshape(b * z, h, w, 3)
         levels = ResNet18(self.width, "torch_batch", self.axis_name, name="encoder")(flat, train)
         top_down = TopDown(self.width, "torch_batch", "pyramid", self.axis_name, name="top_down")
         volumes = [v.reshape(b, z, *v.shape[1:]) for v in top_down(levels, train)]
@@ -48,7 +49,8 @@ class DFV(nn.Module):
             )  # fmt: skip
             score, x = block(x, train, every_scale or level == 1)
             scores.insert(0, score)
-        return [nn.softmax(resize(s[..., None], h, w)[..., 0], axis=1) for s in scores if s is not None]
+        found = [s.astype(jnp.float32)[..., None] for s in scores if s is not None]
+        return [nn.softmax(resize(s, h, w)[..., 0], axis=1) for s in found]
 
 
 def torch_key(path: str) -> str:

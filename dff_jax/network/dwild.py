@@ -157,7 +157,7 @@ class DWild(nn.Module):
             return ConvNorm(count, up=up, axis_name=self.axis_name, name=name, **how)(x, train)
 
         def logits(x: Array, name: str, kernel: int = 1) -> Array:
-            return resize(Conv3d(1, kernel, name=name)(x), *size)[..., 0]
+            return resize(Conv3d(1, kernel, name=name)(x).astype(jnp.float32), *size)[..., 0]
 
         def hourglass(features: int, x: Array, skip: Array, first: Array | None, last: Array | None, name: str):
             module = Hourglass(features, self.width, self.axis_name, name=name)

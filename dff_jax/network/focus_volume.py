@@ -41,8 +41,9 @@ class TopDown(nn.Module):
 
     @nn.compact
     def __call__(self, levels: tuple[Array, ...], train: bool) -> tuple[Array, ...]:
-        def block(features: int, kernel: int, name: str):
-            module = ConvNormAct(channels(features, self.width), kernel, self.norm, self.axis_name, name=name)
+        def block(features: int, kernel: int, name: str, upsample: bool = False):
+            features = channels(features, self.width)
+            module = ConvNormAct(features, kernel, self.norm, self.axis_name, upsample, name=name)
             return lambda x: module(x, train)
 
         x = levels[3]
@@ -57,9 +58,7 @@ class TopDown(nn.Module):
         volumes = [block(128, 1, "project4")(x)]
         for level, features, projected in ((3, 256, 64), (2, 128, 32), (1, 64, 16)):
             skip = levels[level - 1]
-            h, w = skip.shape[-3:-1]
-            up = jnp.repeat(jnp.repeat(x, 2, -3), 2, -2)[..., :h, :w, :]
-            up = block(features, 3, f"up{level}")(up)
+            up = block(features, 3, f"up{level}", upsample=True)(x)
             x = block(features, 3, f"merge{level}")(jnp.concatenate([skip, up], -1))
             volumes.append(block(projected, 1, f"project{level}")(x))
         return tuple(reversed(volumes))
@@ -150,15 +149,16 @@ class FocusVolume(nn.Module):
     def __call__(self, frames: Array, train: bool) -> tuple[Array, list[Array]]:
         c = self.config
         b, z, h, w, _ = frames.shape
-        flat = normalize(frames, c.input_range).reshape(b * z, h, w, 3)
+        flat = normalize(frames, c.input_range).astype(c.dtype).reshape(b * z, h, w, 3)
         levels = ENCODERS[c.encoder](c.width, c.norm, self.axis_name, name="encoder")(flat, train)
-        volumes = TopDown(c.width, c.norm, c.pooling, self.axis_name, name="top_down")(levels, train)
+        width = c.width * c.decoder_width
+        volumes = TopDown(width, c.norm, c.pooling, self.axis_name, name="top_down")(levels, train)
         volumes = [v.reshape(b, z, *v.shape[1:]) for v in volumes]
         if c.volume == "diff":
             volumes = [frame_differences(v) for v in volumes]
         measures = None if c.measure_prior == "none" else measure_logits(frames)
         if c.measure_prior == "log_sml_features":
-            pooled = [average_pool(measures, (1, 2**k, 2**k)) for k in (2, 3, 4, 5)]
+            pooled = [average_pool(measures, (1, 2**k, 2**k)).astype(c.dtype) for k in (2, 3, 4, 5)]
             volumes = [jnp.concatenate([v, m], -1) for v, m in zip(volumes, pooled, strict=True)]
 
         pool = c.pooling == "pyramid"
@@ -168,11 +168,11 @@ class FocusVolume(nn.Module):
             volume = volumes[level - 1]
             x = volume if x is None else jnp.concatenate([x, volume], -1)
             block = DecoderBlock(
-                channels(features, c.width), up_to and channels(up_to, c.width), pooled, c.norm, self.axis_name,
+                channels(features, width), up_to and channels(up_to, width), pooled, c.norm, self.axis_name,
                 name=f"decoder{level}",
             )  # fmt: skip
             score, x = block(x, train)
-            score = resize(score[..., None], h, w)[..., 0]
+            score = resize(score.astype(jnp.float32)[..., None], h, w)[..., 0]
             total = total + score
             if c.candidate_source == "per_scale":
                 scores.insert(0, score)

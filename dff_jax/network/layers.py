@@ -1,4 +1,7 @@
-"""Small layers shared by the network. Everything is channel-last; volumes are [B,Z,H,W,C]."""
+"""Small layers shared by the network. Everything is channel-last; volumes are [B,Z,H,W,C].
+
+A layer computes in the type of its input; parameters and the statistics of norms are float32 whatever that is.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dff_jax.network.convolutions import conv3d, conv_general, conv_transpose3d
+from dff_jax.network.convolutions import conv3d, conv_general, conv_transpose3d, upsampled_conv_general
 from dff_jax.types import Array
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -48,7 +51,10 @@ def resize(x: Array, height: int, width: int) -> Array:
 
 
 class Conv(nn.Module):
-    """2-D convolution of [..., H, W, C], padded by kernel // 2 on each side (as PyTorch's)."""
+    """2-D convolution of [..., H, W, C], padded by kernel // 2 on each side (as PyTorch's).
+
+    With `upsample` (3x3, stride 1, no bias) of the picture enlarged to twice the size by repetition.
+    """
 
     features: int
     kernel: int = 3
@@ -56,13 +62,14 @@ class Conv(nn.Module):
     use_bias: bool = True
     kernel_init: Callable = torch_default
     bias_init: Callable = nn.initializers.zeros
+    upsample: bool = False
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         return nn.Conv(
             self.features, (self.kernel, self.kernel), (self.stride, self.stride), padding=self.kernel // 2,
             use_bias=self.use_bias, kernel_init=self.kernel_init, bias_init=self.bias_init,
-            conv_general_dilated=conv_general,
+            conv_general_dilated=upsampled_conv_general if self.upsample else conv_general, dtype=x.dtype,
         )(x)  # fmt: skip
 
 
@@ -84,9 +91,10 @@ class Conv3d(nn.Module):
     def __call__(self, x: Array) -> Array:
         size = (self.kernel,) * 3 if isinstance(self.kernel, int) else self.kernel
         kernel = self.param("kernel", self.kernel_init, (*size, x.shape[-1], self.features))
-        y = conv3d(x, kernel, self.stride, self.dilation)
+        y = conv3d(x, kernel.astype(x.dtype), self.stride, self.dilation)
         if self.use_bias:
-            y = y + self.param("bias", self.bias_init, (self.features,)).reshape((1,) * 4 + (-1,))
+            bias = self.param("bias", self.bias_init, (self.features,))
+            y = y + bias.astype(x.dtype).reshape((1,) * 4 + (-1,))
         return y
 
 
@@ -102,10 +110,11 @@ class ConvTranspose3d(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        y = conv_transpose3d(x, self.param("kernel", torch_default, (*self.kernel, self.features, x.shape[-1])))
+        kernel = self.param("kernel", torch_default, (*self.kernel, self.features, x.shape[-1]))
+        y = conv_transpose3d(x, kernel.astype(x.dtype))
         if self.use_bias:
             init = torch_bias(math.prod(self.kernel) * self.features)
-            y = y + self.param("bias", init, (self.features,)).reshape((1,) * 4 + (-1,))
+            y = y + self.param("bias", init, (self.features,)).astype(x.dtype).reshape((1,) * 4 + (-1,))
         return y
 
 
@@ -138,18 +147,18 @@ class TorchBatchNorm(nn.Module):
         mean, var = running_mean.value, running_var.value
         if train:
             def over_batch(values):
-                found = values.mean(tuple(range(x.ndim - 1)))
+                found = values.astype(jnp.float32).mean(tuple(range(x.ndim - 1)))
                 return lax.pmean(found, self.axis_name) if self.axis_name else found
 
             mean = over_batch(x)
-            var = over_batch(jnp.square(x - mean.reshape((1,) * (x.ndim - 1) + (-1,))))
+            var = over_batch(jnp.square(x.astype(jnp.float32) - mean.reshape((1,) * (x.ndim - 1) + (-1,))))
             if not self.is_initializing():
                 count = x.size // x.shape[-1] * (lax.axis_size(self.axis_name) if self.axis_name else 1)
                 running_mean.value = 0.9 * running_mean.value + 0.1 * mean
                 running_var.value = 0.9 * running_var.value + 0.1 * var * (count / max(count - 1, 1))
         gain = scale * lax.rsqrt(var + 1e-5)
         to_x = (1,) * (x.ndim - 1) + (-1,)
-        return x * gain.reshape(to_x) + (bias - mean * gain).reshape(to_x)
+        return (x * gain.reshape(to_x) + (bias - mean * gain).reshape(to_x)).astype(x.dtype)
 
 
 class Norm(nn.Module):
@@ -161,11 +170,11 @@ class Norm(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         if self.kind == "group":
-            return nn.GroupNorm(num_groups=math.gcd(8, x.shape[-1]), epsilon=1e-5)(x)
+            return nn.GroupNorm(num_groups=math.gcd(8, x.shape[-1]), epsilon=1e-5, dtype=x.dtype)(x)
         if self.kind == "torch_batch":
             return TorchBatchNorm(self.axis_name)(x, train)
         return nn.BatchNorm(
-            use_running_average=not train, momentum=0.9, epsilon=1e-5, axis_name=self.axis_name
+            use_running_average=not train, momentum=0.9, epsilon=1e-5, axis_name=self.axis_name, dtype=x.dtype
         )(x)
 
 
@@ -176,10 +185,11 @@ class ConvNormAct(nn.Module):
     kernel: int = 3
     norm: str = "batch"
     axis_name: str | None = None
+    upsample: bool = False  # to twice the size first, by repetition
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        x = Conv(self.features, self.kernel, use_bias=False)(x)
+        x = Conv(self.features, self.kernel, use_bias=False, upsample=self.upsample)(x)
         return nn.leaky_relu(Norm(self.norm, self.axis_name)(x, train), 0.1)
 
 

@@ -18,8 +18,8 @@ class Refiner(nn.Module):
     @nn.compact
     def __call__(self, depth: Array, features: Array) -> Array:
         c = self.config
-        x = jnp.concatenate([depth[..., None], features], -1)
+        x = jnp.concatenate([depth[..., None], features], -1).astype(c.dtype)
         for _ in range(3):
             x = ACTIVATIONS[c.activation](Conv(channels(32, c.head_width), kernel_init=he_fan_in)(x))
         last = nn.initializers.zeros if c.prox_output == "residual" else torch_default
-        return Conv(1, kernel_init=last, name="output")(x)[..., 0]
+        return Conv(1, kernel_init=last, name="output")(x)[..., 0].astype(jnp.float32)
