@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from dff_jax import __version__
-from dff_jax.config import MODEL_PRESETS, UNTRAINED, Comparison, Config
+from dff_jax.bench import command as bench_command
+from dff_jax.config import UNTRAINED, Comparison, Config
 from dff_jax.config.files import fields_of, load_config, override
 from dff_jax.errors import InputError
 from dff_jax.focus_axis import UNITS
@@ -183,22 +184,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     imported.set_defaults(run=_import_weights)
 
-    bench = commands.add_parser("bench", help="compile time, memory and loading, measured side by side")
-    bench.add_argument(
-        "subject", choices=["unroll", "loader"],
-        help="unroll: compile time and memory over K, in every gradient mode; loader: stacks per second from disk",
-    )  # fmt: skip
-    trainable = [name for name, preset in MODEL_PRESETS.items() if preset().method == "proximal"]
-    bench.add_argument("--preset", default="tiny", choices=trainable)
-    bench.add_argument("--iterations", nargs="+", type=int, default=[2, 4, 8, 16], metavar="K")
-    bench.add_argument("--size", type=int, help="side of the images or crops, pixels; default 96, loader 256")
-    bench.add_argument("--frames", type=int, default=15, help="of the focal stack")
-    bench.add_argument("--dataset", help="loader: a prepared tfds dataset; default noise of 540 x 960")
-    bench.add_argument("--data-dir", help="loader: where tfds keeps its files")
-    bench.add_argument("--stacks", type=int, default=24, help="loader: of noise")
-    bench.add_argument("--steps", type=int, default=4, help="loader: training steps to time; 0 for none")
-    bench.add_argument("--output", help="folder for the table (.md) and the numbers (.json)")
-    bench.set_defaults(run=_bench)
+    bench_command.add_parser(commands)
     return parser
 
 
@@ -348,22 +334,6 @@ def _import_weights(args: argparse.Namespace, rest: list[str]) -> None:
     done = import_weights(args.file, args.model, args.output, frame_order=order)
     idle = f"; never used, and left out: {', '.join(done.idle)}" if done.idle else ""
     print(f"{args.model}: {done.parameters:,} parameters written to {done.output}{idle}")
-
-
-def _bench(args: argparse.Namespace, rest: list[str]) -> None:
-    if args.subject == "loader":
-        from dff_jax.bench import loader
-
-        report = loader.bench_loader(
-            args.dataset, args.data_dir, preset=args.preset, size=args.size or 256, num_frames=args.frames,
-            stacks=args.stacks, steps=args.steps, output=args.output,
-        )  # fmt: skip
-        print(loader.markdown(report))
-        return
-    from dff_jax.bench import unroll
-
-    report = unroll.bench_unroll(args.preset, args.iterations, args.size or 96, args.frames, args.output)
-    print(unroll.markdown(report))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import numpy as np
 
 from dff_jax import config as configs
 from dff_jax import estimators
+from dff_jax.compilation import jit
 from dff_jax.config import DataConfig, LossConfig, OptimizerConfig
 from dff_jax.data import pipeline
 from dff_jax.data.loading import PartLoader
@@ -205,7 +206,7 @@ def _training(preset: str, data: DataConfig, source: pipeline.StackSource, steps
     model = configs.model_preset(preset)
     estimator = estimators.build(model)
     optimizer = optimizers.build(OptimizerConfig(), 1000)
-    update = jax.jit(make_update(estimator, optimizer, LossConfig(), model.coordinate), donate_argnums=0)
+    update = jit(make_update(estimator, optimizer, LossConfig(), model.coordinate), donate_argnums=0)
     with closing(_loader(data, source, data.num_threads, 0)) as loader:
         batch = next(loader).batch
         now = create(jax.random.key(0), estimator, optimizer, batch.frames, batch.focus)

@@ -187,10 +187,10 @@ def _ready(entrant: Entrant, seed: int | None, output: Path) -> bool:
     if entrant.config is None:
         return any(one.folder.glob("*.json"))
     try:
-        config = json.loads((one.folder / "config.json").read_text())
-    except (OSError, ValueError):
+        config = configs.from_json((one.folder / "config.json").read_text())
+    except (OSError, ValueError, InputError):
         return False
-    return Path(one.spec).exists() and config == json.loads(configs.to_json(_seeded(entrant, seed)))
+    return Path(one.spec).exists() and config == _seeded(entrant, seed)
 
 
 def _distinct(field: list[Trained]) -> list[Trained]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import json
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from dff_jax import estimators
+from dff_jax.bench import measuring
+from dff_jax.compilation import jit
 from dff_jax.config import Config, ModelConfig
 from dff_jax.data.parts import StackSource, to_batch
 from dff_jax.errors import InputError
@@ -62,7 +63,7 @@ def _built(model: ModelConfig) -> Estimator:
 def infer(estimator: Estimator) -> Callable[..., Prediction]:
     """The jitted (variables, frames, focus) -> Prediction, without its history."""
 
-    @jax.jit
+    @jit
     def run(variables, frames, focus):
         answer, _ = estimator.apply(variables, frames, focus, train=False)
         return answer._replace(history=None)
@@ -99,13 +100,7 @@ def measure_all(field: list[Trained], source: StackSource, path: Path) -> dict[s
             turns[label, "step_s"] = _compiled(step, arguments, row, "step")
             row["step_shape"] = [*arguments[1].frames.shape[:4]]
         methods[label] = row
-    seconds: dict[tuple[str, str], list[float]] = {turn: [] for turn in turns}
-    for _ in range(ROUNDS):
-        for turn, run in turns.items():
-            start = time.perf_counter()
-            run()
-            seconds[turn].append(time.perf_counter() - start)
-    for (label, what), times in seconds.items():
+    for (label, what), times in measuring.in_turns(turns, ROUNDS).items():
         methods[label][what] = statistics.median(times)
     result = {"key": key, "shape": shape, "rounds": ROUNDS, "machine": machine(), "methods": methods}
     try:
@@ -117,23 +112,15 @@ def measure_all(field: list[Trained], source: StackSource, path: Path) -> dict[s
 
 def _compiled(function: Callable, arguments: tuple, row: dict[str, Any], what: str) -> Callable[[], None]:
     """Compiles, notes FLOPs and memory, warms up; returns a call that waits for its end."""
-    lowered = function.lower(*arguments)
-    counted = lowered.cost_analysis() or {}
-    row[f"{what}_GFLOPs"] = counted["flops"] / 1e9 if counted.get("flops", 0) > 0 else None
-    program = lowered.compile()
-    row[f"{what}_MB"] = program.memory_analysis().temp_size_in_bytes / 1e6
-
-    def run() -> None:
-        jax.block_until_ready(program(*arguments))
-
-    run()
-    return run
+    program = measuring.compiled(function, *arguments)
+    row |= {f"{what}_GFLOPs": program.gflops, f"{what}_MB": program.temporary_MB}
+    return program.run
 
 
 def _step(config: Config, loaded: weights.LoadedEstimator, stack: Batch) -> tuple[Callable, tuple[TrainState, Batch]]:
     """The jitted update and arguments of the entrant's own batch and crop, filled with the first stack."""
     tx = optimizer.build(config.optimizer, config.training.num_steps)
-    update = jax.jit(make_update(loaded.estimator, tx, config.loss, config.model.coordinate))
+    update = jit(make_update(loaded.estimator, tx, config.loss, config.model.coordinate))
     height, width = config.data.crop
     down, across = (np.arange(n) % size for n, size in zip((height, width), stack.depth.shape[1:], strict=True))
 
