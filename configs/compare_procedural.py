@@ -113,8 +113,8 @@ def config() -> Comparison:
     }
     return _comparison(
         "compare_procedural", models, OptimizerConfig(peak_learning_rate=2e-3),
-        DataConfig(dataset="procedural/quickstart", batch_size=2, crop=(96, 96)),
-        TrainingConfig(num_steps=500, log_every=50, eval_every=500, save_every=250, tensorboard=False),
+        DataConfig(dataset="procedural/quickstart", batch_size=2, crop=(64, 64)),
+        TrainingConfig(num_steps=400, log_every=50, eval_every=400, save_every=200, tensorboard=False),
         _zero_shot(8, 2),  # each size of picture is compiled for
     )  # fmt: skip
 
