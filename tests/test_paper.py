@@ -204,7 +204,9 @@ def test_layouts_have_the_papers_rows():
         figure = paper_figures.draw(layout, [column("a", truth), column("b", truth)])
         assert [axes.get_ylabel() for axes in figure.axes if axes.get_ylabel()] == rows
         assert [axes.get_title() for axes in figure.axes if axes.get_title()] == ["a", "b"]
-        assert len(figure.axes) == 2 * len(rows)
+        assert len(figure.axes) == 2 * len(rows) + 2  # and a colour bar a column
+        low, high = figure.axes[-1].images[0].get_clim()
+        assert [t.get_text() for t in figure.axes[-1].get_xticklabels()] == [f"{low:.3g}", f"{high:.3g} disparity"]
         maps = [axes.images[0] for axes in figure.axes[2:]]
         assert len({image.get_clim() for image in maps}) == 1  # truth and answers share a scale
         boxes = [axes.get_position() for axes in figure.axes]

@@ -17,7 +17,7 @@ from dff_jax.types import Batch, Prediction
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_SIDE, _HEADING, _MARGIN, _GAP = 2.3, 0.3, 0.75, 0.06  # inches
+_SIDE, _HEADING, _MARGIN, _GAP, _FOOT = 2.3, 0.3, 0.75, 0.06, 0.4  # inches
 
 
 class Layout(NamedTuple):
@@ -92,7 +92,7 @@ def column(
 
 
 def draw(layout: Layout, columns: list[Column]) -> Figure:
-    """The figure: pictures, truth if there is any, then the answers."""
+    """The figure: pictures, truth if there is any, the answers, and each column's colour bar."""
     from dff_jax.evaluation.figures import new_figure
 
     label, *others = columns[0].answers
@@ -108,7 +108,7 @@ def draw(layout: Layout, columns: list[Column]) -> Figure:
 
     heights = [_SIDE * max(min(max(c.frame.shape[0] / c.frame.shape[1], 0.4), 2.0) for c in columns)] * len(rows)
     width = _MARGIN + len(columns) * (_SIDE + _GAP)
-    height = 2 * _HEADING + sum(heights) + _GAP * len(rows)
+    height = 2 * _HEADING + sum(heights) + _GAP * len(rows) + _FOOT
     figure = new_figure(width, height)
     figure.suptitle(layout.title, fontsize=11, x=_GAP / width, ha="left", y=1 - 0.05 / height, va="top")
     top = height - 2 * _HEADING
@@ -125,7 +125,28 @@ def draw(layout: Layout, columns: list[Column]) -> Figure:
                 axes.set_ylabel(name, fontsize=9)
             _show(axes, one, values)
         top -= _GAP
+    for i, one in enumerate(columns):
+        left = _MARGIN + i * (_SIDE + _GAP)
+        _draw_scale(figure.add_axes((left / width, (_FOOT - 0.14) / height, _SIDE / width, 0.1 / height)), one)
     return figure
+
+
+def _scale(one: Column) -> tuple[float, float, str]:
+    """Lowest and highest value shown of the maps of a column, and the name of the colours."""
+    low, high = one.focus_range
+    if one.truth is not None:
+        low, high = (float(x) for x in np.nanpercentile(one.truth, [0.5, 99.5]))
+    warm_is_near = focus_axis.larger_is_nearer(one.unit) is not False
+    return low, max(high, low + 1e-6), "turbo" if warm_is_near else "turbo_r"
+
+
+def _draw_scale(axes, one: Column) -> None:
+    low, high, colours = _scale(one)
+    axes.imshow(np.linspace(low, high, 256)[None], cmap=colours, aspect="auto", extent=(0, 1, 0, 1))
+    axes.set_yticks([])
+    axes.set_xticks([0, 1], [f"{low:.3g}", f"{high:.3g} {one.unit}"], fontsize=7)
+    for label, side in zip(axes.get_xticklabels(), ("left", "right"), strict=True):
+        label.set_horizontalalignment(side)
 
 
 def _show(axes, one: Column, values: np.ndarray | None) -> None:
@@ -136,9 +157,6 @@ def _show(axes, one: Column, values: np.ndarray | None) -> None:
     elif values.ndim == 3:
         axes.imshow(np.clip(np.asarray(values, np.float32), 0, 1), aspect="auto")
     else:
-        low, high = one.focus_range
-        if one.truth is not None:
-            low, high = np.nanpercentile(one.truth, [0.5, 99.5])
-        warm_is_near = "turbo_r" if focus_axis.larger_is_nearer(one.unit) is False else "turbo"
-        colours = matplotlib.colormaps[warm_is_near].with_extremes(bad="0.6")
-        axes.imshow(values, cmap=colours, vmin=low, vmax=max(high, low + 1e-6), aspect="auto")
+        low, high, name = _scale(one)
+        colours = matplotlib.colormaps[name].with_extremes(bad="0.6")
+        axes.imshow(values, cmap=colours, vmin=low, vmax=high, aspect="auto")
