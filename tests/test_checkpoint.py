@@ -147,6 +147,18 @@ def test_procedural_worlds_count_only_where_they_are_rendered(tmp_path):
             checkpoint.check_config(one, two, "run")
 
 
+def test_a_field_that_came_later_has_its_default():
+    saved, now = configs.to_dict(CONFIG), configs.to_dict(CONFIG)
+    del saved["model"]["dtype"]
+    checkpoint.check_config(saved, now, "run")
+    now["model"]["dtype"] = "bfloat16"
+    with pytest.raises(ConfigError, match=r"model.dtype \(float32 -> bfloat16\)"):
+        checkpoint.check_config(saved, now, "run")
+    saved["model"]["of_another_version"] = 1
+    with pytest.raises(ConfigError, match=r"model.of_another_version \(1 -> absent\)"):
+        checkpoint.check_config(saved, now, "run")
+
+
 def test_free_fields_exist():
     flat = checkpoint._flatten(configs.to_dict(CONFIG))
     assert checkpoint.FREE_FIELDS <= flat.keys()

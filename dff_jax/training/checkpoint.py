@@ -139,7 +139,14 @@ def restore(manager: ocp.CheckpointManager, config: Config, abstract_state: Trai
 
 
 def check_config(saved: dict[str, Any], now: dict[str, Any], where: Any) -> None:
-    """Raises ConfigError, naming each field, if two configs (nested dicts) would not train the same way."""
+    """Raises ConfigError, naming each field, if two configs (nested dicts) would not train the same way.
+
+    A field that came after the run was begun has its default in it, which is how the run was computed.
+    """
+    try:
+        saved = configs.to_dict(configs.from_dict(saved))
+    except ConfigError:  # of a version with other fields: they are named below
+        pass
     old, new = _flatten(saved), _flatten(now)
     free = FREE_FIELDS
     # prepared data is not rendered again
