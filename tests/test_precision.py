@@ -1,6 +1,7 @@
 """bfloat16 in the networks, float32 around them."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from dff_jax import estimators
-from dff_jax.config import aifdnet, dfv_diff, dwild, tiny
+from dff_jax.config import DTYPES, aifdnet, dfv_diff, dwild, physical, tiny
 from dff_jax.network.layers import Conv, Conv3d, ConvTranspose3d, Norm
 
 FOCUS = jnp.linspace(10.0, 100.0, 4)[None]
@@ -44,24 +45,23 @@ def test_norms_keep_float32_statistics(key, kind):
             np.testing.assert_allclose(value, 0.1 * np.asarray(x, np.float64).mean((0, 1, 2)), rtol=1e-4)
 
 
+@pytest.mark.parametrize("preset", [tiny, physical, dfv_diff, aifdnet, dwild], ids=lambda f: f.__name__)
+def test_answers_and_variables_are_float32(key, preset):
+    frames = jax.ShapeDtypeStruct((1, 4, 64, 64, 3), jnp.float32)
+    half = estimators.build(dataclasses.replace(preset(), dtype="bfloat16"))
+    variables = jax.eval_shape(half.init, key, frames, FOCUS)
+    for train in (False, True):
+        apply = functools.partial(half.apply, train=train)
+        for leaf in jax.tree.leaves((variables, jax.eval_shape(apply, variables, frames, FOCUS))):
+            assert leaf.dtype == jnp.float32 or not jnp.issubdtype(leaf.dtype, jnp.floating)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "preset", [lambda: dataclasses.replace(tiny(), num_iterations=1), dfv_diff, aifdnet, dwild],
-    ids=["tiny", "dfv_diff", "aifdnet", "dwild"],
-)  # fmt: skip
-def test_answers_are_float32_and_near(key, preset):
+def test_answers_are_near_those_of_float32(key):
     frames = jax.random.uniform(key, (1, 4, 32, 32, 3))
-    model = dataclasses.replace(preset(), width=0.1)
-    single = estimators.build(model)
-    half = estimators.build(dataclasses.replace(model, dtype="bfloat16"))
+    model = dataclasses.replace(tiny(), num_iterations=1)
+    single, half = (estimators.build(dataclasses.replace(model, dtype=dtype)) for dtype in DTYPES)
     variables = single.init(key, frames, FOCUS)
-    shapes = [jax.tree.map(lambda x: (x.shape, x.dtype), e.init(key, frames, FOCUS)) for e in (single, half)]
-    assert shapes[0] == shapes[1]
-
-    def depth(estimator):
-        answer = jax.jit(lambda v: estimator.apply(v, frames, FOCUS)[0])(variables)
-        assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(answer))
-        return answer.depth
-
-    apart = np.abs(depth(half) - depth(single))
+    depths = [jax.jit(lambda v, e=e: e.apply(v, frames, FOCUS)[0].depth)(variables) for e in (single, half)]
+    apart = np.abs(depths[1] - depths[0])
     assert 0 < apart.max() and apart.mean() < 0.02 * 90
