@@ -194,7 +194,7 @@ def _refusals(rows: list[dict[str, Any]]) -> list[str]:
         for name, of_test in row["tests"].items():
             if "refused" in of_test:
                 found.setdefault(row["label"], []).append(name)
-    return [f"{label} cannot take the stacks of {', '.join(names)}" for label, names in found.items()]
+    return [f"{label} cannot take the stacks of {', '.join(dict.fromkeys(names))}" for label, names in found.items()]
 
 
 def _number(value: float | None, form: str) -> str:
