@@ -35,7 +35,7 @@ from dff_jax.types import Batch, Estimator, Prediction
 FILES = ("model.json", "model.md")
 PARTS: dict[str, Callable[[Prediction], Any]] = {
     "focus volume": lambda p: p.history.expected,
-    "candidates": lambda p: p.history.iterates[:, 0],  # D(0)
+    "candidates": lambda p: (p.history.candidates, p.history.weights),
     "unroll": lambda p: p.history.iterates[:, -1],
     "refiner": lambda p: p.depth,
 }
