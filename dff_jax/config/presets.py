@@ -18,7 +18,7 @@ def physical() -> ModelConfig:
     """The library's default: focus planes in the unit coordinate, softplus weights, residual prox, any Z.
 
     Decoder and full-resolution networks have half the paper's channels, so that inference, the unroll included, takes
-    no longer than DFV-Diff's.
+    about as long as DFV-Diff's.
     """
     return ModelConfig(head_width=0.5, decoder_width=0.5)
 
