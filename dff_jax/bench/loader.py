@@ -6,7 +6,6 @@ adds noise; and a preset's training step, with the share of its time spent waiti
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import tempfile
@@ -21,13 +20,14 @@ import numpy as np
 
 from dff_jax import config as configs
 from dff_jax import estimators
+from dff_jax.bench import measuring
 from dff_jax.compilation import jit
 from dff_jax.config import DataConfig, LossConfig, OptimizerConfig
 from dff_jax.data import pipeline
 from dff_jax.data.loading import PartLoader
 from dff_jax.data.parts import FilePart, Share
 from dff_jax.errors import InputError
-from dff_jax.output import check_output, staged_output
+from dff_jax.output import check_output
 from dff_jax.training import optimizer as optimizers
 from dff_jax.training.state import create
 from dff_jax.training.step import make_update
@@ -95,10 +95,7 @@ def bench_loader(
             print(f"{_name(row)}: {rate:.1f} stacks/s", file=sys.stderr, flush=True)
         report["training"] = _training(preset, data, source, steps) if steps else None
     report |= {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
-    if output is not None:
-        with staged_output(output, last=FILES[0]) as place:
-            (place / FILES[0]).write_text(json.dumps(report, indent=2) + "\n")
-            (place / FILES[1]).write_text(markdown(report))
+    measuring.write(output, FILES, report, markdown(report))
     return report
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import sys
 import time
 from collections.abc import Callable, Hashable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from dff_jax.output import staged_output
+from dff_jax.types import Array, Estimator, Prediction
 
 MATRIX_SIDE = 2048
 
@@ -21,6 +26,27 @@ class Program(NamedTuple):
     compile_s: float  # tracing included; without the compilation cache, if that is off
     gflops: float | None  # by XLA's count; a custom kernel counts nothing
     temporary_MB: float  # planned by the compiler beside arguments and results
+
+
+def without_history(estimator: Estimator) -> Callable[[Any, Array, Array], Prediction]:
+    """Inference as users see it, to be jitted: (variables, frames [B,Z,H,W,3], focus [B,Z]) -> Prediction."""
+
+    def infer(variables: Any, frames: Array, focus: Array) -> Prediction:
+        return estimator.apply(variables, frames, focus, train=False)[0]._replace(history=None)
+
+    return infer
+
+
+def write(output: str | Path | None, files: tuple[str, str], report: dict[str, Any], table: str) -> None:
+    """Writes a report as JSON and its table, under the two names; nothing without `output`.
+
+    Raises:
+      InputError: as `staged_output`.
+    """
+    if output is not None:
+        with staged_output(output, last=files[0]) as folder:
+            (folder / files[0]).write_text(json.dumps(report, indent=2) + "\n")
+            (folder / files[1]).write_text(table)
 
 
 def compiled(function: Callable, *arguments: Any) -> Program:

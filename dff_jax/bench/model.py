@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import os
 import statistics
 import sys
@@ -26,7 +25,7 @@ from dff_jax.compilation import jit
 from dff_jax.config import LossConfig, ModelConfig, OptimizerConfig
 from dff_jax.errors import InputError
 from dff_jax.evaluation.tables import machine
-from dff_jax.output import check_output, staged_output
+from dff_jax.output import check_output
 from dff_jax.training import optimizer as optimizers
 from dff_jax.training.state import create
 from dff_jax.training.step import make_update
@@ -100,12 +99,9 @@ def bench_model(
             row["share_of_peak"] = row["inference_GFLOPs"] / row["inference_s"] / peak[row["dtype"]]
     report = {
         "rows": rows, "rounds": rounds, "peak_GFLOPs_per_s": peak, "cores": os.cpu_count(),
-        "memory": measuring.peak_memory(), "machine": machine() | _torch_version(against),
+        "memory": measuring.peak_memory(), "machine": _machine(against),
     }  # fmt: skip
-    if output is not None:
-        with staged_output(output, last=FILES[0]) as folder:
-            (folder / FILES[0]).write_text(json.dumps(report, indent=2) + "\n")
-            (folder / FILES[1]).write_text(markdown(report))
+    measuring.write(output, FILES, report, markdown(report))
     return report
 
 
@@ -198,7 +194,7 @@ def _ours(
     variables = estimator.init(jax.random.key(1), frames, focus)
     row["parameters"] = sum(x.size for x in jax.tree.leaves(variables.get("params", {})))
     arguments = variables, frames, focus
-    program = measuring.compiled(_inference(estimator, lambda p: p._replace(history=None)), *arguments)
+    program = measuring.compiled(jit(measuring.without_history(estimator)), *arguments)
     row |= {
         "compile_s": program.compile_s, "inference_GFLOPs": program.gflops, "inference_MB": program.temporary_MB,
     }  # fmt: skip
@@ -206,7 +202,7 @@ def _ours(
     if parts and model.method == "proximal":
         for part, take in PARTS.items():
             if part != "refiner" or model.refiner_steps:
-                runs[f"{part}_s"] = measuring.compiled(_inference(estimator, take), *arguments).run
+                runs[f"{part}_s"] = measuring.compiled(_up_to(estimator, take), *arguments).run
     if training and model.method not in configs.UNTRAINED:
         tx = optimizers.build(OptimizerConfig(), 1000)
         update = jit(make_update(estimator, tx, _loss(model), model.coordinate))
@@ -218,7 +214,7 @@ def _ours(
     return runs
 
 
-def _inference(estimator: Estimator, take: Callable[[Prediction], Any]) -> Callable:
+def _up_to(estimator: Estimator, take: Callable[[Prediction], Any]) -> Callable:
     return jit(lambda variables, frames, focus: take(estimator.apply(variables, frames, focus, train=False)[0]))
 
 
@@ -235,7 +231,7 @@ def _torch(name: str, shape: tuple[int, int, int], training: bool) -> dict[str, 
     return torch_peers.runs(name, shape, training) if name in torch_peers.PRESETS else {}
 
 
-def _torch_version(against: str | None) -> dict[str, Any]:
+def _machine(against: str | None) -> dict[str, Any]:
     found = machine()
     if against == "torch":
         import torch

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from dff_jax import config as configs
 from dff_jax import estimators
+from dff_jax.bench import measuring
 from dff_jax.errors import InputError
 
 # part: how flax and the estimators name what belongs to it
@@ -40,10 +41,7 @@ def profile(preset: str, folder: str | Path, *, size: int = 256, num_frames: int
     focus = jnp.linspace(10.0, 100.0, num_frames)[None]
     variables = estimator.init(jax.random.key(1), frames, focus)
 
-    def infer(variables, frames, focus):
-        return estimator.apply(variables, frames, focus, train=False)[0]._replace(history=None)
-
-    program = jax.jit(infer).lower(variables, frames, focus).compile()
+    program = jax.jit(measuring.without_history(estimator)).lower(variables, frames, focus).compile()
     jax.block_until_ready(program(variables, frames, focus))
     path = Path(folder) / preset
     try:

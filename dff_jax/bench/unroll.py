@@ -8,7 +8,6 @@ without the compilation cache; memory is what XLA plans beside arguments and res
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -20,10 +19,11 @@ import jax.numpy as jnp
 
 from dff_jax import config as configs
 from dff_jax import estimators
+from dff_jax.bench import measuring
 from dff_jax.config import LossConfig, ModelConfig, OptimizerConfig
 from dff_jax.errors import InputError
 from dff_jax.network.proximal import GatedProximalNetwork
-from dff_jax.output import check_output, staged_output
+from dff_jax.output import check_output
 from dff_jax.training import optimizer as optimizers
 from dff_jax.training.state import create
 from dff_jax.training.step import make_update
@@ -67,10 +67,7 @@ def bench_unroll(
         "preset": preset, "size": size, "num_frames": num_frames, "batch": 1, "rows": rows,
         "device": jax.devices()[0].device_kind, "jax": jax.__version__,
     }  # fmt: skip
-    if output is not None:
-        with staged_output(output, last=FILES[0]) as folder:
-            (folder / FILES[0]).write_text(json.dumps(report, indent=2) + "\n")
-            (folder / FILES[1]).write_text(markdown(report))
+    measuring.write(output, FILES, report, markdown(report))
     return report
 
 

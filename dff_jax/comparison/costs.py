@@ -62,13 +62,7 @@ def _built(model: ModelConfig) -> Estimator:
 @functools.lru_cache(maxsize=64)
 def infer(estimator: Estimator) -> Callable[..., Prediction]:
     """The jitted (variables, frames, focus) -> Prediction, without its history."""
-
-    @jit
-    def run(variables, frames, focus):
-        answer, _ = estimator.apply(variables, frames, focus, train=False)
-        return answer._replace(history=None)
-
-    return run
+    return jit(measuring.without_history(estimator))
 
 
 def measure_all(field: list[Trained], source: StackSource, path: Path) -> dict[str, Any]:

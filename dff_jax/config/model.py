@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from dff_jax.checked import Checked
 from dff_jax.errors import ConfigError
 
 UNTRAINED = ("classical", "sml", "rdf", "rfvr_like")
 """Methods without weights: their names stand where those of weights do."""
-DTYPES = ("float32", "bfloat16")
+Dtype = Literal["float32", "bfloat16"]
+DTYPES = get_args(Dtype)
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class ModelConfig(Checked):
     solver), `sml` (the plain sum-modified-Laplacian), `rdf` (ring difference filter) and `rfvr_like` (robust volume
     regularisation) need no weights. All ignore every other field."""
 
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Dtype = "float32"
     """What the networks compute in. Parameters, statistics, depths, softmax and loss are float32 in any case."""
 
     # Focus volume F (1-3)
