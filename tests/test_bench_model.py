@@ -36,6 +36,7 @@ def test_every_combination_is_measured_once(tmp_path, monkeypatch):
         ({"sizes": (16,)}, "--size: must be at least 32, got 16"), ({"frames": (1,)}, "--frames: must be at least 2"),
         ({"dtypes": ("float16",)}, "--dtype: 'float16' is no choice"), ({"rounds": 0}, "--rounds"),
         ({"presets": ("huge",)}, "'huge' is unknown"), ({"iterations": (-1,)}, "--iterations: must be at least 0"),
+        ({"against": "torch", "training": True}, "--batch: PyTorch cannot train DFV on one stack"),
     ],
 )  # fmt: skip
 def test_what_makes_no_sense_is_said_at_once(change, message):

@@ -63,7 +63,7 @@ def bench_model(
     Raises:
       InputError: a value that makes no sense, an output folder that cannot be written, or `against` without PyTorch.
     """
-    _check(presets, sizes, frames, batches, iterations, candidates, dtypes, against, rounds)
+    _check(presets, sizes, frames, batches, iterations, candidates, dtypes, training, against, rounds)
     if output is not None:
         check_output(output, FILES)
     rows: list[dict[str, Any]] = []
@@ -152,7 +152,7 @@ def markdown(report: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _check(presets, sizes, frames, batches, iterations, candidates, dtypes, against, rounds) -> None:
+def _check(presets, sizes, frames, batches, iterations, candidates, dtypes, training, against, rounds) -> None:
     for name in presets:
         configs.model_preset(name)
     for flag, values, least in (
@@ -168,6 +168,8 @@ def _check(presets, sizes, frames, batches, iterations, candidates, dtypes, agai
     if against not in (None, "torch"):
         raise InputError(f"--against: {against!r} is no choice; only torch")
     if against == "torch":
+        if training and min(batches) < 2:
+            raise InputError("--batch: PyTorch cannot train DFV on one stack (one value a channel); give 2 or more")
         from dff_jax.bench import torch_peers
 
         missing = [name for name in presets if name not in torch_peers.PRESETS]
