@@ -30,6 +30,15 @@ def main(argv: list[str] | None = None) -> int:
         _compilation_cache()
     if os.getcwd() not in sys.path:  # a scheme or prox of the user's own, by its dotted name
         sys.path.append(os.getcwd())
+    status = _run(args, rest)
+    if args.command == "train" and _of_several(args):
+        from dff_jax import processes
+
+        processes.leave(status)
+    return status
+
+
+def _run(args: argparse.Namespace, rest: list[str]) -> int:
     try:
         return args.run(args, rest) or 0
     except InputError as error:
@@ -43,6 +52,10 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return 1
+
+
+def _of_several(args: argparse.Namespace) -> bool:
+    return args.distributed or not (args.coordinator is args.num_processes is args.process_id is None)
 
 
 def _one_line(error: Exception | str) -> str:
@@ -80,6 +93,11 @@ def _parser() -> argparse.ArgumentParser:
         "--dry-run", action="store_true", help="prove it from end to end on a few small stacks made for it; keeps "
         "nothing, or all in --output",
     )  # fmt: skip
+    together = train.add_argument_group("several processes", "The same command in each; see scripts/README.md.")
+    together.add_argument("--distributed", action="store_true", help="as SLURM, a TPU pod or Open MPI says")
+    together.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0, where they meet")
+    together.add_argument("--num-processes", type=int, metavar="N", help="of the run, on all hosts")
+    together.add_argument("--process-id", type=int, metavar="I", help="which of them this is, from 0")
     train.add_argument("--fields", action="store_true", help="list the config's fields with their values, and stop")
     train.set_defaults(run=_train)
 
@@ -209,14 +227,17 @@ def _train(args: argparse.Namespace, rest: list[str]) -> int:
     if args.fields:
         print("\n".join(f"--{name.replace('_', '-')} {value}" for name, (value, _) in fields_of(config).items()))
         return 0
-    from dff_jax.training.loop import TrainingDiverged, train
+    from dff_jax import processes
+    from dff_jax.training.loop import TrainingDiverged, advice, train
 
     output = Path(args.output or Path("runs") / config.name)
+    if _of_several(args):
+        processes.join(args.coordinator, args.num_processes, args.process_id, advice(output))
     try:
         if args.dry_run:
             return _dry_run(config, args.output)
         summary = train(config, output, resume=not args.no_resume)
-    except TrainingDiverged as error:
+    except (TrainingDiverged, processes.ProcessLost) as error:
         print(f"dff-jax: {_one_line(error)}", file=sys.stderr)
         return 1
     return 130 if summary.get("interrupted") else 0

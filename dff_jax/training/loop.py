@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
@@ -22,7 +19,7 @@ import jax
 import numpy as np
 
 from dff_jax import config as configs
-from dff_jax import estimators
+from dff_jax import estimators, processes
 from dff_jax.config import Config
 from dff_jax.data import pipeline
 from dff_jax.errors import ConfigError, InputError
@@ -30,6 +27,7 @@ from dff_jax.output import check_output
 from dff_jax.training import checkpoint, optimizer, parallel, state, validation
 from dff_jax.training import logging as logs
 from dff_jax.training.step import make_update
+from dff_jax.training.stopping import Stop, stop_on_signal
 
 
 class _Run(NamedTuple):
@@ -42,7 +40,7 @@ class _Run(NamedTuple):
     manager: Any  # of checkpoints
     validator: validation.Validator
     bar: logs.Bar
-    asked: threading.Event  # to stop
+    stop: Stop
 
 
 class TrainingDiverged(RuntimeError):
@@ -65,10 +63,13 @@ def train(config: Config, output: str | Path, *, resume: bool = True) -> dict[st
       `output`, `step`, `num_steps`, `interrupted`, `seconds`, `weights` (path of the best, or None), `best`
       (`step` and `MAE`, or None) and `final` (the newest validation: its line of the log, or None).
 
+    In a run of several processes (`dff_jax.processes`) each calls this with the same arguments.
+
     Raises:
       InputError: wrong configuration, data or output folder, or another run's folder; a run begun is left as
         it was.
       TrainingDiverged: names the step, its stacks and the last good checkpoint.
+      ProcessLost: another process has ended; what has been saved stands.
     """
     began = time.perf_counter()
     output = Path(output)
@@ -124,9 +125,10 @@ def train(config: Config, output: str | Path, *, resume: bool = True) -> dict[st
             manager,
             validation.Validator(config, output, estimator, sources, writers, num_frames),
             stack.enter_context(closing(logs.Bar(step, config.training.num_steps, config.data.batch_size))),
-            stack.enter_context(_stop_on_signal()),
+            Stop(devices, stack.enter_context(stop_on_signal())),
         )
-        step, progress = _loop(run, parallel.to_devices(devices, restored.state), restored.progress)
+        with processes.watched(advice(output)):
+            step, progress = _loop(run, parallel.to_devices(devices, restored.state), restored.progress)
         interrupted = step < config.training.num_steps or progress.evaluated != step
         if interrupted:
             saved = f"saved in {manager.directory}" if step else "nothing to save yet"
@@ -135,27 +137,34 @@ def train(config: Config, output: str | Path, *, resume: bool = True) -> dict[st
     return _summary(config, output, step, progress, interrupted, time.perf_counter() - began)
 
 
+def advice(output: str | Path) -> str:
+    """What to do when one of several processes is lost."""
+    return f"start all again by the same command: the run in {output} goes on after its newest checkpoint"
+
+
 def _loop(run: _Run, now: state.TrainState, progress: checkpoint.Progress) -> tuple[int, checkpoint.Progress]:
-    """From the step of the state `now` to the last one, or to the one at which `run.asked` is set."""
+    """From the step of the state `now` to the last one, or to the one at which all agree to stop."""
     plan, devices = run.config.training, run.devices
     start = step = int(parallel.local_copy(devices, now.step))
     recent: dict[int, tuple[str, ...]] = {}  # names of the stacks since the last check, by step
     running = None
     while True:
+        stop = run.stop.agreed()
         at_end = step == plan.num_steps
         due = step > 0 and (at_end or step % plan.eval_every == 0) and progress.evaluated != step
         pause = due or at_end or step % plan.save_every == 0
-        if pause or run.asked.is_set():
+        if pause or stop:
             _check_finite(run, now, recent)
-        if due and not run.asked.is_set():
+        if due and not stop:
             weights = parallel.local_copy(devices, state.variables(now))
-            progress = run.validator.run(step, weights, progress, run.bar, run.asked)
-        if step > start and (pause or run.asked.is_set()):
+            progress = run.validator.run(step, weights, progress, run.bar, run.stop.asked)
+            stop = run.stop.agreed_now()
+        if step > start and (pause or stop):
             saved = parallel.canonical(devices, now)
             checkpoint.save(run.manager, run.config, saved, run.loader.get_state(), progress)
         if at_end and progress.evaluated == step:
             run.validator.export_last(step, parallel.local_copy(devices, state.variables(now)))
-        if at_end or run.asked.is_set():
+        if at_end or stop:
             return step, progress
         if pause:
             run.bar.restart(step)
@@ -232,33 +241,6 @@ def _run_folder(output: Path) -> Iterator[None]:
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
         raise
-
-
-@contextmanager
-def _stop_on_signal() -> Iterator[threading.Event]:
-    """An event that the first SIGINT or SIGTERM sets; the second acts as if this were not here."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked  # only the main thread may install handlers
-        return
-    before: dict[int, Any] = {}
-
-    def restore():
-        for number, handler in before.items():
-            signal.signal(number, handler or signal.SIG_DFL)
-
-    def ask(number, frame):
-        asked.set()
-        restore()
-        # os.write: print may be interrupted inside itself by a signal, and refuses to be re-entered.
-        os.write(2, b"\nstopping after this step and saving; once more to stop at once\n")
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        before[number] = signal.signal(number, ask)
-    try:
-        yield asked
-    finally:
-        restore()
 
 
 def _summary(config, output, step, progress, interrupted, seconds) -> dict[str, Any]:

@@ -103,6 +103,8 @@ def to_devices(devices: Devices, state: Any) -> Any:
             return jax.make_array_from_process_local_data(devices.split, x)
 
         return jax.tree.map(put, state)
+    if jax.process_count() > 1:
+        return jax.tree.map(lambda x: _replicated(devices, np.array(_first(x))), state)
     # A copy, because the update donates its state and device_put alone may share the caller's buffers.
     return jax.tree.map(lambda x: jax.device_put(jnp.array(_first(x)), devices.whole), state)
 
@@ -113,15 +115,16 @@ def canonical(devices: Devices, state: Any) -> Any:
     if not devices.pmap:
         return state
 
-    def gather(x):
-        return jax.make_array_from_process_local_data(devices.whole, np.asarray(_first(x)[0]))
-
-    return jax.tree.map(gather, state)
+    return jax.tree.map(lambda x: _replicated(devices, np.asarray(_first(x)[0])), state)
 
 
 def local_copy(devices: Devices, tree: Any) -> Any:
     """One device's copy of a state, of part of one, or of the update's metrics, without a device axis."""
     return jax.tree.map(lambda x: _first(x)[0] if devices.pmap else _first(x), tree)
+
+
+def _replicated(devices: Devices, x: np.ndarray) -> jax.Array:
+    return jax.make_array_from_process_local_data(devices.whole, x)
 
 
 def _first(x: Any) -> Any:
