@@ -144,3 +144,18 @@ def test_wrong_ways_to_meet(place):
         ((status, said),) = ends(start(place, "never", 1, 1, *options))
         assert status == 2 and words in said and len(said.strip().splitlines()) == 1, said
     assert not (place / "never").exists()
+
+
+def test_slurm_says_who_is_who(place, monkeypatch):
+    """`--distributed` from the variables that srun sets."""
+    monkeypatch.setenv("JAX_COORDINATOR_PORT", "")  # unset below: JAX chooses one by the job
+    monkeypatch.delenv("JAX_COORDINATOR_PORT")
+    for name, value in (("JOB_ID", os.getpid()), ("STEP_NODELIST", "localhost"), ("NTASKS", 2), ("LOCALID", 0)):
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    started = []
+    for i in range(2):
+        monkeypatch.setenv("SLURM_PROCID", str(i))
+        started += start(place, "slurm", 1, 1, "--distributed", "--training.num-steps", 2)
+    done = ends(started)
+    assert [status for status, _ in done] == [0, 0], done
+    assert log(place, "slurm", "train", "step") == [1, 2]

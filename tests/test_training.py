@@ -22,7 +22,7 @@ from dff_jax.training.step import make_update
 # Devices -------------------------------------------------------------------------------------------------------
 
 
-def run_updates(build, model, *, mode, num_devices, batches, peak=1e-4):
+def run_updates(build, model, *, mode, num_devices, batches, peak=1e-4, accumulate=1):
     """The state after one update on each batch, and each update's metrics, on the host."""
     training = configs.TrainingConfig(parallel=mode, num_devices=num_devices)
     devices = parallel.choose_devices(training, batches[0].frames.shape[0])
@@ -30,7 +30,7 @@ def run_updates(build, model, *, mode, num_devices, batches, peak=1e-4):
     estimator = build(model, devices.axis_name)
     now = state.create(jax.random.key(0), build(model), tx, batches[0].frames, batches[0].focus)
     now = parallel.to_devices(devices, now)
-    update = make_update(estimator, tx, configs.LossConfig(), model.coordinate, devices.axis_name)
+    update = make_update(estimator, tx, configs.LossConfig(), model.coordinate, devices.axis_name, accumulate)
     compiled = parallel.compile_update(devices, update)
     logged = []
     for batch in batches:
@@ -66,6 +66,39 @@ def test_many_devices_equal_one(on_one_device, mode, num_devices):
     assert_same(now.params, on_one_device[0].params, 1e-5)
     assert_same(now.batch_stats, on_one_device[0].batch_stats, 1e-5)
     assert int(now.step) == 2 and int(now.bad_step) == -1
+
+
+@pytest.mark.parametrize(("mode", "num_devices"), [("jit", 1), ("jit", 2), ("pmap", 2)])
+def test_accumulated_parts_make_one_update(mode, num_devices):
+    """Without statistics over the batch, four parts give the gradient of the whole, however many devices share it."""
+
+    def build(model, axis_name=None):
+        inner = fakes.build(model)
+
+        def apply(variables, frames, focus, *, train=False, num_iterations=None):
+            # as at inference, where each stack is by itself
+            return inner.apply(variables, frames, focus, train=False, num_iterations=num_iterations)
+
+        return inner._replace(apply=apply)
+
+    options = {"mode": mode, "num_devices": num_devices, "batches": two_batches()}
+    whole, logged_whole = run_updates(build, FAKE, **options)
+    parts, logged_parts = run_updates(build, FAKE, **options, accumulate=4)
+    for name in logged_whole[0]:
+        assert_same([m[name] for m in logged_parts], [m[name] for m in logged_whole], 1e-5)
+    assert_same(parts.params, whole.params, 1e-6)
+
+
+def test_accumulated_statistics_move_with_each_part():
+    """BatchNorm normalises within a part: two parts of a batch are two steps of its running mean."""
+    batch = fakes.batch(4, seed=2)
+    both, _ = run_updates(fakes.build, FAKE, mode="jit", num_devices=1, batches=[batch], accumulate=2)
+    expected = 0.0
+    for part in (0, 1):
+        alone = jax.tree.map(lambda x, part=part: x[part::2], batch)
+        now, _ = run_updates(fakes.build, FAKE, mode="jit", num_devices=1, batches=[alone])
+        expected = 0.9 * expected + now.batch_stats["BatchNorm_0"]["mean"]  # which is a tenth of the part's own
+    assert_same(both.batch_stats["BatchNorm_0"]["mean"], expected, 1e-6)
 
 
 def test_parameters_and_statistics_move(on_one_device):
@@ -112,6 +145,8 @@ def test_wrong_numbers_of_devices():
     training = configs.TrainingConfig(num_devices=8)
     with pytest.raises(ConfigError, match=r"data.batch_size: 6 stacks do not divide over 8 devices.*multiple of 8"):
         parallel.choose_devices(training, 6)
+    with pytest.raises(ConfigError, match=r"accumulate: 3 stacks a device do not divide into 2 parts.*multiple of 4"):
+        parallel.choose_devices(configs.TrainingConfig(num_devices=2, accumulate=2), 6)
     with pytest.raises(ConfigError, match=r"training.num_devices: 1000 asked for, but there are only"):
         parallel.choose_devices(dataclasses.replace(training, num_devices=1000), 1000)
 

@@ -74,6 +74,9 @@ class TrainingConfig(Checked):
     save_every: int = 250
     keep: int = 2
     """Newest checkpoints kept, beside the best one."""
+    accumulate: int = 1
+    """Parts into which each batch is cut, their gradients summed before the update: as much memory as a batch so many
+    times smaller. BatchNorm normalises within a part."""
     parallel: Literal["jit", "pmap"] = "jit"
     num_devices: int | None = None
     """Devices to use; None: all."""
@@ -85,4 +88,4 @@ class TrainingConfig(Checked):
     """A folder of stacks to evaluate beside the validation split, to see transfer while training."""
 
     def _check(self) -> None:
-        self._at_least(1, "num_steps", "log_every", "eval_every", "save_every", "keep", "num_devices")
+        self._at_least(1, "num_steps", "log_every", "eval_every", "save_every", "keep", "num_devices", "accumulate")

@@ -107,7 +107,9 @@ def train(config: Config, output: str | Path, *, resume: bool = True) -> dict[st
 
         # Under pmap BatchNorm must know the axis; evaluation runs on one device and has none.
         learner = estimators.build(config.model, devices.axis_name) if devices.pmap else estimator
-        update = make_update(learner, tx, config.loss, config.model.coordinate, devices.axis_name)
+        update = make_update(
+            learner, tx, config.loss, config.model.coordinate, devices.axis_name, config.training.accumulate
+        )
         writers = logs.open_writers(
             output,
             tensorboard=config.training.tensorboard,

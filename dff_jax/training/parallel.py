@@ -49,8 +49,8 @@ def choose_devices(training: TrainingConfig, batch_size: int) -> Devices:
     """The devices of a run.
 
     Raises:
-      ConfigError: more devices asked for than there are, a batch that does not divide over them, or fewer
-        than all devices in a run of several processes.
+      ConfigError: more devices asked for than there are, a batch that does not divide over them and
+        into its parts, or fewer than all devices in a run of several processes.
     """
     found = jax.devices()
     number = training.num_devices or len(found)
@@ -62,6 +62,11 @@ def choose_devices(training: TrainingConfig, batch_size: int) -> Devices:
         raise ConfigError(
             f"data.batch_size: {batch_size} stacks do not divide over {number} devices; "
             f"choose a multiple of {number}, or fewer devices with training.num_devices"
+        )
+    if batch_size // number % training.accumulate:
+        raise ConfigError(
+            f"training.accumulate: {batch_size // number} stacks a device do not divide into {training.accumulate} "
+            f"parts; choose a data.batch_size that is a multiple of {number * training.accumulate}"
         )
     return Devices(Mesh(np.array(found[:number]), (AXIS,)), training.parallel == "pmap")
 

@@ -23,6 +23,7 @@ def make_update(
     loss: LossConfig,
     coordinate: str,
     axis_name: str | None = None,
+    accumulate: int = 1,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The pure update (state, batch) -> (state, metrics).
 
@@ -30,6 +31,10 @@ def make_update(
     batch is this device's share and `axis_name` the axis to sum over; the estimator must have been built with
     the same name, so that BatchNorm sees the global batch. Both divide the global sum by the global count of
     valid pixels.
+
+    With `accumulate` the batch goes through the network in so many parts, one after the other, and the sum of their
+    gradients makes the update; the loss is still divided by the count of the whole batch. Batch statistics are those
+    of each part, and move once a part.
 
     Metrics, all []: `loss`, the errors of `objective` in q, `grad_norm` (before clipping), `update_norm`,
     `param_norm`, `learning_rate`, `beta1`.
@@ -43,13 +48,27 @@ def make_update(
         sizes = over_devices([jnp.sum(mask, dtype=jnp.float32) for mask in masks])
         valid, count = (jnp.maximum(size, 1.0) for size in sizes)
 
-        def mean_loss(params):
-            given = variables(state._replace(params=params))
-            prediction, batch_stats = estimator.apply(given, batch.frames, batch.focus, train=True)
-            sums = objective(prediction, batch, loss, coordinate)
+        def mean_loss(params, batch_stats, part):
+            given = variables(state._replace(params=params, batch_stats=batch_stats))
+            prediction, batch_stats = estimator.apply(given, part.frames, part.focus, train=True)
+            sums = objective(prediction, part, loss, coordinate)
             return sums.loss / count, (sums, batch_stats)
 
-        grads, (sums, batch_stats) = jax.grad(mean_loss, has_aux=True)(state.params)
+        def add(so_far, part):
+            total, batch_stats = so_far
+            grads, (sums, batch_stats) = jax.grad(mean_loss, has_aux=True)(state.params, batch_stats, part)
+            return (jax.tree.map(jnp.add, total, (grads, sums)), batch_stats), None
+
+        if accumulate == 1:
+            grads, (sums, batch_stats) = jax.grad(mean_loss, has_aux=True)(state.params, state.batch_stats, batch)
+        else:
+            parts = jax.tree.map(lambda x: _split(x, accumulate), batch)
+            first = jax.tree.map(lambda x: x[0], parts)
+            sums = jax.eval_shape(lambda: mean_loss(state.params, state.batch_stats, first))[1][0]
+            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (state.params, sums))
+            # XLA on CPU computes gradients of convolutions in a loop many times slower.
+            unroll = accumulate if jax.default_backend() == "cpu" else 1
+            ((grads, sums), batch_stats), _ = jax.lax.scan(add, (zeros, state.batch_stats), parts, unroll=unroll)
         grads, sums = over_devices((grads, sums))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -65,3 +84,8 @@ def make_update(
         return TrainState(state.step + 1, params, batch_stats, opt_state, bad_step), metrics
 
     return update
+
+
+def _split(x: Array, parts: int) -> Array:
+    """[B,...] -> [parts, B/parts, ...], a part every so many-th stack: what is split over devices stays where it is."""
+    return jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0)
