@@ -49,7 +49,7 @@ def rfvr_like(
         return jnp.maximum(regularize_volume(problem, num_steps, solver_iterations), 0.0), top - low
 
     def sharpness(frames: Array, focus: Array) -> Sharpness:
-        image = luminance(frames)
+        image = extent.fill(luminance(frames))
         measure = sum_modified_laplacian(image, WINDOW)
         # one stack after the other: a solver holds some twenty volumes
         volume, height = lax.map(regularized, (image, measure, focus))

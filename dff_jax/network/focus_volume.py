@@ -6,7 +6,6 @@ After DFV (Yang, Huang and Zhou, CVPR 2022), whose four cost maps are averaged h
 from __future__ import annotations
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from dff_jax.classical import box_mean, luminance, modified_laplacian

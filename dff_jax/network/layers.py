@@ -48,7 +48,8 @@ def resize(x: Array, height: int, width: int) -> Array:
     """Bilinear, half-pixel centres, no anti-aliasing: [...,h,w,C] -> [...,height,width,C]."""
     if x.shape[-3:-1] == (height, width):
         return x
-    return jax.image.resize(extent.edge(x, first=-3), (*x.shape[:-3], height, width, x.shape[-1]), "bilinear", antialias=False)
+    shape = (*x.shape[:-3], height, width, x.shape[-1])
+    return jax.image.resize(extent.edge(x, first=-3), shape, "bilinear", antialias=False)
 
 
 class Conv(nn.Module):

@@ -51,8 +51,9 @@ def pyramid_level(x: Array, level: int, transform: Callable[[Array], Array]) -> 
     slots = [max(1, length // 2) for length in lengths]  # a bin is two pixels long at least
     down = [_means(*one) for one in zip(slots, lengths, counts, windows, strict=True)]
     up = [_enlarging(*one) for one in zip(lengths, slots, real, counts, strict=True)]
+    pooled = _apply(down, extent.fill(x, first=-3))
     with extent.within(tuple(counts[-2:]), full=tuple(slots[-2:])):
-        y = transform(_apply(down, x))
+        y = transform(pooled)
     return _apply(up, y)
 
 

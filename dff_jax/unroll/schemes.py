@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from dff_jax.errors import ConfigError
 from dff_jax import extent
+from dff_jax.errors import ConfigError
 from dff_jax.types import Array
 from dff_jax.unroll.hyperparameters import StepSize, as_step_size, settings
 from dff_jax.unroll.problem import Problem, data_prox, gradient
