@@ -81,3 +81,5 @@ class Estimator(NamedTuple):
 
     init: Callable[..., Variables]
     apply: Callable[..., tuple[Prediction, Any]]
+    not_within: str | None = "it does not say that it heeds an extent"
+    """Why pictures of many sizes must not share a program of it, padded, by `extent`; None: they may."""

@@ -14,7 +14,8 @@ from dff_jax import config as configs
 from dff_jax import estimators
 from dff_jax.estimators.torch_import import network_shapes, place
 from dff_jax.network.dfv import torch_key
-from dff_jax.network.layers import TorchBatchNorm, pool_bins
+from dff_jax.network.layers import TorchBatchNorm
+from dff_jax.network.pyramid import pool_bins
 from dff_jax.training import optimizer, state
 from dff_jax.training.step import make_update
 from dff_jax.types import Batch

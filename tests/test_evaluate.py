@@ -12,8 +12,7 @@ import pytest
 
 from dff_jax import focus_axis
 from dff_jax.errors import InputError
-from dff_jax.evaluation import evaluate as module
-from dff_jax.evaluation import figures, metrics, tables
+from dff_jax.evaluation import figures, metrics, programs, tables
 from dff_jax.evaluation.evaluate import evaluate
 from dff_jax.types import Batch, Estimator, History, LoadedBatch, Prediction
 
@@ -154,15 +153,15 @@ def test_a_failed_prediction_is_loud():
 def test_one_compilation_a_shape_also_over_repeated_evaluations():
     estimator, traces = fake_estimator()
     small, large = loaded_batch(["a", "b"]), loaded_batch(["c", "d"], height=H + 2)
-    before = module._measure._cache_size()
+    before = programs.measure._cache_size()
     for _ in range(2):
         evaluate(estimator, VARIABLES, [small, large, small], yardstick=False)
     assert len(traces) == 2
-    assert module._measure._cache_size() - before <= 2
+    assert programs.measure._cache_size() - before <= 2
     seen = []
     evaluate(
         estimator, VARIABLES, [small, large], yardstick=False,
-        on_batch=lambda n, b, p: seen.append((n, b.names, p.depth.shape)),
+        on_batch=lambda n, b, p: seen.append((n, b.names, p().depth.shape)),
     )  # fmt: skip
     assert seen == [(2, ("a", "b"), (2, H, W)), (4, ("c", "d"), (2, H + 2, W))]
     assert len(traces) == 2

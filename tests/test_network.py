@@ -15,8 +15,8 @@ from dff_jax.errors import ConfigError
 from dff_jax.network.candidates import normalize_weights
 from dff_jax.network.convolutions import conv3d_by_slices, narrow_conv
 from dff_jax.network.focus_volume import measure_logits, resample_planes
-from dff_jax.network.layers import pool_bins
 from dff_jax.network.proximal import Gate
+from dff_jax.network.pyramid import pool_bins
 
 TINY = dataclasses.replace(cfg.tiny(), width=0.13, head_width=0.13, prox_levels=1)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax.lax import optimization_barrier
 
+from dff_jax import extent
 from dff_jax.classical.focus_measures import box_mean
 from dff_jax.types import Array
 
@@ -26,7 +27,7 @@ def guided_mean(volume: Array, guide: Array, radius: int, epsilon: float) -> Arr
     def mean(x: Array) -> Array:  # kept apart: XLA would fuse these into each other and compute sums many times over
         return optimization_barrier(box_mean(optimization_barrier(x), 2 * radius + 1))
 
-    guide = (guide - guide.mean((-2, -1), keepdims=True))[:, None]  # centred: no cancellation in float32
+    guide = (guide - extent.mean(guide, keepdims=True))[:, None]  # centred: no cancellation in float32
     mean_guide = mean(guide)
     spread = mean(guide * guide) - mean_guide**2 + epsilon
     mean_volume = mean(volume)
@@ -40,5 +41,5 @@ def pool(x: Array, scale: int) -> Array:
     if scale == 1:
         return x
     height, width = x.shape[-2:]
-    x = jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, -height % scale), (0, -width % scale)], mode="edge")
+    x = jnp.pad(extent.edge(x), [(0, 0)] * (x.ndim - 2) + [(0, -height % scale), (0, -width % scale)], mode="edge")
     return x.reshape(*x.shape[:-2], x.shape[-2] // scale, scale, x.shape[-1] // scale, scale).mean((-3, -1))

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from dff_jax import extent
 from dff_jax.classical.aggregation import guided_mean, pool
 from dff_jax.classical.focus_measures import box_mean, gradient_magnitude, modified_laplacian, ring_difference
 from dff_jax.classical.peak import fitted_peak
@@ -87,7 +88,7 @@ def candidate_weights(candidates: Candidates, reach: Array) -> Array:
     """
     depth, prominence, noise = candidates
     excess = jnp.maximum(prominence - noise.reshape(*[1] * (prominence.ndim - 1), -1), 0.0)
-    typical = jnp.sqrt((excess**2).mean((1, 2))).max(-1)[:, None, None, None]
+    typical = jnp.sqrt(extent.mean(excess**2, first=1)).max(-1)[:, None, None, None]
     rank = jnp.repeat(jnp.array(SCALES, depth.dtype) ** -FINE_FIRST, len(MEASURES))
     sharp = (excess / (excess + jnp.maximum(typical, noise.max()))) ** 2 * rank.reshape(1, 1, 1, -1)
     total = jnp.maximum(sharp.sum(-1), 1e-9)
@@ -102,7 +103,7 @@ def candidate_weights(candidates: Candidates, reach: Array) -> Array:
 
 def _enlarge(x: Array, scale: int) -> Array:
     shape = (*x.shape[:-2], x.shape[-2] * scale, x.shape[-1] * scale)
-    return x if scale == 1 else jax.image.resize(x, shape, "linear")
+    return x if scale == 1 else jax.image.resize(extent.edge(x), shape, "linear")
 
 
 def _expected_maximum(count: int) -> float:

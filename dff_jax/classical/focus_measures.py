@@ -7,6 +7,7 @@ import math
 import jax.numpy as jnp
 from jax.lax import optimization_barrier
 
+from dff_jax import extent
 from dff_jax.types import Array
 
 _LUMA = (0.299, 0.587, 0.114)  # Rec. 601
@@ -41,6 +42,11 @@ def _window_sum(x: Array, window: int, axis: int) -> Array:
 
 def box_mean(x: Array, window: int) -> Array:
     """Mean over a window x window square (odd) around each pixel of x [...,H,W]."""
+    return array_box_mean(extent.edge(x), window)
+
+
+def array_box_mean(x: Array, window: int) -> Array:
+    """`box_mean` of an array that is picture all over, whatever the extent."""
     for axis in (x.ndim - 2, x.ndim - 1):
         pad = [(0, 0)] * x.ndim
         pad[axis] = (window // 2, window // 2)
@@ -53,7 +59,7 @@ def modified_laplacian(image: Array, step: int = 1) -> Array:
 
     Nayar and Nakagawa, Shape from focus, PAMI 1994.
     """
-    out = 0.0
+    image, out = extent.reflect(image, step), 0.0
     for axis in (image.ndim - 2, image.ndim - 1):
         pad = [(0, 0)] * image.ndim
         pad[axis] = (step, step)
@@ -78,7 +84,7 @@ def gradient_magnitude(image: Array) -> Array:
     Tenenbaum, Accommodation in computer vision, 1970; Krotkov, Focusing, IJCV 1987. The root keeps the contrast in the
     first power, as the other measures have it.
     """
-    padded = jnp.pad(image, [(0, 0)] * (image.ndim - 2) + [(1, 1), (1, 1)], mode="edge")
+    padded = jnp.pad(extent.edge(image), [(0, 0)] * (image.ndim - 2) + [(1, 1), (1, 1)], mode="edge")
     height, width = image.shape[-2:]
     at = lambda y, x: padded[..., y : y + height, x : x + width]  # noqa: E731
     across = at(0, 2) + 2 * at(1, 2) + at(2, 2) - at(0, 0) - 2 * at(1, 0) - at(2, 0)
@@ -104,7 +110,7 @@ def disc_ring_difference(image: Array, disc: int = 0, gap: int = 1, ring: int = 
     Ring difference filter for fast and noise robust depth from focus, IEEE TIP 29, 2020; their ring is wider.
     """
     height, width = image.shape[-2:]
-    padded = jnp.pad(image, [(0, 0)] * (image.ndim - 2) + [(ring, ring)] * 2, mode="edge")
+    padded = jnp.pad(extent.edge(image), [(0, 0)] * (image.ndim - 2) + [(ring, ring)] * 2, mode="edge")
 
     def disc_sum(radius: int) -> tuple[Array, int]:
         """Sum over a disc, and of how many pixels: runs of pixels by row, rows with runs of one length together.

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.scipy.sparse.linalg import cg
 
+from dff_jax import extent
 from dff_jax.types import Array
 
 TOLERANCE = 1e-6  # of the conjugate gradients' residual, about what float32 resolves
@@ -45,7 +46,13 @@ def guided_similarity(guide: Array, focus: Array, strength: float, mu: float) ->
     """
     gaps = jnp.diff(focus)
     along_focus, *others = (strength * jnp.exp(-mu * _differences(guide, axis) ** 2) for axis in range(3))
-    return along_focus * (gaps.mean() / gaps)[:, None, None], *others
+    weights = along_focus * (gaps.mean() / gaps)[:, None, None], *others
+    if extent.current() is None:
+        return weights
+    # what lies outside is tied to nothing
+    real = extent.inside(guide)
+    ends = (real, real[:, 1:], real[:, :, 1:])
+    return tuple(jnp.where(end, weight, 0.0) for end, weight in zip(ends, weights, strict=True))
 
 
 def volume_energy(problem: VolumeProblem, u: Array) -> Array:

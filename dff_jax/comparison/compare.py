@@ -28,7 +28,7 @@ from dff_jax.data import pipeline
 from dff_jax.data.parts import StackSource
 from dff_jax.errors import ConfigError, InputError
 from dff_jax.estimators import weights
-from dff_jax.evaluation import conventions, paper_figures
+from dff_jax.evaluation import buckets, conventions, paper_figures
 from dff_jax.evaluation.evaluate import evaluate
 from dff_jax.evaluation.progress import progress
 from dff_jax.evaluation.tables import finite
@@ -121,7 +121,7 @@ def measure(one: Trained, test: str, source: StackSource, limit: int | None) -> 
         with progress(min(len(source), limit or len(source))) as on_batch:
             answer = evaluate(
                 loaded.estimator, loaded.variables, pipeline.evaluation_batches(source, 1, limit), unit=source.unit,
-                yardstick=False, convention=convention, on_batch=on_batch,
+                yardstick=False, convention=convention, on_batch=on_batch, bucket_of=buckets.plan(source.shapes(limit)),
             )  # fmt: skip
         final = [line for line in answer.per_stack if line["row"] == "final"]
         result |= {"rows": answer.rows, "per_stack": final, "literature": answer.literature}

@@ -14,6 +14,7 @@ import numpy as np
 
 from dff_jax.config import DataConfig
 from dff_jax.data.augment import augment, draw_frame_count, thin_frames, to_float, vary_focus
+from dff_jax.data.shapes import ShapesOf, unknown
 from dff_jax.errors import ConfigError, InputError
 from dff_jax.focus_axis import sort_order, to_q
 from dff_jax.types import Batch, FocalStack, LoadedBatch
@@ -30,6 +31,7 @@ class StackSource:
     read: Callable[[int], FocalStack]
     convention: str = "default"  # of the literature, a key of `evaluation.conventions.CONVENTIONS`
     has_truth: bool = True
+    shapes: ShapesOf = unknown  # without reading them
 
     def __len__(self) -> int:
         return self.length

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 
 from dff_jax.config import DataConfig
+from dff_jax.data import shapes
 from dff_jax.data.parts import FilePart, Part, Share, StackSource, to_batch
 from dff_jax.errors import ConfigError, InputError, one_line
 from dff_jax.focus_axis import check_unit
@@ -83,7 +84,8 @@ def builder_source(builder: tfds.core.DatasetBuilder, name: str, split: Split) -
     describe = f"{len(records)} stacks in {builder.data_path}"
     read = partial(_read_record, records, unit, f"{builder.data_path}, {split}")
     convention, has_truth = facts.get("convention", "default"), facts.get("has_truth", True)
-    return StackSource(f"{name}/{split}", unit, describe, len(records), read, convention, has_truth)
+    known = partial(shapes.of_records, builder, split, len(records))
+    return StackSource(f"{name}/{split}", unit, describe, len(records), read, convention, has_truth, known)
 
 
 def _read_record(records: Any, unit: str, where: str, index: int) -> FocalStack:
@@ -110,7 +112,8 @@ def folder_source(root: str | os.PathLike, split: Split, unit: str) -> StackSour
     place, name = _split_place(root, split, "focal stacks", whole=split != "train")
     stacks = list_stacks(place)
     read = partial(_read_folder, stacks, check_unit(unit))
-    return StackSource(name, unit, f"{len(stacks)} stacks in {place}", len(stacks), read)
+    known = partial(shapes.of_folders, stacks)
+    return StackSource(name, unit, f"{len(stacks)} stacks in {place}", len(stacks), read, shapes=known)
 
 
 def _read_folder(stacks: list[Path], unit: str, index: int) -> FocalStack:

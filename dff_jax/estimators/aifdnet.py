@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from dff_jax.config import ModelConfig
 from dff_jax.estimators import soft_depth
-from dff_jax.estimators.padding import pad_to_multiple
+from dff_jax.estimators.padding import padded
 from dff_jax.network.aifdnet import AiFDNet
 from dff_jax.types import Array, Estimator, Prediction, Variables
 
@@ -24,8 +24,8 @@ def aifdnet(config: ModelConfig, axis_name: str | None = None) -> Estimator:
     def apply(
         variables: Variables, frames: Array, focus: Array, *, train: bool = False, num_iterations: int | None = None
     ) -> tuple[Prediction, Any]:
-        padded = pad_to_multiple(frames, least=32, mode="black")
-        logits, stats = soft_depth.run(net, variables, padded.astype(config.dtype), train)
+        with padded(frames, least=32, mode="black") as seen:
+            logits, stats = soft_depth.run(net, variables, seen.astype(config.dtype), train)
         return soft_depth.answer(frames, focus, [jax.nn.softmax(logits.astype(jnp.float32), axis=1)]), stats
 
-    return Estimator(soft_depth.initializer(net), apply)
+    return Estimator(soft_depth.initializer(net), apply, not_within=None)

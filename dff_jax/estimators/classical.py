@@ -85,4 +85,4 @@ def classical(num_iterations: int = NUM_ITERATIONS, regularization: float = LAMB
             history=history,
         ), {}
 
-    return Estimator(init, apply)
+    return Estimator(init, apply, not_within=None)

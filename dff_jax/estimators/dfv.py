@@ -6,7 +6,7 @@ from typing import Any
 
 from dff_jax.config import ModelConfig
 from dff_jax.estimators import soft_depth
-from dff_jax.estimators.padding import pad_to_multiple
+from dff_jax.estimators.padding import padded
 from dff_jax.network.dfv import DFV
 from dff_jax.types import Array, Estimator, Prediction, Variables
 
@@ -21,7 +21,8 @@ def dfv(config: ModelConfig, axis_name: str | None = None) -> Estimator:
     def apply(
         variables: Variables, frames: Array, focus: Array, *, train: bool = False, num_iterations: int | None = None
     ) -> tuple[Prediction, Any]:
-        weights, stats = soft_depth.run(net, variables, pad_to_multiple(frames, mode="reflect"), train)
+        with padded(frames, mode="reflect") as seen:
+            weights, stats = soft_depth.run(net, variables, seen, train)
         return soft_depth.answer(frames, focus, weights), stats
 
-    return Estimator(soft_depth.initializer(net, num_frames=2, side=64), apply)
+    return Estimator(soft_depth.initializer(net, num_frames=2, side=64), apply, not_within=None)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from dff_jax.config import ModelConfig
 from dff_jax.estimators import soft_depth
-from dff_jax.estimators.padding import pad_to_multiple
+from dff_jax.estimators.padding import padded
 from dff_jax.network.dwild import DWild
 from dff_jax.types import Array, Estimator, Prediction, Variables
 
@@ -33,9 +33,9 @@ def dwild(config: ModelConfig, axis_name: str | None = None) -> Estimator:
     def apply(
         variables: Variables, frames: Array, focus: Array, *, train: bool = False, num_iterations: int | None = None
     ) -> tuple[Prediction, Any]:
-        # The published weights expect blue first
-        seen = 2 * pad_to_multiple(frames, least=32, mode="black")[..., ::-1] - 1
-        logits, stats = soft_depth.run(net, variables, seen.astype(config.dtype), train)
+        with padded(frames, least=32, mode="black") as seen:
+            seen = 2 * seen[..., ::-1] - 1  # the published weights expect blue first
+            logits, stats = soft_depth.run(net, variables, seen.astype(config.dtype), train)
         return soft_depth.answer(frames, focus, [attention(scale) for scale in logits]), stats
 
-    return Estimator(soft_depth.initializer(net), apply)
+    return Estimator(soft_depth.initializer(net), apply, not_within=None)

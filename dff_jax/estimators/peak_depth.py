@@ -45,4 +45,4 @@ def peak_estimator(sharpness: Callable[[Array, Array], Sharpness]) -> Estimator:
             history=history,
         ), {}
 
-    return Estimator(init, apply)
+    return Estimator(init, apply, not_within=None)

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from dff_jax.config import ModelConfig
-from dff_jax.estimators.learned_prox import Context, build_unroll
-from dff_jax.estimators.padding import pad_to_multiple
+from dff_jax.estimators.learned_prox import Context, build_unroll, not_within
+from dff_jax.estimators.padding import padded
 from dff_jax.focus_axis import from_unit_coordinate, span, to_unit_coordinate
 from dff_jax.network.candidates import Candidates
 from dff_jax.network.context import ContextHeads, PixelContext, has_context
@@ -150,11 +150,11 @@ def proximal(config: ModelConfig, axis_name: str | None = None) -> Estimator:
         height, width = frames.shape[2:4]
         K = config.num_iterations if num_iterations is None else num_iterations
         params = variables["params"]
-        padded = pad_to_multiple(frames)
-        stats, seen = look(params, variables["batch_stats"], padded, focus, train)
-        problem = fuse(params, seen)
-        depth, iterates, trace = iterate(params, problem, K, train)
-        refined = refine(params, depth, problem)
+        with padded(frames) as whole:
+            stats, seen = look(params, variables["batch_stats"], whole, focus, train)
+            problem = fuse(params, seen)
+            depth, iterates, trace = iterate(params, problem, K, train)
+            refined = refine(params, depth, problem)
         answer = refined[:, -1] if config.refiner_steps else depth
 
         crop = lambda x: x[..., :height, :width]  # noqa: E731
@@ -180,4 +180,4 @@ def proximal(config: ModelConfig, axis_name: str | None = None) -> Estimator:
             ),
         ), stats
 
-    return Estimator(init, apply)
+    return Estimator(init, apply, not_within(config))

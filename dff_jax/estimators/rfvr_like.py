@@ -8,6 +8,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax import lax
 
+from dff_jax import extent
 from dff_jax.classical import gaussian_peak, luminance, sum_modified_laplacian
 from dff_jax.classical.volume_regularization import VolumeProblem, guided_similarity, regularize_volume
 from dff_jax.estimators.peak_depth import Sharpness, peak_estimator
@@ -40,7 +41,7 @@ def rfvr_like(
         image, measure, focus = stack
         top, low = measure.max(0, keepdims=True), measure.min(0, keepdims=True)
         prominence = top - measure.mean(0, keepdims=True)
-        typical = jnp.maximum(jnp.sqrt((prominence**2).mean()), 1e-9)
+        typical = jnp.maximum(jnp.sqrt(extent.mean(prominence**2).mean()), 1e-9)
         f = (measure - low) / jnp.maximum(top - low, 1e-9)
         c = (prominence / (prominence + typical)) ** 2 + LEAST_TRUST
         along_focus, *within = guided_similarity(image, focus, strength, mu)
@@ -48,7 +49,7 @@ def rfvr_like(
         return jnp.maximum(regularize_volume(problem, num_steps, solver_iterations), 0.0), top - low
 
     def sharpness(frames: Array, focus: Array) -> Sharpness:
-        image = luminance(frames)
+        image = extent.fill(luminance(frames))
         measure = sum_modified_laplacian(image, WINDOW)
         # one stack after the other: a solver holds some twenty volumes
         volume, height = lax.map(regularized, (image, measure, focus))

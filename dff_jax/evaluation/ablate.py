@@ -208,9 +208,8 @@ def _predictions(
             if position > max(chosen):
                 return
 
-    def keep(done: int, loaded: LoadedBatch, prediction: Prediction) -> None:
-        prediction = prediction._replace(history=prediction.history._replace(trace=None))
-        found = jax.device_get((loaded.batch, prediction))
+    def keep(done: int, loaded: LoadedBatch, predicted: Callable[[], Prediction]) -> None:
+        found = jax.device_get((loaded.batch, predicted()))
         for i, role in waiting.pop(0).items():
             shown[role] = jax.tree.map(lambda x, i=i: x[i : i + 1], found)
 

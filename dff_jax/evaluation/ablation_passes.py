@@ -105,7 +105,7 @@ def sweep(estimator: Estimator, iterations: tuple[int, ...]) -> Estimator:
         refined = jnp.concatenate([one.history.refined[:, -1:] for one in (*before, last)], 1)
         return last._replace(history=last.history._replace(refined=refined)), stats
 
-    return Estimator(estimator.init, apply)
+    return Estimator(estimator.init, apply, estimator.not_within)
 
 
 # One pass ---------------------------------------------------------------------------------------------
@@ -131,7 +131,8 @@ def run_pass(
     sums: dict[tuple[int, ...], np.ndarray] = {}
     counts: dict[tuple[int, ...], int] = {}
 
-    def watch(done: int, loaded: LoadedBatch, prediction: Prediction) -> None:
+    def watch(done: int, loaded: LoadedBatch, predicted: Callable[[], Prediction]) -> None:
+        prediction = predicted()
         keep = np.array([bool(name) for name in loaded.names]) & np.asarray(loaded.batch.mask).any((1, 2))
         settings = variables["params"].get("unroll", {})
         seen = jax.device_get(_watch(variant.model, settings, prediction, loaded.batch.focus))

@@ -10,51 +10,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from dff_jax import config, estimators, focus_axis
-from dff_jax.compilation import jit
 from dff_jax.errors import InputError
-from dff_jax.evaluation import conventions, metrics, tables
+from dff_jax.evaluation import buckets, conventions, metrics, tables
+from dff_jax.evaluation.buckets import BucketOf
 from dff_jax.evaluation.conventions import Convention
+from dff_jax.evaluation.programs import Compiler, Placed, Task, cropped, place, placed_ahead, predict
 from dff_jax.evaluation.progress import Clock, OnBatch, progress
-from dff_jax.evaluation.rows import YARDSTICKS, Evaluation, gather, row_maps, row_names
+from dff_jax.evaluation.rows import YARDSTICKS, Evaluation, gather, row_names
 from dff_jax.output import check_output, staged_output
 from dff_jax.types import Batch, Estimator, LoadedBatch, Prediction, Variables
 
 if TYPE_CHECKING:
     from dff_jax.data.parts import StackSource
-
-
-@functools.partial(jit, static_argnames=("estimator", "num_iterations"))
-def _predict(estimator, variables, frames, focus, num_iterations) -> Prediction:
-    prediction = estimator.apply(variables, frames, focus, train=False, num_iterations=num_iterations)[0]
-    if prediction.history is None:
-        return prediction
-    return prediction._replace(history=prediction.history._replace(trace=None))  # of no use here, so not computed
-
-
-@functools.partial(jax.jit, static_argnames=("unit", "convention"))
-def _measure(prediction, yardsticks, focus, depth, mask, unit, convention):
-    """Sums, fields [rows,B], of both regions and of each variant of the convention; mean |D - the D before| over
-    valid pixels [stages-1,B], in `unit`."""
-    low, high = focus[:, 0, None, None], focus[:, -1, None, None]
-    in_range = (depth >= low) & (depth <= high)
-    truth = focus_axis.from_q(depth, unit)
-    maps = focus_axis.from_q(jnp.stack(row_maps(prediction, yardsticks)), unit)
-    ends = jnp.sort(focus_axis.from_q(jnp.stack([focus[:, 0], focus[:, -1]], 1), unit), axis=1)
-
-    def of_row(one):
-        return *metrics.measure(one, truth, mask, in_range), *conventions.measure(one, truth, mask, ends, convention)
-
-    regions = jax.lax.map(of_row, maps)  # one after the other: a row's temporaries are several maps large
-    if prediction.history is None:
-        return regions, None
-    h = prediction.history
-    stages = focus_axis.from_q(jnp.concatenate([h.iterates, h.refined], axis=1), unit)
-    change = jnp.where(mask[:, None], jnp.abs(stages[:, 1:] - stages[:, :-1]), 0.0).sum((2, 3))
-    return regions, change.T / jnp.maximum(mask.sum((1, 2)), 1)[None]
 
 
 @functools.cache
@@ -72,10 +42,13 @@ def evaluate(
     yardstick: bool = True,
     convention: Convention = conventions.CONVENTIONS["default"],
     on_batch: OnBatch | None = None,
+    bucket_of: BucketOf | None = None,
 ) -> Evaluation:
     """Evaluates every row (see `rows`) on every stack.
 
-    Compiles once for each shape of batch, also over repeated calls with the same estimator object.
+    Pictures of many sizes are padded to few and told apart by their `extent`, which changes no answer; an estimator
+    that does not allow it gets a program for each size. Compiles once for each shape of batch, before its first run,
+    also over repeated calls with the same estimator object.
 
     Args:
       batches: stacks in q, padding stacks named "" (`data.pipeline.evaluation_batches`).
@@ -83,33 +56,41 @@ def evaluate(
       num_iterations: K of the unroll; None: as configured.
       yardstick: adds the rows `classical` and `sml`.
       convention: of the literature, to measure by beside our own regions.
-      on_batch: called after each batch with the number of stacks done, the batch and its Prediction.
+      on_batch: called after each batch with the number of stacks done, the batch, and what gives its Prediction.
+      bucket_of: `buckets.plan` of the shapes to come; None: of none.
 
     Raises:
       InputError: no stack, or none with ground truth.
     """
     focus_axis.check_unit(unit)
-    clock, yardstick_clocks = Clock(), {name: Clock() for name in YARDSTICKS}
+    tasks = {"answer": Task(estimator, variables, num_iterations)}
+    for name in YARDSTICKS if yardstick else ():
+        if not (estimator is _yardstick(name) and num_iterations is None):
+            tasks[name] = Task(_yardstick(name), {}, None)
+    methods = list(tasks)
+    rows = [methods.index(name if name in tasks else "answer") for name in YARDSTICKS if yardstick]
+    compiler = Compiler(tuple(tasks.values()), unit, convention)
+    clocks = {name: Clock() for name in tasks}
     start, done = time.perf_counter(), 0
     stacks: list[str] = []
     excluded: list[str] = []
     names: list[str] = []
     parts: list[tuple[metrics.Sums, ...]] = []
     changes: list[np.ndarray] = []
-    for loaded in batches:
-        batch = jax.block_until_ready(jax.device_put(loaded.batch))
-        frames, focus = batch.frames, batch.focus
-        prediction = clock.time(frames.shape, _predict, estimator, variables, frames, focus, num_iterations)
-        yardsticks = []
-        for name in YARDSTICKS if yardstick else ():
-            if estimator is _yardstick(name) and num_iterations is None:
-                yardsticks.append(prediction.depth)
-                continue
-            clock_of = yardstick_clocks[name]
-            yardsticks.append(clock_of.time(frames.shape, _predict, _yardstick(name), {}, frames, focus, None).depth)
-        found = _measure(prediction, yardsticks, focus, batch.depth, batch.mask, unit, convention)
+    sizes: set[tuple[int, ...]] = set()
+    coming = placed_ahead(batches, _bucketing(estimator, bucket_of))
+    placed = next(coming, None)
+    while placed is not None:
+        loaded, batch = placed.loaded, jax.block_until_ready(placed.batch)
+        compiler.prepare(placed, [0, *rows])
+        answers = [
+            clocks[name].time(batch.frames.shape, predict, *task.arguments(placed)) for name, task in tasks.items()
+        ]
+        found = compiler.measuring(placed, answers[0], [answers[i].depth for i in rows])
+        following = next(coming, None)  # read while the device measures, copied while it predicts
         regions, change = jax.device_get(found)  # the one transfer of this batch
-        names = row_names(prediction.history, yardstick)
+        sizes.add(loaded.batch.frames.shape[1:4])
+        names = row_names(answers[0].history, yardstick)
         keep = np.array([bool(name) for name in loaded.names]) & (regions[0].pixels[0] > 0)
         parts.append(jax.tree.map(lambda x, keep=keep: x[:, keep], regions))
         if change is not None:
@@ -118,15 +99,21 @@ def evaluate(
         excluded += [name for name, kept in zip(loaded.names, keep, strict=True) if name and not kept]
         done += sum(bool(name) for name in loaded.names)
         if on_batch is not None:
-            on_batch(done, loaded, prediction)
+            on_batch(done, loaded, functools.partial(cropped, answers[0], placed))
+        placed = following
     if not stacks:
         raise InputError(f"evaluation data: none of its {done} stacks has ground truth to evaluate against")
-    seconds: dict[str, Any] = {"total": time.perf_counter() - start, "per_stack": clock.per_stack()}
-    seconds["per_stack_includes_compilation"] = clock.only_first_calls()
-    for name, clock_of in yardstick_clocks.items():
-        if clock_of.calls:
-            seconds[f"per_stack_{name}"] = clock_of.per_stack()
-    return gather(names, parts, changes, stacks, excluded, unit, seconds, convention)
+    seconds: dict[str, Any] = {"total": time.perf_counter() - start, "per_stack": clocks["answer"].per_stack()}
+    seconds |= {"compilation": compiler.seconds, "programs": compiler.programs}
+    seconds |= {f"per_stack_{name}": clocks[name].per_stack() for name in methods[1:]}
+    notes = []
+    if estimator.not_within and len(sizes) > buckets.MOST:
+        notes = [f"a program for each of {len(sizes)} sizes, as {estimator.not_within}"]
+    return gather(names, parts, changes, stacks, excluded, unit, seconds, convention, notes)
+
+
+def _bucketing(estimator: Estimator, bucket_of: BucketOf | None) -> BucketOf:
+    return buckets.each_its_own if estimator.not_within else bucket_of or buckets.plan()
 
 
 # From a name to a folder of results ---------------------------------------------------------------------
@@ -197,6 +184,7 @@ def evaluate_to_folder(
             weights.check_frames(loaded, batch.batch.frames.shape[1])
             yield batch
 
+    bucket_of = _bucketing(estimator, buckets.plan(data.shapes(limit)))
     layout = paper_figures.layout_of(measured_by.name, data.has_truth)
     columns: list[paper_figures.Column] = []
     if layout is not None or figure_stacks is not None:
@@ -228,17 +216,19 @@ def evaluate_to_folder(
                 num_iterations=iterations,
                 convention=measured_by,
                 on_batch=on_batch,
+                bucket_of=bucket_of,
             )
         report = tables.report(evaluation, **meta)
         wanted = figures.choose(evaluation)
     else:
         evaluation, wanted, report = None, {}, tables.report_without_truth(**meta)
+    task = Task(estimator, loaded.variables, iterations)
     if layout is not None:
-        for name, (batch, prediction, depths) in _answers(estimator, loaded.variables, batches(few), iterations):
+        for name, (batch, prediction, depths) in _answers(task, batches(few), bucket_of):
             others = dict(zip(YARDSTICKS, depths, strict=True))
             columns.append(paper_figures.column(name, batch, prediction, others, data.unit, loaded.label))
         report["meta"]["figure"] = {"file": f"figures/{layout.file}", "stacks": [one.name for one in columns]}
-    shown = _predictions(estimator, loaded.variables, batches(data), iterations, set(wanted))
+    shown = _predictions(task, batches(data), bucket_of, set(wanted))
     with staged_output(output, last="metrics.json") as staging, staged_output(pictures) as drawn:
         tables.write(staging, report, evaluation.per_stack if evaluation else ())
         if evaluation:
@@ -257,7 +247,7 @@ def _iterations(model: config.ModelConfig, asked: int | None) -> int | None:
     return model.num_iterations if asked is None else asked
 
 
-def _predictions(estimator, variables, batches, num_iterations, wanted: set[int]):
+def _predictions(task: Task, batches, bucket_of: BucketOf, wanted: set[int]):
     """Yields (position, batch, prediction, yardsticks' depths) of the wanted stacks, arrays [1,...] on the host.
 
     Position counts evaluated stacks, as `Evaluation.stacks` does. The data are read a second time: which
@@ -272,25 +262,25 @@ def _predictions(estimator, variables, batches, num_iterations, wanted: set[int]
                 here += [(position, i)] if position in wanted else []
                 position += 1
         if here:
-            on_host = _answer(estimator, variables, loaded.batch, num_iterations)
+            on_host = _answer(task, place(loaded, bucket_of))
             for at, i in here:
                 yield at, *jax.tree.map(lambda x, i=i: x[i : i + 1], on_host)
         if position > max(wanted):
             return
 
 
-def _answers(estimator, variables, batches, num_iterations):
+def _answers(task: Task, batches, bucket_of: BucketOf):
     """Yields (name, (batch, prediction, yardsticks' depths)) of every stack, arrays [1,...] on the host."""
     for loaded in batches:
-        on_host = _answer(estimator, variables, loaded.batch, num_iterations)
+        on_host = _answer(task, place(loaded, bucket_of))
         for i, name in enumerate(loaded.names):
             if name:
                 yield name, jax.tree.map(lambda x, i=i: x[i : i + 1], on_host)
 
 
-def _answer(estimator, variables, batch, num_iterations) -> tuple[Batch, Prediction, list[np.ndarray]]:
-    prediction = _predict(estimator, variables, batch.frames, batch.focus, num_iterations)
-    if prediction.history is not None:  # the trace has other axes first, and no figure
-        prediction = prediction._replace(history=prediction.history._replace(trace=None))
-    depths = [_predict(_yardstick(name), {}, batch.frames, batch.focus, None).depth for name in YARDSTICKS]
-    return jax.device_get((batch, prediction, depths))
+def _answer(task: Task, placed: Placed) -> tuple[Batch, Prediction, list[np.ndarray]]:
+    answers = [
+        cropped(predict(*one.arguments(placed)), placed)
+        for one in (task, *(Task(_yardstick(name), {}, None) for name in YARDSTICKS))
+    ]
+    return jax.device_get((placed.loaded.batch, answers[0], [one.depth for one in answers[1:]]))

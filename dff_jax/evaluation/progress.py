@@ -13,14 +13,15 @@ import jax
 
 from dff_jax.types import LoadedBatch, Prediction
 
-OnBatch = Callable[[int, LoadedBatch, Prediction], None]  # stacks done, the batch, what was predicted for it
+OnBatch = Callable[[int, LoadedBatch, Callable[[], Prediction]], None]  # stacks done, the batch, what predicts it
 
 
 class Clock:
-    """Time per stack of one method, without the first call of each shape, which compiles, if possible."""
+    """Time per stack of one method, compiled beforehand; without the first run of each program, which warms up, if
+    there are others."""
 
     def __init__(self) -> None:
-        self.calls: list[tuple[bool, float, int]] = []  # first of its shape, seconds, stacks
+        self.calls: list[tuple[bool, float, int]] = []  # first of its program, seconds, stacks
         self._shapes: set[tuple[int, ...]] = set()
 
     def time(self, shape: tuple[int, ...], function: Callable, *args: Any) -> Any:
@@ -31,13 +32,9 @@ class Clock:
         self._shapes.add(shape)
         return result
 
-    def only_first_calls(self) -> bool:
-        """Whether every call compiled."""
-        return all(first for first, _, _ in self.calls)
-
     def per_stack(self) -> float:
         """Seconds."""
-        counted = self.calls if self.only_first_calls() else [call for call in self.calls if not call[0]]
+        counted = [call for call in self.calls if not call[0]] or self.calls
         return sum(seconds for _, seconds, _ in counted) / sum(stacks for _, _, stacks in counted)
 
 
@@ -48,11 +45,11 @@ def progress(total: int) -> Iterator[OnBatch]:
 
     if sys.stderr.isatty():
         with tqdm(total=total, unit="stack", desc="evaluate") as bar:
-            yield lambda done, loaded, prediction: bar.update(done - bar.n)
+            yield lambda done, loaded, predicted: bar.update(done - bar.n)
         return
     start = last = time.monotonic()
 
-    def line(done: int, loaded: LoadedBatch, prediction: Prediction) -> None:
+    def line(done: int, loaded: LoadedBatch, predicted: Callable[[], Prediction]) -> None:
         nonlocal last
         now = time.monotonic()
         if now - last >= 10 or done == total:

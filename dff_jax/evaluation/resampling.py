@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from dff_jax.data.parts import StackSource
+from dff_jax.data.shapes import changed
 from dff_jax.errors import InputError
 from dff_jax.types import FocalStack
 
@@ -26,7 +27,8 @@ def resized(source: StackSource, size: tuple[int, int]) -> StackSource:
     """
     if not all(SMALLEST <= side <= LARGEST for side in size):
         raise InputError(f"--resize: each side from {SMALLEST} to {LARGEST} pixels, got {size[0]} {size[1]}")
-    return dataclasses.replace(source, read=partial(_read_resized, source, tuple(size)))
+    shapes = partial(changed, source.shapes, lambda height, width: tuple(size))
+    return dataclasses.replace(source, read=partial(_read_resized, source, tuple(size)), shapes=shapes)
 
 
 def _read_resized(source: StackSource, size: tuple[int, int], index: int) -> FocalStack:
@@ -54,7 +56,8 @@ def edge_padded(source: StackSource, multiple: int = 32) -> StackSource:
 
     So does khurramashfaq/ddl-gru-sff with FlyingThings3D, 540 to 544 rows, and evaluates what it added.
     """
-    return dataclasses.replace(source, read=partial(_read_padded, source, multiple))
+    shapes = partial(changed, source.shapes, lambda *size: tuple(side + -side % multiple for side in size))
+    return dataclasses.replace(source, read=partial(_read_padded, source, multiple), shapes=shapes)
 
 
 def pad_stack(stack: FocalStack, multiple: int) -> FocalStack:

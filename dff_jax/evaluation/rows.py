@@ -78,6 +78,7 @@ def gather(
     unit: str,
     seconds: dict[str, Any],
     convention: Convention,
+    notes: Sequence[str] = (),
 ) -> Evaluation:
     """The batches' numbers as one Evaluation.
 
@@ -86,6 +87,7 @@ def gather(
       parts: of each batch, Sums with fields [rows,stacks of the batch]: over the two `metrics.Regions`, then for each
         variant of the convention.
       changes: of each batch, mean |D - the D before| [stages-1,stacks]; empty for a method without stages.
+      notes: what else a reader must know.
     """
     variants = convention.variants
     regions = (*metrics.Regions._fields, *(variant.label for variant in variants))
@@ -112,7 +114,7 @@ def gather(
             "gain": {name: start - row["MAE"] for name, row in rows.items()},
         }
     both = {name: metrics.Regions(*of_row[:2]) for name, of_row in sums.items()}
-    notes = tuple(_notes(both, stacks, excluded, convention.signed))
+    notes = (*_notes(both, stacks, excluded, convention.signed), *notes)
     return Evaluation(
         rows, dynamics, tuple(per_stack), tuple(stacks), tuple(excluded), unit, seconds, notes, convention, literature
     )

@@ -14,11 +14,11 @@ from dff_jax.network.layers import (
     Conv3d,
     ConvTranspose3d,
     TorchBatchNorm,
-    average_pool,
     channels,
     resize,
     torch_name,
 )  # fmt: skip
+from dff_jax.network.pyramid import average_pool
 from dff_jax.types import Array
 
 

@@ -6,13 +6,13 @@ After DFV (Yang, Huang and Zhou, CVPR 2022), whose four cost maps are averaged h
 from __future__ import annotations
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from dff_jax.classical import box_mean, luminance, modified_laplacian
 from dff_jax.config import ModelConfig
 from dff_jax.network.encoder import ENCODERS
-from dff_jax.network.layers import Conv3d, ConvNormAct, Norm, average_pool, channels, pool_bins, resize, torch_default
+from dff_jax.network.layers import Conv3d, ConvNormAct, Norm, channels, resize, torch_default
+from dff_jax.network.pyramid import LEVELS, average_pool, pyramid_level
 from dff_jax.types import Array
 
 MEASURE_WINDOWS = (3, 9, 21)
@@ -41,19 +41,17 @@ class TopDown(nn.Module):
 
     @nn.compact
     def __call__(self, levels: tuple[Array, ...], train: bool) -> tuple[Array, ...]:
-        def block(features: int, kernel: int, name: str, upsample: bool = False):
-            features = channels(features, self.width)
+        def block(features: int, kernel: int, name: str, upsample: bool = False, scaled: bool = True):
+            features = channels(features, self.width) if scaled else features
             module = ConvNormAct(features, kernel, self.norm, self.axis_name, upsample, name=name)
             return lambda x: module(x, train)
 
         x = levels[3]
         if self.pooling == "pyramid":
-            h, w, c = x.shape[-3:]
             total = 0.0
-            for i, bins in enumerate(reversed(pool_bins(h, w))):
-                pooled = average_pool(x, (h // bins, w // bins))
-                branch = ConvNormAct(c, 1, self.norm, self.axis_name, name=f"pool{i}")(pooled, train)
-                total = total + resize(branch, h, w)
+            for i in range(LEVELS):  # pool0 has the most bins
+                branch = block(x.shape[-1], 1, f"pool{i}", scaled=False)
+                total = total + pyramid_level(x, LEVELS - 1 - i, branch)
             x = nn.relu(0.5 * (x + 0.25 * total))
         volumes = [block(128, 1, "project4")(x)]
         for level, features, projected in ((3, 256, 64), (2, 128, 32), (1, 64, 16)):
@@ -98,14 +96,11 @@ class DecoderBlock(nn.Module):
         norm = lambda y: Norm(self.norm, self.axis_name)(y, train)  # noqa: E731
         for _ in range(2):
             x = Residual3d(self.features, self.norm, self.axis_name)(x, train)
-        z, h, w = x.shape[1:4]
+        h, w = x.shape[2:4]
         if self.pool:
             total = 0.0
-            for bins in pool_bins(z, h, w):
-                pooled = average_pool(x, (z // bins, h // bins, w // bins))
-                branch = norm(Conv3d(self.features, 1)(pooled))
-                shape = (x.shape[0], z, h, w, self.features)
-                total = total + resize3d(branch, shape)
+            for level in range(LEVELS):
+                total = total + pyramid_level(x, level, lambda pooled: norm(Conv3d(self.features, 1)(pooled)))
             x = nn.relu(0.5 * (x + 0.25 * total))
         # made whether used or not: flax numbers modules in the order in which they are made
         hidden, head = Conv3d(self.features), Conv3d(1, use_bias=True)
@@ -120,11 +115,6 @@ class DecoderBlock(nn.Module):
 def frame_differences(volume: Array) -> Array:
     """[B,Z,...] minus the next frame's; the last frame stays as it is, so that Z is kept."""
     return jnp.concatenate([volume[:, :-1] - volume[:, 1:], volume[:, -1:]], 1)
-
-
-def resize3d(x: Array, shape: tuple[int, ...]) -> Array:
-    """Trilinear resize of [B,Z,h,w,C] to `shape`, half-pixel centres."""
-    return x if x.shape == shape else jax.image.resize(x, shape, "trilinear", antialias=False)
 
 
 def measure_logits(frames: Array) -> Array:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from dff_jax import extent
 from dff_jax.network.convolutions import conv3d, conv_general, conv_transpose3d, upsampled_conv_general
 from dff_jax.types import Array
 
@@ -47,7 +48,8 @@ def resize(x: Array, height: int, width: int) -> Array:
     """Bilinear, half-pixel centres, no anti-aliasing: [...,h,w,C] -> [...,height,width,C]."""
     if x.shape[-3:-1] == (height, width):
         return x
-    return jax.image.resize(x, (*x.shape[:-3], height, width, x.shape[-1]), "bilinear", antialias=False)
+    shape = (*x.shape[:-3], height, width, x.shape[-1])
+    return jax.image.resize(extent.edge(x, first=-3), shape, "bilinear", antialias=False)
 
 
 class Conv(nn.Module):
@@ -66,6 +68,7 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
+        x = extent.fill(x, first=-3) if self.kernel > 1 else x
         return nn.Conv(
             self.features, (self.kernel, self.kernel), (self.stride, self.stride), padding=self.kernel // 2,
             use_bias=self.use_bias, kernel_init=self.kernel_init, bias_init=self.bias_init,
@@ -91,6 +94,7 @@ class Conv3d(nn.Module):
     def __call__(self, x: Array) -> Array:
         size = (self.kernel,) * 3 if isinstance(self.kernel, int) else self.kernel
         kernel = self.param("kernel", self.kernel_init, (*size, x.shape[-1], self.features))
+        x = extent.fill(x, first=-3) if max(size[1:]) > 1 else x
         y = conv3d(x, kernel.astype(x.dtype), self.stride, self.dilation)
         if self.use_bias:
             bias = self.param("bias", self.bias_init, (self.features,))
@@ -111,7 +115,7 @@ class ConvTranspose3d(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         kernel = self.param("kernel", torch_default, (*self.kernel, self.features, x.shape[-1]))
-        y = conv_transpose3d(x, kernel.astype(x.dtype))
+        y = conv_transpose3d(extent.fill(x, first=-3), kernel.astype(x.dtype))
         if self.use_bias:
             init = torch_bias(math.prod(self.kernel) * self.features)
             y = y + self.param("bias", init, (self.features,)).astype(x.dtype).reshape((1,) * 4 + (-1,))
@@ -170,7 +174,8 @@ class Norm(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         if self.kind == "group":
-            return nn.GroupNorm(num_groups=math.gcd(8, x.shape[-1]), epsilon=1e-5, dtype=x.dtype)(x)
+            mask = None if extent.current() is None else jnp.broadcast_to(extent.inside(x, first=-3), x.shape)
+            return nn.GroupNorm(num_groups=math.gcd(8, x.shape[-1]), epsilon=1e-5, dtype=x.dtype)(x, mask=mask)
         if self.kind == "torch_batch":
             return TorchBatchNorm(self.axis_name)(x, train)
         return nn.BatchNorm(
@@ -191,14 +196,3 @@ class ConvNormAct(nn.Module):
     def __call__(self, x: Array, train: bool) -> Array:
         x = Conv(self.features, self.kernel, use_bias=False, upsample=self.upsample)(x)
         return nn.leaky_relu(Norm(self.norm, self.axis_name)(x, train), 0.1)
-
-
-def pool_bins(*lengths: int) -> list[int]:
-    """DFV's pyramid: four bin counts, linspace(1, min(lengths) // 2, 4) rounded down."""
-    most = min(lengths) // 2
-    return [int(1 + i * (most - 1) / 3 + 1e-6) for i in range(4)]
-
-
-def average_pool(x: Array, window: tuple[int, ...]) -> Array:
-    """VALID average pooling with stride = window over the axes before the channels."""
-    return nn.avg_pool(x, window, strides=window)

@@ -20,6 +20,7 @@ from dff_jax import pictures
 from dff_jax.config import Config
 from dff_jax.data import pipeline
 from dff_jax.estimators import weights
+from dff_jax.evaluation import buckets
 from dff_jax.evaluation.evaluate import evaluate
 from dff_jax.evaluation.rows import Evaluation
 from dff_jax.training.checkpoint import Progress
@@ -54,19 +55,20 @@ class Validator(NamedTuple):
         found: dict[str, Evaluation] = {}
         shown: dict[str, dict[str, np.ndarray]] = {}
 
-        def on_batch(done, loaded, prediction):
+        def on_batch(done, loaded, predicted):
             if asked.is_set():
                 raise _Stopped
             if name not in shown and self.config.training.tensorboard:
-                shown[name] = draw(*jax.device_get((loaded.batch, prediction.depth)))
+                shown[name] = draw(*jax.device_get((loaded.batch, predicted().depth)))
 
         for name, source in self.sources.items():
             data = self.config.data
             batches = pipeline.evaluation_batches(source, data.eval_batch_size, data.eval_limit)
             try:
                 found[name] = evaluate(
-                    self.estimator, variables, batches, unit=source.unit, yardstick=False, on_batch=on_batch
-                )
+                    self.estimator, variables, batches, unit=source.unit, yardstick=False, on_batch=on_batch,
+                    bucket_of=buckets.plan(source.shapes(data.eval_limit)),
+                )  # fmt: skip
             except _Stopped:
                 return progress
         for name, evaluation in found.items():

@@ -13,7 +13,8 @@ from collections.abc import Callable
 import jax.numpy as jnp
 import numpy as np
 
-from dff_jax.classical.focus_measures import box_mean
+from dff_jax import extent
+from dff_jax.classical.focus_measures import array_box_mean
 from dff_jax.types import Array
 from dff_jax.unroll.guide import as_channels, guide_of
 from dff_jax.unroll.problem import Problem
@@ -49,9 +50,9 @@ def guided_filter(guide: Callable[[Problem], Array] = guide_of, radius: int = 8,
 
 def filter_guided(z: Array, guide: Array, radius: int, epsilon: float) -> Array:
     """q(z) of He et al., [...,H,W], for z [...,H,W] and a guide [...,H,W,c]."""
-    level = z.mean((-2, -1), keepdims=True)  # centred, so that the covariances do not cancel in float32
+    level = extent.mean(z, keepdims=True)  # centred, so that the covariances do not cancel in float32
     z = z - level
-    guide = guide - guide.mean((-3, -2), keepdims=True)
+    guide = guide - extent.mean(guide, first=-3, keepdims=True)
     channels = [guide[..., i] for i in range(guide.shape[-1])]
     pairs = [(i, j) for i in range(len(channels)) for j in range(i + 1)]
 
@@ -75,16 +76,19 @@ def window_mean(x: Array, radius: int) -> Array:
     """Mean over the pixels within `radius` (a square, cut at the border) of x [...,H,W]: O(log radius) a pixel."""
     height, width = x.shape[-2:]
     window = 2 * radius + 1
-    padded = jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(radius, radius)] * 2)
-    means = box_mean(padded, window)[..., radius:-radius, radius:-radius]
-    share = np.outer(_inside(height, radius), _inside(width, radius)) / window**2
+    padded = jnp.pad(extent.fill(x), [(0, 0)] * (x.ndim - 2) + [(radius, radius)] * 2)
+    means = array_box_mean(padded, window)[..., radius:-radius, radius:-radius]
+    rows, columns = (_inside(size, radius, side) for side, size in enumerate((height, width)))
+    share = rows[:, None] * columns[None] / window**2
     return means / jnp.asarray(share, x.dtype).reshape(*[1] * (x.ndim - 2), height, width)
 
 
-def _inside(size: int, radius: int) -> np.ndarray:
-    """How many of the 2 radius + 1 pixels around each lie inside a line of `size`; [size]."""
-    i = np.arange(size)
-    return np.minimum(i + radius, size - 1) - np.maximum(i - radius, 0) + 1
+def _inside(size: int, radius: int, side: int) -> np.ndarray | Array:
+    """How many of the 2 radius + 1 pixels around each are picture, in rows (side 0) or columns (1); [size]."""
+    i, last = np.arange(size), extent.count(size, side) - 1
+    if extent.current() is None:
+        return np.minimum(i + radius, last) - np.maximum(i - radius, 0) + 1
+    return jnp.maximum(jnp.minimum(i + radius, last) - np.maximum(i - radius, 0) + 1, 1)
 
 
 def _solve_symmetric(matrix: dict[tuple[int, int], Array], right: list[Array]) -> list[Array]:

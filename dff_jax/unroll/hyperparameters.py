@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from dff_jax import extent
 from dff_jax.types import Array
 from dff_jax.unroll.parameters import merge
 from dff_jax.unroll.problem import Problem
@@ -43,7 +44,11 @@ def as_step_size(step_size: StepSize | float, limit: float | None = None) -> Ste
         return step_size
     if limit is None:
         return constant_step(step_size)
-    return lambda params, problem, k: jnp.minimum(step_size, limit / problem.S.max((-2, -1), keepdims=True))
+
+    def limited(params: dict, problem: Problem, k: Array) -> Array:
+        return jnp.minimum(step_size, limit / extent.fill(problem.S).max((-2, -1), keepdims=True))
+
+    return limited
 
 
 def constant_step(eta: float) -> StepSize:

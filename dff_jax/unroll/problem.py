@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
+from dff_jax import extent
 from dff_jax.types import Array
 
 EPS = 1e-6  # of the divisions by S
@@ -67,12 +68,13 @@ def disagreement(problem: Problem) -> Array:
 
 def data_energy(problem: Problem, depth: Array) -> Array:
     """1/2 sum_i W_i^2 (D - D_i)^2 per stack, [B]: the data term of (8)."""
-    return 0.5 * (problem.weights * (depth[..., None] - problem.candidates) ** 2).sum((-3, -2, -1))
+    terms = problem.weights * (depth[..., None] - problem.candidates) ** 2
+    return 0.5 * extent.fill(terms, first=-3).sum((-3, -2, -1))
 
 
 def prior_energy(problem: Problem, depth: Array, regularizer: Callable[[Array, Problem], Array]) -> Array:
     """lambda R(D) per stack, [B]; `regularizer(depth, problem)` is R as a map [B,H,W] (`Prox.regularizer`)."""
-    return (problem.regularization * regularizer(depth, problem)).sum((-2, -1))
+    return extent.fill(problem.regularization * regularizer(depth, problem)).sum((-2, -1))
 
 
 def energy(problem: Problem, depth: Array, regularizer: Callable[[Array, Problem], Array] | None = None) -> Array:

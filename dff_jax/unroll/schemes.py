@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
+from dff_jax import extent
 from dff_jax.errors import ConfigError
 from dff_jax.types import Array
 from dff_jax.unroll.hyperparameters import StepSize, as_step_size, settings
@@ -115,7 +116,7 @@ def fista(prox: Prox | PlainProx, step_size: StepSize | float = 0.5, restart: bo
         t = (1 + jnp.sqrt(1 + 4 * state.t**2)) / 2
         momentum = (state.t - 1) / t
         if restart:
-            uphill = ((state.ahead - depth) * moved).sum((-2, -1), keepdims=True) > 0
+            uphill = extent.fill((state.ahead - depth) * moved).sum((-2, -1), keepdims=True) > 0
             t, momentum = jnp.where(uphill, 1.0, t), jnp.where(uphill, 0.0, momentum)
         return FistaState(depth, depth + momentum * moved, t, memory)
 
@@ -230,7 +231,7 @@ def chambolle_pock(prox: Prox, step_size: StepSize | float = 0.5) -> Scheme:
 
     def update(params, state, problem, k):
         _, problem, eta = settings(params, problem, k, step)
-        sigma = 1 / (dual.norm_squared * jnp.max(eta))
+        sigma = 1 / (dual.norm_squared * jnp.max(extent.fill(eta) if eta.ndim else eta))
         p = dual.prox(state.dual + sigma * dual.operator(state.ahead), sigma, problem)
         depth = data_prox(problem, state.depth - eta * dual.adjoint(p), eta)
         return PrimalDualState(depth, 2 * depth - state.depth, p)

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from dff_jax import extent
 from dff_jax.types import Array
 from dff_jax.unroll.differences import NORM_SQUARED, adjoint, forward
 from dff_jax.unroll.guide import as_channels, edge_weight, guide_of, length
@@ -120,11 +121,11 @@ def _forward(depth: Array) -> tuple[Array, Array]:
     none = [(0, 0)] * (depth.ndim - 2)
     down = jnp.pad(depth[..., 1:, :] - depth[..., :-1, :], [*none, (0, 1), (0, 0)])
     right = jnp.pad(depth[..., :, 1:] - depth[..., :, :-1], [*none, (0, 0), (0, 1)])
-    return down, right
+    return extent.fill(down, less=(1, 0)), extent.fill(right, less=(0, 1))
 
 
 def _adjoint(down: Array, right: Array) -> Array:
-    """`differences.adjoint` of two maps [...,H,W]."""
+    """`differences.adjoint` of two maps [...,H,W] that are 0 where `_forward` is."""
     none = [(0, 0)] * (down.ndim - 2)
     down, right = down[..., :-1, :], right[..., :, :-1]
     down = jnp.pad(down, [*none, (1, 0), (0, 0)]) - jnp.pad(down, [*none, (0, 1), (0, 0)])
@@ -134,6 +135,7 @@ def _adjoint(down: Array, right: Array) -> Array:
 
 def _majorizer(eta: Array) -> Array:
     """4 (eta(x) + max(eta below, eta to the right)), [...,H,W]."""
+    eta = extent.edge(eta)
     below = jnp.concatenate([eta[..., 1:, :], eta[..., -1:, :]], -2)
     right = jnp.concatenate([eta[..., :, 1:], eta[..., :, -1:]], -1)
     return NORM_SQUARED / 2 * (eta + jnp.maximum(below, right))

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from dff_jax import extent
 from dff_jax.types import Array
 from dff_jax.unroll.hyperparameters import settings
 from dff_jax.unroll.problem import Problem, data_energy, disagreement, prior_energy
@@ -41,7 +42,7 @@ def make_trace(
             k, own = one
             given = settings((shared, own), problem, k, scheme.step_size)
             eta = jnp.broadcast_to(given.eta, depth.shape[1:])
-            return eta.mean((-2, -1)), (eta * problem.S).mean((-2, -1)), given.problem.regularization
+            return extent.mean(eta), extent.mean(eta * problem.S), given.problem.regularization
 
         if K:
             step, share, regularization = lax.map(told, (index, per_iteration))
@@ -60,7 +61,7 @@ def make_trace(
         depth=depth,
         data_energy=lax.map(lambda d: data_energy(problem, d), depth),
         prior_energy=prior,
-        residual=jnp.sqrt(jnp.square(jnp.diff(depth, axis=0)).mean((-2, -1))),
+        residual=jnp.sqrt(extent.mean(jnp.square(jnp.diff(depth, axis=0)))),
         step_size=step,
         data_share=share,
         disagreement=disagreement(problem),

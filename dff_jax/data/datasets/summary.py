@@ -165,6 +165,15 @@ def describe(statistics: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def shapes_in(folder: Path, split: str) -> dict[tuple[int, int, int], int]:
+    """How many stacks of each Z, H, W a split holds, by its `statistics.json`; {} without one."""
+    try:
+        found = json.loads((Path(folder) / STATISTICS).read_text())["splits"][split]["shapes"]
+    except (OSError, ValueError, KeyError):
+        return {}
+    return {tuple(map(int, shape.split(" x "))): number for shape, number in found.items()}
+
+
 def _of_split(digests: list[Digest]) -> dict[str, Any]:
     shapes = Counter(" x ".join(map(str, d.shape)) for d in digests)
     histogram = np.sum([d.histogram for d in digests], axis=0)
