@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import statistics
 import sys
 import time
 from collections.abc import Callable, Hashable, Mapping
@@ -22,10 +23,11 @@ MATRIX_SIDE = 2048
 class Program(NamedTuple):
     """A compiled program with its arguments."""
 
-    run: Callable[[], None]  # one execution, waited for
+    run: Callable[..., None]  # one execution, waited for; with wait=False only queued
     compile_s: float  # tracing included; without the compilation cache, if that is off
     gflops: float | None  # by XLA's count; a custom kernel counts nothing
     temporary_MB: float  # planned by the compiler beside arguments and results
+    planned_MB: float  # these, too
 
 
 def without_history(estimator: Estimator) -> Callable[[Any, Array, Array], Prediction]:
@@ -55,14 +57,26 @@ def compiled(function: Callable, *arguments: Any) -> Program:
     lowered = function.lower(*arguments)
     program = lowered.compile()
     seconds = time.perf_counter() - start
-    counted = (lowered.cost_analysis() or {}).get("flops", 0)
-    memory = program.memory_analysis().temp_size_in_bytes / 1e6
+    memory = program.memory_analysis()
+    whole = memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes
 
-    def run() -> None:
-        jax.block_until_ready(program(*arguments))
+    def run(wait: bool = True) -> None:
+        result = program(*arguments)
+        if wait:
+            jax.block_until_ready(result)
 
     run()
-    return Program(run, seconds, counted / 1e9 if counted > 0 else None, memory)
+    counted = count_gflops(function, *arguments)
+    return Program(run, seconds, counted, memory.temp_size_in_bytes / 1e6, whole / 1e6)
+
+
+def count_gflops(function: Callable, *arguments: Any) -> float | None:
+    """GFLOPs of a jitted function by XLA's count, before optimisation; None if it counts nothing. The body of a loop
+    counts once. Only the CPU's client counts what is not yet compiled, so that is who is asked."""
+    there = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=there), arguments)
+    counted = (function.lower(*shapes).cost_analysis() or {}).get("flops", 0)
+    return counted / 1e9 if counted > 0 else None
 
 
 def in_turns(runs: Mapping[Hashable, Callable[[], None]], rounds: int) -> dict[Hashable, list[float]]:
@@ -76,13 +90,32 @@ def in_turns(runs: Mapping[Hashable, Callable[[], None]], rounds: int) -> dict[H
     return seconds
 
 
-def matrix_product(dtype: str, side: int = MATRIX_SIDE) -> tuple[Callable[[], None], float]:
+def median_seconds(run: Callable[[], None], seconds: float, most: int = 30) -> tuple[float, int]:
+    """The median of as many runs as fit into `seconds`, at least 3, and their number."""
+    start = time.perf_counter()
+    run()
+    rounds = min(max(3, int(seconds / max(time.perf_counter() - start, 1e-6))), most)
+    return statistics.median(in_turns({0: run}, rounds)[0]), rounds
+
+
+def queued_seconds(run: Callable[..., None], number: int) -> float:
+    """Seconds of each of `number` runs that are queued one behind the other, which hides the host's work."""
+    start = time.perf_counter()
+    for _ in range(number - 1):
+        run(wait=False)
+    run()
+    return (time.perf_counter() - start) / number
+
+
+def matrix_product(dtype: str, side: int = MATRIX_SIDE) -> tuple[Callable[..., None], float]:
     """A product of two square matrices, with its GFLOPs: what the machine can do at best."""
     a = jax.random.normal(jax.random.key(0), (side, side), jnp.float32).astype(dtype)
     program = jax.jit(lambda a: a @ a).lower(a).compile()
 
-    def run() -> None:
-        jax.block_until_ready(program(a))
+    def run(wait: bool = True) -> None:
+        result = program(a)
+        if wait:
+            jax.block_until_ready(result)
 
     run()
     return run, 2 * side**3 / 1e9

@@ -7,6 +7,7 @@ weights run in both.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from dff_jax.errors import InputError
 
@@ -21,28 +22,39 @@ PRESETS = ("dfv_fv", "dfv_diff")
 SCALE_WEIGHTS = (8 / 15, 4 / 15, 2 / 15, 1 / 15)
 
 
-def runs(preset: str, shape: tuple[int, int, int], training: bool) -> dict[str, Callable[[], None]]:
-    """Calls to time: "torch_inference_s" and, with `training`, "torch_step_s"; eager, on the GPU if there is one.
+def runs(
+    preset: str, shape: tuple[int, int, int], training: bool, *, dtype: str = "float32", compiled: bool = False
+) -> dict[str, Callable[[], None]]:
+    """Calls to time: "torch_inference_s" and, with `training`, "torch_step_s"; on the GPU, if there is one, with the
+    channels last in memory.
 
     Args:
       shape: B, Z and the side of the pictures.
+      dtype: "bfloat16" computes by autocast.
+      compiled: by torch.compile, else eager.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     B, Z, size = shape
     frames = torch.rand(B, Z, 3, size, size, device=device)
     focus = torch.linspace(10.0, 100.0, Z, device=device).expand(B, Z)
     net = DFV(difference=preset == "dfv_diff").to(device)
+    if device == "cuda":
+        frames = frames.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
+        net = net.to(memory_format=torch.channels_last)
+    run_net = torch.compile(net) if compiled else net
+    precision = partial(torch.autocast, device, torch.bfloat16, enabled=dtype == "bfloat16")
 
     def infer() -> None:
         net.eval()
-        with torch.inference_mode():
-            net(frames, focus)
+        with torch.inference_mode(), precision():
+            run_net(frames, focus)
         _wait(device)
 
     def step() -> None:
         net.train()
         optimizer.zero_grad(set_to_none=True)
-        depths = net(frames, focus)
+        with precision():
+            depths = run_net(frames, focus)
         loss = sum(w * F.smooth_l1_loss(d, truth) for w, d in zip(SCALE_WEIGHTS, depths, strict=True))
         loss.backward()
         optimizer.step()

@@ -2,7 +2,8 @@
 
 Keys are "params/<module>/.../kernel" and "batch_stats/...". The metadata holds the format version, the
 model's config, what is known of the training (`info`) and checksums of the tensors and of these, which
-safetensors itself has not.
+safetensors itself has not. safetensors is imported where a file is written or read: a bare accelerator image, which
+trains and measures only, need not have it.
 """
 
 from __future__ import annotations
@@ -18,8 +19,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import empty_node, flatten_dict, unflatten_dict
-from safetensors import safe_open
-from safetensors.numpy import save as serialize
 
 from dff_jax import config as configs
 from dff_jax.config import ModelConfig
@@ -60,6 +59,8 @@ def save_weights(path: str | Path, model: ModelConfig, variables: Mapping[str, A
     Raises:
       InputError: the file cannot be written.
     """
+    from safetensors.numpy import save as serialize
+
     path = Path(path)
     # np.asarray(order="C"), because safetensors stores a transposed view wrongly; ascontiguousarray would
     # turn scalars into vectors.
@@ -104,6 +105,8 @@ def read(path: str | Path) -> tuple[ModelConfig, dict[str, np.ndarray], dict[str
       WeightsError: no such file, not a safetensors file, truncated or damaged, or not written by this library or
         by another version of the format.
     """
+    from safetensors import safe_open
+
     path = Path(path)
     if not path.is_file():
         raise WeightsError(f"{path}: no such weights file")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
+from dff_jax import __version__
 from dff_jax.evaluation import conventions, paper_tables
 from dff_jax.evaluation.metrics import COUNTS, LARGER_IS_BETTER, METRICS
 from dff_jax.evaluation.rows import YARDSTICKS
@@ -55,10 +56,10 @@ def report_without_truth(**meta: Any) -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    versions = {name: metadata.version(name) for name in ("dff-jax", "jax", "jaxlib", "flax", "numpy")}
+    versions = {name: metadata.version(name) for name in ("jax", "jaxlib", "flax", "numpy")}
     return {
         "device": jax.devices()[0].device_kind,
-        "versions": {"python": platform.python_version()} | versions,
+        "versions": {"python": platform.python_version(), "dff-jax": __version__} | versions,
     }
 
 

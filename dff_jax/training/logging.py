@@ -97,15 +97,12 @@ def open_writers(folder: Path, *, tensorboard: bool, step: int, evaluated: int) 
 
 
 class Bar:
-    """A tqdm bar with rate and time left on a terminal; plain lines, one a measurement, elsewhere."""
+    """A tqdm bar with rate and time left on a terminal; plain lines, one a measurement, elsewhere and without tqdm."""
 
     def __init__(self, step: int, num_steps: int, batch_size: int):
-        from tqdm import tqdm
-
         self._num_steps, self._batch_size = num_steps, batch_size
         self._speaks = jax.process_index() == 0
-        hidden = not (self._speaks and sys.stderr.isatty())
-        self._bar = tqdm(total=num_steps, initial=step, unit="step", desc="train", disable=hidden)
+        self._bar = _terminal_bar(step, num_steps) if self._speaks and sys.stderr.isatty() else None
         self.restart(step)
 
     def restart(self, step: int) -> None:
@@ -114,7 +111,8 @@ class Bar:
         self._since, self._start = step, time.perf_counter()
 
     def advance(self) -> None:
-        self._bar.update()
+        if self._bar is not None:
+            self._bar.update()
 
     def report(self, step: int, values: Mapping[str, float]) -> dict[str, float]:
         """Shows a measurement at `step`, whose device work is done; returns the rates to log with it."""
@@ -123,7 +121,7 @@ class Bar:
         if step > self._since:
             rates = {"step_seconds": seconds / (step - self._since)}
             rates["stacks_per_second"] = self._batch_size / rates["step_seconds"]
-        if not self._bar.disable:
+        if self._bar is not None:
             self._bar.set_postfix(loss=f"{values['loss']:.4g}", mae=f"{values['mae']:.4g}")
         elif self._speaks:
             line = f"step {step}/{self._num_steps}  loss {values['loss']:.4g}  mae {values['mae']:.4g}"
@@ -136,13 +134,22 @@ class Bar:
 
     def say(self, message: str) -> None:
         """A line of text that does not break the bar."""
-        if self._bar.disable:
+        if self._bar is None:
             say(message)
         else:
             self._bar.write(message, file=sys.stderr)
 
     def close(self) -> None:
-        self._bar.close()
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _terminal_bar(step: int, num_steps: int) -> Any:
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return None
+    return tqdm(total=num_steps, initial=step, unit="step", desc="train")
 
 
 def say(message: str) -> None:

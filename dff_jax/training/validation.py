@@ -16,7 +16,6 @@ import jax
 import numpy as np
 
 from dff_jax import config as configs
-from dff_jax import pictures
 from dff_jax.config import Config
 from dff_jax.data import pipeline
 from dff_jax.estimators import weights
@@ -24,7 +23,7 @@ from dff_jax.evaluation import buckets
 from dff_jax.evaluation.evaluate import evaluate
 from dff_jax.evaluation.rows import Evaluation
 from dff_jax.training.checkpoint import Progress
-from dff_jax.training.logging import Bar, Writer
+from dff_jax.training.logging import Bar, Writer, say
 from dff_jax.types import Estimator, Variables
 
 BEST_WEIGHTS = weights.FILE_NAME
@@ -105,7 +104,10 @@ class Validator(NamedTuple):
             "num_frames": self.num_frames,
         }
         model = self.config.model
-        weights.save_weights(self.output / name, model, jax.device_get(variables), info)
+        try:
+            weights.save_weights(self.output / name, model, jax.device_get(variables), info)
+        except ImportError:
+            say(f"safetensors is not installed: no {name}; the checkpoints hold the weights")
 
 
 def flatten(evaluation: Evaluation) -> dict[str, float]:
@@ -123,6 +125,8 @@ def flatten(evaluation: Evaluation) -> dict[str, float]:
 
 def draw(batch: Any, depth: np.ndarray) -> dict[str, np.ndarray]:
     """Depth, ground truth and error (full scale: a tenth of the focus range) of a batch's first stack."""
+    from dff_jax import pictures  # whose drawing libraries a run without pictures does not need
+
     focus, truth, mask, depth = batch.focus[0], batch.depth[0], batch.mask[0], depth[0]
     low, high = float(focus[0]), float(focus[-1])
     return {
