@@ -73,6 +73,21 @@ def test_rows_dynamics_and_gains_of_every_stage():
     assert found.dynamics["gain"]["expected"] == pytest.approx(-4, rel=1e-4)
 
 
+def test_a_batch_is_split_over_the_devices_it_divides_over():
+    """Eight stacks over eight simulated devices, with the numbers of two batches of four on one."""
+    estimator, _ = fake_estimator()
+    eight = loaded_batch(list("abcdefgh"))
+    depths = []
+    found = evaluate(estimator, VARIABLES, [eight], on_batch=lambda done, loaded, predicted: depths.append(predicted()))
+    assert len(depths[0].depth.sharding.device_set) == jax.local_device_count() == 8
+    fours = [LoadedBatch(Batch(*(x[i : i + 4] for x in eight.batch)), eight.names[i : i + 4]) for i in (0, 4)]
+    alone = evaluate(estimator, VARIABLES, fours)
+    assert found.stacks == alone.stacks
+    for line, other in zip(found.per_stack, alone.per_stack, strict=True):
+        for name, value in line.items():
+            assert value == (other[name] if isinstance(value, str) else pytest.approx(other[name], rel=1e-5, abs=1e-6))
+
+
 def test_iterations_pass_through_and_stages_that_do_not_exist_have_no_row():
     estimator, _ = fake_estimator(refiner_steps=0)
     found = evaluate(estimator, VARIABLES, [loaded_batch(["a"])], num_iterations=0, yardstick=False)

@@ -264,15 +264,16 @@ def _open_part(data: DataConfig, share: Share) -> Part:
 
 
 def evaluation_batches(
-    source: StackSource, batch_size: int, limit: int | None = None
+    source: StackSource, batch_size: int, limit: int | None = None, share: tuple[int, int] = (0, 1)
 ) -> Iterator[LoadedBatch]:
-    """Every stack of `source` (or its first `limit`) once, whole, as numpy arrays.
+    """Every stack of `source` (or of its first `limit`) once, whole, as numpy arrays; of `share` (i, n) only the stacks
+    i, i + n, i + 2n, ...
 
     Stacks of one shape [Z,H,W] are batched together, in order; a shape's last batch is filled up with copies
     whose mask is all False and whose name is "", so that each shape is compiled for once.
     """
     waiting: dict[tuple[int, ...], list[FocalStack]] = {}
-    for index in range(len(source) if limit is None else min(limit, len(source))):
+    for index in range(share[0], len(source) if limit is None else min(limit, len(source)), share[1]):
         stack = source[index]
         group = waiting.setdefault(stack.frames.shape, [])
         group.append(stack)

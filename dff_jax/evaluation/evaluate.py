@@ -5,21 +5,22 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from dff_jax import config, estimators, focus_axis
 from dff_jax.errors import InputError
-from dff_jax.evaluation import buckets, conventions, metrics, tables
+from dff_jax.evaluation import buckets, conventions, tables
 from dff_jax.evaluation.buckets import BucketOf
 from dff_jax.evaluation.conventions import Convention
 from dff_jax.evaluation.programs import Compiler, Placed, Task, cropped, place, placed_ahead, predict
 from dff_jax.evaluation.progress import Clock, OnBatch, progress
-from dff_jax.evaluation.rows import YARDSTICKS, Evaluation, gather, row_names
+from dff_jax.evaluation.rows import YARDSTICKS, Evaluation, Measured, gather, row_names
 from dff_jax.output import check_output, staged_output
 from dff_jax.types import Batch, Estimator, LoadedBatch, Prediction, Variables
 
@@ -43,12 +44,14 @@ def evaluate(
     convention: Convention = conventions.CONVENTIONS["default"],
     on_batch: OnBatch | None = None,
     bucket_of: BucketOf | None = None,
+    together: Callable[[Measured], Measured] = lambda mine: mine,
 ) -> Evaluation:
     """Evaluates every row (see `rows`) on every stack.
 
     Pictures of many sizes are padded to few and told apart by their `extent`, which changes no answer; an estimator
     that does not allow it gets a program for each size. Compiles once for each shape of batch, before its first run,
-    also over repeated calls with the same estimator object.
+    also over repeated calls with the same estimator object. A batch that divides evenly over the devices of this
+    process is split over them.
 
     Args:
       batches: stacks in q, padding stacks named "" (`data.pipeline.evaluation_batches`).
@@ -58,11 +61,16 @@ def evaluate(
       convention: of the literature, to measure by beside our own regions.
       on_batch: called after each batch with the number of stacks done, the batch, and what gives its Prediction.
       bucket_of: `buckets.plan` of the shapes to come; None: of none.
+      together: adds what other processes have measured of their share of the stacks.
 
     Raises:
       InputError: no stack, or none with ground truth.
     """
     focus_axis.check_unit(unit)
+    coming = placed_ahead(batches, _bucketing(estimator, bucket_of))
+    placed = next(coming, None)
+    if placed is not None and placed.split is not None:
+        variables = jax.device_put(variables, NamedSharding(placed.split.mesh, PartitionSpec()))
     tasks = {"answer": Task(estimator, variables, num_iterations)}
     for name in YARDSTICKS if yardstick else ():
         if not (estimator is _yardstick(name) and num_iterations is None):
@@ -72,14 +80,8 @@ def evaluate(
     compiler = Compiler(tuple(tasks.values()), unit, convention)
     clocks = {name: Clock() for name in tasks}
     start, done = time.perf_counter(), 0
-    stacks: list[str] = []
-    excluded: list[str] = []
-    names: list[str] = []
-    parts: list[tuple[metrics.Sums, ...]] = []
-    changes: list[np.ndarray] = []
+    mine = Measured([], [], [], [], [])
     sizes: set[tuple[int, ...]] = set()
-    coming = placed_ahead(batches, _bucketing(estimator, bucket_of))
-    placed = next(coming, None)
     while placed is not None:
         loaded, batch = placed.loaded, jax.block_until_ready(placed.batch)
         compiler.prepare(placed, [0, *rows])
@@ -90,18 +92,20 @@ def evaluate(
         following = next(coming, None)  # read while the device measures, copied while it predicts
         regions, change = jax.device_get(found)  # the one transfer of this batch
         sizes.add(loaded.batch.frames.shape[1:4])
-        names = row_names(answers[0].history, yardstick)
         keep = np.array([bool(name) for name in loaded.names]) & (regions[0].pixels[0] > 0)
-        parts.append(jax.tree.map(lambda x, keep=keep: x[:, keep], regions))
-        if change is not None:
-            changes.append(change[:, keep])
-        stacks += [name for name, kept in zip(loaded.names, keep, strict=True) if kept]
-        excluded += [name for name, kept in zip(loaded.names, keep, strict=True) if name and not kept]
+        mine += Measured(
+            row_names(answers[0].history, yardstick),
+            [jax.tree.map(lambda x, keep=keep: x[:, keep], regions)],
+            [] if change is None else [change[:, keep]],
+            [name for name, kept in zip(loaded.names, keep, strict=True) if kept],
+            [name for name, kept in zip(loaded.names, keep, strict=True) if name and not kept],
+        )
         done += sum(bool(name) for name in loaded.names)
         if on_batch is not None:
             on_batch(done, loaded, functools.partial(cropped, answers[0], placed))
         placed = following
-    if not stacks:
+    measured = together(mine)
+    if not measured.stacks:
         raise InputError(f"evaluation data: none of its {done} stacks has ground truth to evaluate against")
     seconds: dict[str, Any] = {"total": time.perf_counter() - start, "per_stack": clocks["answer"].per_stack()}
     seconds |= {"compilation": compiler.seconds, "programs": compiler.programs}
@@ -109,7 +113,7 @@ def evaluate(
     notes = []
     if estimator.not_within and len(sizes) > buckets.MOST:
         notes = [f"a program for each of {len(sizes)} sizes, as {estimator.not_within}"]
-    return gather(names, parts, changes, stacks, excluded, unit, seconds, convention, notes)
+    return gather(measured, unit, seconds, convention, notes)
 
 
 def _bucketing(estimator: Estimator, bucket_of: BucketOf | None) -> BucketOf:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dff_jax import extent, focus_axis
 from dff_jax.compilation import jit
@@ -25,6 +26,7 @@ class Placed(NamedTuple):
     loaded: LoadedBatch  # as it came
     batch: Batch  # on the device, padded to its bucket
     size: tuple[np.int32, np.int32] | None  # H, W of the pictures where the bucket is shared; None: all is picture
+    split: NamedSharding | None  # over several devices; None: on one
 
 
 @functools.partial(jit, static_argnames=("estimator", "num_iterations"))
@@ -129,7 +131,17 @@ def place(loaded: LoadedBatch, bucket_of: BucketOf) -> Placed:
             np.pad(batch.frames, ((0, 0), (0, 0), below, right, (0, 0))), batch.focus,
             *(np.pad(x, ((0, 0), below, right)) for x in (batch.depth, batch.mask)),
         )  # fmt: skip
-    return Placed(loaded, jax.device_put(batch), tuple(map(np.int32, shape[1:])) if bucket.shared else None)
+    split = _split_over_devices(len(batch.mask))
+    size = tuple(map(np.int32, shape[1:])) if bucket.shared else None
+    return Placed(loaded, jax.device_put(batch, split), size, split)
+
+
+@functools.cache
+def _split_over_devices(stacks: int) -> NamedSharding | None:
+    devices = jax.local_devices()
+    if len(devices) == 1 or stacks % len(devices):
+        return None
+    return NamedSharding(Mesh(np.array(devices), ("data",)), PartitionSpec("data"))
 
 
 def placed_ahead(batches: Iterable[LoadedBatch], bucket_of: BucketOf) -> Iterator[Placed]:

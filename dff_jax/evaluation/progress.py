@@ -33,8 +33,10 @@ class Clock:
         return result
 
     def per_stack(self) -> float:
-        """Seconds."""
+        """Seconds; NaN before the first call."""
         counted = [call for call in self.calls if not call[0]] or self.calls
+        if not counted:
+            return math.nan
         return sum(seconds for _, seconds, _ in counted) / sum(stacks for _, _, stacks in counted)
 
 

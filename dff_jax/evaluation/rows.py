@@ -69,26 +69,29 @@ def row_maps(prediction: Prediction, yardsticks: Sequence[jax.Array]) -> list[ja
     return [*maps, prediction.depth, *yardsticks]
 
 
-def gather(
-    names: list[str],
-    parts: list[tuple[metrics.Sums, ...]],
-    changes: list[np.ndarray],
-    stacks: list[str],
-    excluded: list[str],
-    unit: str,
-    seconds: dict[str, Any],
-    convention: Convention,
-    notes: Sequence[str] = (),
-) -> Evaluation:
-    """The batches' numbers as one Evaluation.
+class Measured(NamedTuple):
+    """What has been measured of the batches so far, on the host; from several processes, what they add up to."""
 
-    Args:
-      names: of the rows.
-      parts: of each batch, Sums with fields [rows,stacks of the batch]: over the two `metrics.Regions`, then for each
-        variant of the convention.
-      changes: of each batch, mean |D - the D before| [stages-1,stacks]; empty for a method without stages.
-      notes: what else a reader must know.
-    """
+    names: list[str]  # of the rows
+    parts: list[tuple[metrics.Sums, ...]]
+    """Of each batch, Sums with fields [rows,stacks of the batch]: over the two `metrics.Regions`, then for each variant
+    of the convention."""
+    changes: list[np.ndarray]  # of each batch, mean |D - the D before| [stages-1,stacks]; none without stages
+    stacks: list[str]
+    excluded: list[str]  # stacks without ground truth
+
+    def __add__(self, other: Measured) -> Measured:
+        return Measured(
+            self.names or other.names,
+            *(mine + theirs for mine, theirs in zip(self[1:], other[1:], strict=True)),
+        )
+
+
+def gather(
+    measured: Measured, unit: str, seconds: dict[str, Any], convention: Convention, notes: Sequence[str] = ()
+) -> Evaluation:
+    """The batches' numbers as one Evaluation; `notes`: what else a reader must know."""
+    names, parts, changes, stacks, excluded = measured
     variants = convention.variants
     regions = (*metrics.Regions._fields, *(variant.label for variant in variants))
     ratios = (*[not convention.signed] * 2, *(variant.ratios for variant in variants))

@@ -3,7 +3,10 @@ keep."""
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
+import operator
 import shlex
 import sys
 import threading
@@ -16,6 +19,7 @@ import jax
 import numpy as np
 
 from dff_jax import config as configs
+from dff_jax import processes
 from dff_jax.config import Config
 from dff_jax.data import pipeline
 from dff_jax.estimators import weights
@@ -45,28 +49,38 @@ class Validator(NamedTuple):
     num_frames: int
 
     def run(self, step: int, variables: Variables, progress: Progress, bar: Bar, asked: threading.Event) -> Progress:
-        """Evaluates, logs, and exports the weights if they are the best so far.
+        """Evaluates, logs, and exports the weights if they are the best so far; each process its share of the stacks.
 
         Returns:
-          The new progress; the old one if `asked` was set meanwhile: then this evaluation counts as not done.
+          The new progress; the old one if `asked` was set meanwhile, in any process: then this evaluation counts as not
+          done.
         """
         began = time.perf_counter()
         found: dict[str, Evaluation] = {}
         shown: dict[str, dict[str, np.ndarray]] = {}
 
-        def on_batch(done, loaded, predicted):
-            if asked.is_set():
+        share = jax.process_index(), jax.process_count()
+
+        def until_asked(batches):
+            return itertools.takewhile(lambda batch: not asked.is_set(), batches)
+
+        def together(mine):
+            stopped, measured = zip(*processes.gather((asked.is_set(), mine)), strict=True)
+            if any(stopped):
                 raise _Stopped
+            return functools.reduce(operator.add, measured)
+
+        def on_batch(done, loaded, predicted):
             if name not in shown and self.config.training.tensorboard:
                 shown[name] = draw(*jax.device_get((loaded.batch, predicted().depth)))
 
         for name, source in self.sources.items():
             data = self.config.data
-            batches = pipeline.evaluation_batches(source, data.eval_batch_size, data.eval_limit)
+            batches = pipeline.evaluation_batches(source, data.eval_batch_size, data.eval_limit, share)
             try:
                 found[name] = evaluate(
-                    self.estimator, variables, batches, unit=source.unit, yardstick=False, on_batch=on_batch,
-                    bucket_of=buckets.plan(source.shapes(data.eval_limit)),
+                    self.estimator, variables, until_asked(batches), unit=source.unit, yardstick=False,
+                    on_batch=on_batch, together=together, bucket_of=buckets.plan(source.shapes(data.eval_limit)),
                 )  # fmt: skip
             except _Stopped:
                 return progress
