@@ -13,10 +13,10 @@ import jax
 import pytest
 
 # Tests compile much and compute little: five times quicker without the compiler's optimisations.
-_QUICK = ["--xla_backend_optimization_level=0"]
+QUICK = ["--xla_backend_optimization_level=0"]
 if jax.__version_info__ < (0, 11):  # an unknown flag ends the process, and this one may go
-    _QUICK.append("--xla_cpu_use_fusion_emitters=false")
-for flag in _QUICK:
+    QUICK.append("--xla_cpu_use_fusion_emitters=false")
+for flag in QUICK:
     if flag.split("=")[0] not in os.environ["XLA_FLAGS"]:
         os.environ["XLA_FLAGS"] += f" {flag}"
 

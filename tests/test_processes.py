@@ -39,7 +39,7 @@ def start(place, name, processes, devices, *options, befall=None):
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     env = dict(os.environ, JAX_PLATFORMS="cpu", JAX_COMPILATION_CACHE_DIR=str(conftest.CACHE))
-    env["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+    env["XLA_FLAGS"] = " ".join([f"--xla_force_host_platform_device_count={devices}", *conftest.QUICK])
     env["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), env.get("PYTHONPATH", "")])
     started = []
     for i in range(processes):
