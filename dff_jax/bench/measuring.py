@@ -52,7 +52,7 @@ def write(output: str | Path | None, files: tuple[str, str], report: dict[str, A
 
 
 def compiled(function: Callable, *arguments: Any, count: bool = True) -> Program:
-    """Compiles a jitted function for its arguments and runs it once; `count` its FLOPs, which takes another lowering."""
+    """Compiles a jitted function for its arguments and runs it once; `count` its FLOPs, which is a lowering more."""
     start = time.perf_counter()
     lowered = function.lower(*arguments)
     program = lowered.compile()

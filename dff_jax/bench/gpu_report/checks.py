@@ -35,7 +35,7 @@ Found = tuple[float, float]  # error, tolerance
 def run(job: Job, out: dict[str, Any]) -> None:
     """Fills `out["rows"]` with name, error, tolerance and whether it passed; a check that breaks is one that failed."""
     out["rows"], out["left_out"] = [], []
-    for name, check in CHECKS.items():
+    for name, check in all_checks():
         if job.late():
             out["left_out"].append(name)
             continue
@@ -279,7 +279,8 @@ def _checkpoint() -> Found:
     return float(same.count(False) + (back.data != {"next_index": 3})), 0.0
 
 
-def _checks() -> Iterator[tuple[str, Callable[[], Found]]]:
+def all_checks() -> Iterator[tuple[str, Callable[[], Found]]]:
+    """Names and checks."""
     flat, volume = ((2, 16, 20, 6), (3, 3, 6, 5)), ((2, 4, 12, 16, 8), (3, 3, 3, 8, 4))
     yield "convolution 3 x 3, as this device has it", _convolution(_plain, *flat, _two_dimensional)
     yield "convolution 3 x 3, by narrow_conv", _convolution(convolutions.narrow_conv, *flat, _two_dimensional)
@@ -297,13 +298,3 @@ def _checks() -> Iterator[tuple[str, Callable[[], Found]]]:
     yield "procedural_live: share of values unlike the CPU's", _world
     yield f"tiny: one update by jit and by pmap, {jax.device_count()} devices", _jit_and_pmap
     yield "checkpoint: leaves that orbax brings back changed", _checkpoint
-
-
-class _Checks:
-    """The checks by name; made when asked for, as naming them starts JAX's backend."""
-
-    def items(self) -> Iterator[tuple[str, Callable[[], Found]]]:
-        return _checks()
-
-
-CHECKS = _Checks()
