@@ -3,7 +3,6 @@
 import dataclasses
 
 import flax.linen as nn
-import imagecodecs
 import jax.numpy as jnp
 import numpy as np
 
@@ -79,6 +78,8 @@ def batch(size: int, seed: int = 0, num_frames: int = FRAMES, side: int = 16) ->
 
 def write_stacks(root, train: int = 5, val: int = 3):
     """Stack folders laid out like FlyingThings3D's: noise that is sharpest where the frame's focus is the depth."""
+    import imagecodecs  # which an accelerator's bare image has not, and `build` does not need
+
     rng = np.random.default_rng(0)
     focus = np.linspace(10, 100, FRAMES)
     for split, number in (("train", train), ("val", val)):

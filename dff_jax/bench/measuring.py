@@ -51,8 +51,8 @@ def write(output: str | Path | None, files: tuple[str, str], report: dict[str, A
             (folder / files[1]).write_text(table)
 
 
-def compiled(function: Callable, *arguments: Any) -> Program:
-    """Compiles a jitted function for its arguments and runs it once."""
+def compiled(function: Callable, *arguments: Any, count: bool = True) -> Program:
+    """Compiles a jitted function for its arguments and runs it once; `count` its FLOPs, which is a lowering more."""
     start = time.perf_counter()
     lowered = function.lower(*arguments)
     program = lowered.compile()
@@ -66,7 +66,7 @@ def compiled(function: Callable, *arguments: Any) -> Program:
             jax.block_until_ready(result)
 
     run()
-    counted = count_gflops(function, *arguments)
+    counted = count_gflops(function, *arguments) if count else None
     return Program(run, seconds, counted, memory.temp_size_in_bytes / 1e6, whole / 1e6)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ import optax
 
 from dff_jax import config as configs
 from dff_jax import estimators
-from dff_jax.bench.gpu_report.job import Job, fill, inference, make_batch, say, training_step, variables_of
+from dff_jax.bench.gpu_report.job import Job, fill, inference, make_batch, say, training_step
 from dff_jax.config import LossConfig, ModelConfig, OptimizerConfig, TrainingConfig, WorldConfig
 from dff_jax.data import live
 from dff_jax.network import convolutions
@@ -34,7 +35,7 @@ Found = tuple[float, float]  # error, tolerance
 def run(job: Job, out: dict[str, Any]) -> None:
     """Fills `out["rows"]` with name, error, tolerance and whether it passed; a check that breaks is one that failed."""
     out["rows"], out["left_out"] = [], []
-    for name, check in CHECKS.items():
+    for name, check in all_checks():
         if job.late():
             out["left_out"].append(name)
             continue
@@ -62,11 +63,6 @@ def _jit(function: Callable, backend: str | None = None) -> Callable:
     """Unoptimised on a CPU, which takes longer to compile these than to run them."""
     on_cpu = (backend or jax.default_backend()) == "cpu"
     return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0} if on_cpu else None)
-
-
-def _both(function: Callable, *arguments: Any) -> tuple[Any, Any]:
-    """What the device gives and what the CPU gives, by one and the same function."""
-    return jax.device_get((_jit(function)(*_on_device(arguments)), _jit(function, "cpu")(*_on_cpu(arguments))))
 
 
 def distance(got: Any, want: Any) -> float:
@@ -148,50 +144,45 @@ def _small(**changes: Any) -> ModelConfig:
     return dataclasses.replace(configs.tiny(), num_iterations=2, **changes)
 
 
+@functools.cache
+def _depth(precision: str | None) -> np.ndarray:
+    function, arguments = inference(_small(), SHAPE)
+    with jax.default_matmul_precision(precision):
+        return np.asarray(_jit(function)(*_on_device(arguments)).depth)
+
+
 def _forward() -> Found:
     function, arguments = inference(_small(), SHAPE)
-    ours, cpu = _both(function, *arguments)
-    return float(np.abs(ours.depth - cpu.depth).max() / FOCUS_RANGE), 1e-4
-
-
-def _update() -> Found:
-    function, arguments = training_step(_small(), SHAPE)
-    (ours, logged), (cpu, wanted) = _both(function, *arguments)
-    first_moment = [optax.tree_utils.tree_get(state.opt_state, "mu") for state in (ours, cpu)]
-    loss = float(abs(logged["loss"] - wanted["loss"]) / abs(wanted["loss"]))
-    return max(loss, distance(*first_moment), distance(ours.batch_stats, cpu.batch_stats)), 1e-3
-
-
-def _rematerialised() -> Found:
-    gradients = []
-    batch = _on_device(make_batch(SHAPE))
-    for mode in ("remat", "backprop"):
-        estimator = estimators.build(_small(gradient=mode))
-
-        def loss(variables, estimator=estimator):
-            prediction, _ = estimator.apply(variables, batch.frames, batch.focus, train=True)
-            return (prediction.depth**2).mean()
-
-        variables = _on_device(variables_of(estimator, SHAPE[1]))
-        gradients.append(jax.device_get(_jit(jax.grad(loss))(variables)["params"]))
-    return distance(*gradients), 1e-4
+    cpu = np.asarray(_jit(function, "cpu")(*_on_cpu(arguments)).depth)
+    return float(np.abs(_depth("highest") - cpu).max() / FOCUS_RANGE), 3e-4
 
 
 def _default_precision() -> Found:
     """What JAX's default (TF32 on new cards) changes in the depth: the mean over pixels, as a share of the range."""
-    depths = []
-    for precision in ("default", "highest"):
-        with jax.default_matmul_precision(None if precision == "default" else precision):
-            function, arguments = inference(_small(), SHAPE)
-            depths.append(np.asarray(_jit(function)(*_on_device(arguments)).depth))
-    return float(np.abs(depths[0] - depths[1]).mean() / FOCUS_RANGE), 2e-3
+    return float(np.abs(_depth(None) - _depth("highest")).mean() / FOCUS_RANGE), 2e-3
+
+
+def _update() -> Found:
+    """The device rematerialises a rolled loop, the CPU goes back through the plain steps."""
+    ours, (state, batch) = training_step(_small(gradient="remat"), SHAPE)
+    plain, _ = training_step(_small(gradient="backprop"), SHAPE)
+    (now, logged), (cpu, wanted) = jax.device_get(
+        (_jit(ours)(*_on_device((state, batch))), _jit(plain, "cpu")(*_on_cpu((state, batch))))
+    )
+    moments = [optax.tree_utils.tree_get(one.opt_state, "mu") for one in (now, cpu)]
+    loss = float(abs(logged["loss"] - wanted["loss"]) / abs(wanted["loss"]))
+    return max(loss, distance(*moments), distance(now.batch_stats, cpu.batch_stats)), 5e-3
 
 
 def _world() -> Found:
     """Share of values that are not as the CPU's: frames by more than one of 255 levels, depth by more than 0.1 %."""
     world = WorldConfig(height=64, width=64, num_frames=5, num_objects=4)
     keys = jax.random.key_data(jax.random.split(jax.random.key(0), 2))
-    ours, cpu = _both(lambda keys: live.make_batch(jax.random.wrap_key_data(keys), world), keys)
+
+    def render(keys: jax.Array) -> Any:
+        return live.make_batch(jax.random.wrap_key_data(keys), world)
+
+    ours, cpu = jax.device_get((_jit(render)(_on_device(keys)), _jit(render, "cpu")(_on_cpu(keys))))
     frames = np.abs(ours.frames - cpu.frames) > 1.01 / 255
     depth = np.abs(ours.depth - cpu.depth) > 1e-3 * FOCUS_RANGE
     return float(max(frames.mean(), depth.mean())), 2e-3
@@ -288,7 +279,8 @@ def _checkpoint() -> Found:
     return float(same.count(False) + (back.data != {"next_index": 3})), 0.0
 
 
-def _checks() -> Iterator[tuple[str, Callable[[], Found]]]:
+def all_checks() -> Iterator[tuple[str, Callable[[], Found]]]:
+    """Names and checks."""
     flat, volume = ((2, 16, 20, 6), (3, 3, 6, 5)), ((2, 4, 12, 16, 8), (3, 3, 3, 8, 4))
     yield "convolution 3 x 3, as this device has it", _convolution(_plain, *flat, _two_dimensional)
     yield "convolution 3 x 3, by narrow_conv", _convolution(convolutions.narrow_conv, *flat, _two_dimensional)
@@ -301,19 +293,8 @@ def _checks() -> Iterator[tuple[str, Callable[[], Found]]]:
     yield "unroll: gradients of scan, remat and plain steps, float64", _unroll_modes
     yield "unroll: gradient against finite differences, float64", _finite_differences
     yield "tiny: depth against the CPU, share of the focus range", _forward
-    yield "tiny: one update against the CPU", _update
-    yield "tiny: gradient by remat against back-propagation", _rematerialised
+    yield "tiny: one update, rematerialised, against plain back-propagation on the CPU", _update
     yield "tiny: JAX's default precision against the highest, share of the focus range", _default_precision
     yield "procedural_live: share of values unlike the CPU's", _world
     yield f"tiny: one update by jit and by pmap, {jax.device_count()} devices", _jit_and_pmap
     yield "checkpoint: leaves that orbax brings back changed", _checkpoint
-
-
-class _Checks:
-    """The checks by name; made when asked for, as naming them starts JAX's backend."""
-
-    def items(self) -> Iterator[tuple[str, Callable[[], Found]]]:
-        return _checks()
-
-
-CHECKS = _Checks()

@@ -21,7 +21,7 @@ from dff_jax.config import LossConfig, ModelConfig, OptimizerConfig
 from dff_jax.training import optimizer as optimizers
 from dff_jax.training.state import TrainState
 from dff_jax.training.step import make_update
-from dff_jax.types import Batch, Estimator, Variables
+from dff_jax.types import Batch, Variables
 
 Shape = tuple[int, int, int]  # stacks B, frames Z, side of the pictures
 
@@ -32,7 +32,7 @@ class Settings(NamedTuple):
     size: int = 256
     frames: int = 15
     batch: int = 8  # of training
-    kinds: tuple[tuple[int, bool], ...] = ((1, False), (8, True), (8, False), (1, True))  # batch, training; of the bench
+    kinds: tuple[tuple[int, bool], ...] = ((1, False), (8, True), (8, False), (1, True))  # batch, training
     matrix_side: int = 8192
     groups: tuple[tuple[str, ...], ...] = (("physical", "dfv_diff"), ("paper", "tiny"), ("dfv_fv", "aifdnet", "dwild"))
     subject: str = "physical"  # of memory, scaling and training
@@ -99,11 +99,16 @@ def fill(shapes: Any, seed: int = 0) -> Any:
     return jax.tree_util.tree_map_with_path(one, shapes)
 
 
-def variables_of(estimator: Estimator, frames: int) -> Variables:
-    """Filled variables for stacks of so many frames."""
+def variables_of(model: ModelConfig, frames: int) -> Variables:
+    """Filled variables for stacks of so many frames. They are made for K = 1, and an estimator takes them at any K."""
+    return _variables_of(dataclasses.replace(model, num_iterations=1, dtype="float32", gradient="auto"), frames)
+
+
+@functools.cache
+def _variables_of(model: ModelConfig, frames: int) -> Variables:
     shape = jax.ShapeDtypeStruct
     inputs = shape((1, frames, 64, 64, 3), np.float32), shape((1, frames), np.float32)
-    return fill(jax.eval_shape(estimator.init, jax.random.key(0), *inputs))
+    return fill(jax.eval_shape(estimators.build(model).init, jax.random.key(0), *inputs))
 
 
 def make_batch(shape: Shape, seed: int = 0) -> Batch:
@@ -118,14 +123,14 @@ def inference(model: ModelConfig, shape: Shape) -> tuple[Callable, tuple]:
     """An inference and its arguments, on the host."""
     estimator = estimators.build(model)
     batch = make_batch(shape)
-    return measuring.without_history(estimator), (variables_of(estimator, shape[1]), batch.frames, batch.focus)
+    return measuring.without_history(estimator), (variables_of(model, shape[1]), batch.frames, batch.focus)
 
 
 def training_step(model: ModelConfig, shape: Shape) -> tuple[Callable, tuple[TrainState, Batch]]:
     """An update and its arguments, on the host."""
     estimator = estimators.build(model)
     tx = optimizers.build(OptimizerConfig(), 1000)
-    given = variables_of(estimator, shape[1])
+    given = variables_of(model, shape[1])
     params, stats = given["params"], given["batch_stats"]
     opt_state = jax.device_get(jax.jit(tx.init)(params))
     state = TrainState(np.int32(0), params, stats, opt_state, np.int32(-1))

@@ -60,17 +60,20 @@ def _measure(
     job: Job, row: dict[str, Any], model: ModelConfig, shape: tuple[int, int, int], training: bool, with_torch: bool
 ) -> None:
     function, arguments = (training_step if training else inference)(model, shape)
-    program = measuring.compiled(jit(function), *jax.device_put(arguments))
+    program = measuring.compiled(jit(function), *jax.device_put(arguments), count=False)
     row |= {"compile_s": program.compile_s, "temporary_MB": program.temporary_MB, "planned_MB": program.planned_MB}
     row["seconds"], row["rounds"] = measuring.median_seconds(program.run, job.settings.seconds)
     row["queued_s"] = measuring.queued_seconds(program.run, row["rounds"])
     row["stacks_per_s"] = shape[0] / row["queued_s"]
-    if with_torch:
-        row |= _torch(job, row, shape, training, compiled=False)
     of_one = stack_gflops(variant(row["preset"]), shape[1], shape[2], training)
     if of_one:
         row["GFLOPs"] = shape[0] * of_one
         row |= shares_of_peak(job.report, row["dtype"], row["GFLOPs"] / row["queued_s"])
+    if with_torch:
+        try:
+            row |= _torch(job, row, shape, training, compiled=False)
+        except Exception as error:  # ours is measured all the same
+            row["torch_raised"] = f"{type(error).__name__}: {error}"[:500]
 
 
 def _torch(job: Job, row: dict[str, Any], shape: tuple[int, int, int], training: bool, compiled: bool) -> dict:
@@ -120,7 +123,7 @@ def memory(job: Job, out: dict[str, Any]) -> None:
         before = measuring.peak_memory().get("device_MB")
         try:
             function, arguments = training_step(variant(model, gradient=mode, num_iterations=K), shape)
-            program = measuring.compiled(jit(function), *jax.device_put(arguments))
+            program = measuring.compiled(jit(function), *jax.device_put(arguments), count=False)
             row |= {"compile_s": program.compile_s, "temporary_MB": program.temporary_MB}
             row["planned_MB"] = program.planned_MB
             row["seconds"] = measuring.median_seconds(program.run, job.settings.seconds / 3)[0]
@@ -154,7 +157,7 @@ def scaling(job: Job, out: dict[str, Any]) -> None:
                     out["left_out"].append(label)
                     continue
                 function, arguments = inference(model, shape)
-                program = measuring.compiled(jit(function), *jax.device_put(arguments))
+                program = measuring.compiled(jit(function), *jax.device_put(arguments), count=False)
                 rounds = measuring.median_seconds(program.run, chosen.seconds / 2)[1]
                 known[model, shape] = measuring.queued_seconds(program.run, rounds)
                 gc.collect()

@@ -9,7 +9,9 @@ from typing import Any
 def markdown(report: dict[str, Any]) -> str:
     """The whole page, of the parts that are there."""
     versions = ", ".join(f"{name} {value}" for name, value in report["versions"].items())
-    small = " Small mode: shapes of no interest, compiled without optimisation; it shows that the report runs." if report["small"] else ""
+    small = ""
+    if report["small"]:
+        small = " Small mode: shapes of no interest, compiled without optimisation; it shows that the report runs."
     lines = [
         f"# {report['device']}", "",
         f"dff_jax {report['dff_jax']}, Python {report['python']}, {versions}.{small}", "",
@@ -67,8 +69,8 @@ def _bench(part: dict[str, Any]) -> Iterator[str]:
     rows = part["rows"]
     if rows:
         yield (
-            f"Z = {rows[0]['Z']}, {rows[0]['size']} x {rows[0]['size']}. Latency: median, each run waited for; stacks/s: runs "
-            "queued one behind the other. FLOPs are counted before optimisation, nothing computed twice; their "
+            f"Z = {rows[0]['Z']}, {rows[0]['size']} x {rows[0]['size']}. Latency: median of runs waited for; stacks/s: "
+            "runs queued one behind the other. FLOPs are counted before optimisation, nothing computed twice; their "
             "shares are of the measured matrix product and of the published peak (float32: TF32 where that is the "
             "default). PyTorch: DFV in its own implementation, channels last, bfloat16 by autocast; milliseconds."
         )
@@ -100,6 +102,8 @@ def _bench(part: dict[str, Any]) -> Iterator[str]:
     for row in rows:
         if "raised" in row:
             yield f"- {row['preset']}, {row['what']}, {row['dtype']}, batch {row['B']}: {_cell(row['raised'])}"
+        if "torch_raised" in row:
+            yield f"- PyTorch, {row['preset']}, {row['what']}, {row['dtype']}: {_cell(row['torch_raised'])}"
     if not part.get("torch"):
         yield "PyTorch is not installed here, so nothing is compared with it."
 
