@@ -116,13 +116,14 @@ def region_sums(p: jax.Array, g: jax.Array, region: jax.Array, bumpy: jax.Array)
     comparable = positive & (p_kept > 0)
     difference_of_positive = jnp.where(positive, difference, 0.0)
 
-    def total(x):
-        return x.sum((1, 2))
-
     def count(x):
         return x.sum((1, 2), dtype=jnp.int32)
 
     n = jnp.maximum(count(finite), 1).astype(jnp.float32)
+
+    def total(x):  # a plain float32 sum of equal numbers drifts, and how far depends on the size of the array
+        return n * _centre(x, finite, n)[0]
+
     mean_p, p_centred = _centre(p_kept, finite, n)
     mean_g, g_centred = _centre(g_kept, finite, n)
     return Sums(
@@ -148,13 +149,23 @@ def region_sums(p: jax.Array, g: jax.Array, region: jax.Array, bumpy: jax.Array)
     )
 
 
+def mean_over(x: jax.Array, region: jax.Array) -> jax.Array:
+    """Mean [B] of x over the region, both [B,H,W]; 0 where that is empty."""
+    return _centre(x, region, jnp.maximum(region.sum((1, 2)), 1).astype(x.dtype))[0]
+
+
 def _centre(x, region, n):
     """Mean [B] over the region, and x minus it, [B,H,W]: 0 outside, and 0 throughout where x is constant."""
-    mean = jnp.where(region, x, 0.0).sum((1, 2)) / n
+    mean = _row_by_row(jnp.where(region, x, 0.0)) / n
     # second pass: what rounding left in the mean (1e-7 of it) is a share of the spread that may not be small
     centred = jnp.where(region, x - mean[:, None, None], 0.0)
-    rest = centred.sum((1, 2)) / n
+    rest = _row_by_row(centred) / n
     return mean + rest, jnp.where(region, centred - rest[:, None, None], 0.0)
+
+
+def _row_by_row(x: jax.Array) -> jax.Array:
+    """Sum [B] of [B,H,W] that rounds less than one long sum; kept apart, as XLA would make it one."""
+    return jax.lax.optimization_barrier(x.sum(2)).sum(1)
 
 
 def _hessian_norm(x: jax.Array) -> jax.Array:

@@ -58,8 +58,7 @@ def measure(prediction, yardsticks, focus, depth, mask, size, unit, convention):
         return regions, None
     h = prediction.history
     stages = focus_axis.from_q(jnp.concatenate([h.iterates, h.refined], axis=1), unit)
-    change = jnp.where(mask[:, None], jnp.abs(stages[:, 1:] - stages[:, :-1]), 0.0).sum((2, 3))
-    return regions, change.T / jnp.maximum(mask.sum((1, 2)), 1)[None]
+    return regions, jax.vmap(metrics.mean_over, (1, None))(jnp.abs(stages[:, 1:] - stages[:, :-1]), mask)
 
 
 class Task(NamedTuple):

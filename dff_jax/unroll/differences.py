@@ -20,8 +20,9 @@ def forward(depth: Array) -> Array:
 
 def adjoint(p: Array) -> Array:
     """The adjoint of `forward` (minus the divergence), [...,H,W,2] -> [...,H,W]."""
-    down, right = extent.fill(p[..., 0], less=(1, 0)), extent.fill(p[..., 1], less=(0, 1))
-    down, right = down[..., :-1, :], right[..., :, :-1]
+    if extent.current() is not None:
+        p = jnp.stack([extent.fill(p[..., 0], less=(1, 0)), extent.fill(p[..., 1], less=(0, 1))], -1)
+    down, right = p[..., :-1, :, 0], p[..., :, :-1, 1]
     none = [(0, 0)] * (p.ndim - 3)
     down = jnp.pad(down, [*none, (1, 0), (0, 0)]) - jnp.pad(down, [*none, (0, 1), (0, 0)])
     right = jnp.pad(right, [*none, (0, 0), (1, 0)]) - jnp.pad(right, [*none, (0, 0), (0, 1)])
