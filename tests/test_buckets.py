@@ -111,7 +111,7 @@ def variables_of(estimator):
     shapes = np.zeros((1, Z, 64, 64, 3), np.float32), np.linspace(10, 40, Z, dtype=np.float32)[None]
     like = jax.eval_shape(estimator.init, jax.random.key(0), *shapes)
     rng = np.random.default_rng(0)
-    drawn = jax.tree.map(lambda x: (0.2 * rng.standard_normal(x.shape)).astype(np.float32), like)
+    drawn = jax.tree.map(lambda x: (0.1 * rng.standard_normal(x.shape) / max(1, x.ndim - 1)).astype(np.float32), like)
     return drawn | {"batch_stats": jax.tree.map(lambda x: np.ones(x.shape, np.float32), like["batch_stats"])}
 
 
