@@ -45,14 +45,16 @@ def check_tiling(tile: int, overlap: int | None) -> None:
         raise InputError(f"overlap: must lie between 1 and half a tile ({tile // 2}), got {overlap}")
 
 
-def split(height: int, width: int, tile: int, overlap: int) -> tuple[Tile, ...]:
+def split(height: int, width: int, tile: int, overlap: int, *, may_be_whole: bool = True) -> tuple[Tile, ...]:
     """Covers height x width pixels with tiles of one shape, `tile` a side at most, overlapping by `overlap` at least.
+
+    Pictures a little larger than a tile stay whole, if they may.
 
     From one tile to the next the weights pass linearly over the middle eighth of the overlap. To both sides of it an
     estimator's answer near a border that is none counts nothing: what looks no farther than 7/16 of the overlap
     gives the same with and without tiles.
     """
-    whole = height * width <= (WHOLE * tile) ** 2
+    whole = may_be_whole and height * width <= (WHOLE * tile) ** 2
     rows, columns = (
         [(slice(0, length), np.ones(length, np.float32))] if whole else _spans(length, tile, overlap)
         for length in (height, width)

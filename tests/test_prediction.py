@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dff_jax import output, pictures, prediction, prediction_files
+from dff_jax import output, pictures, prediction, prediction_files, terminal
 from dff_jax.errors import InputError
 from dff_jax.estimators import weights as weights_module
 from dff_jax.output import check_output, staged_output
@@ -260,10 +260,10 @@ def test_depth_png_of_a_flat_map():
 
 
 def test_plain_progress(capsys):
-    assert list(prediction._shown(range(35), "working", "tile", True)) == list(range(35))
+    assert list(terminal.shown(range(35), "working", "tile", True)) == list(range(35))
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "working: tile 1 of 35" and len(lines) <= 12
-    assert list(prediction._shown(range(3), "working", "tile", False)) == [0, 1, 2]
+    assert list(terminal.shown(range(3), "working", "tile", False)) == [0, 1, 2]
     assert capsys.readouterr().err == ""
 
 
@@ -271,12 +271,12 @@ def test_interrupts_wait_for_xla_but_are_not_lost():
     done = []
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
-        with prediction._interrupt_held_back():
+        with terminal.interrupt_held_back():
             signal.raise_signal(signal.SIGINT)
             done.append("the block ends first")
     assert done and signal.getsignal(signal.SIGINT) is before
     with pytest.raises(KeyboardInterrupt):
-        with prediction._interrupt_held_back():
+        with terminal.interrupt_held_back():
             signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGINT)
             done.append("a second one does not wait")
