@@ -25,14 +25,11 @@ from dff_jax.errors import InputError
 from dff_jax.output import check_output, staged_output
 from dff_jax.prediction_files import ALIGNMENT, FILES, write_alignment, write_maps
 from dff_jax.terminal import shown
-from dff_jax.tiled import Work, check_devices, estimate
+from dff_jax.tiled import Work, check_devices, estimate, left_for_programs
 from dff_jax.tiles import check_tiling
 from dff_jax.types import Estimator, FocalStack, Variables
 
 MEMORY = 4.0  # GB, unless told otherwise
-RUNTIME = 0.7e9  # bytes of Python, JAX and its compiler
-MAPS = 24  # bytes a pixel: those of a Result
-DRAWING = 30  # bytes a pixel more while its pictures are drawn
 IN_MEMORY = 1 / 8  # of the memory: more than that of frames is kept on disk
 
 
@@ -43,8 +40,8 @@ class _Look(NamedTuple):
     bytes: float  # of memory for each pixel of a frame, about, measured
 
 
-_LOOKS = {"sml": _Look(32, 45), "rdf": _Look(64, 100), "classical": _Look(96, 95), "rfvr_like": _Look(96, 150)}
-_LEARNED = _Look(320, 150)
+_LOOKS = {"sml": _Look(32, 45), "rdf": _Look(64, 76), "classical": _Look(128, 95), "rfvr_like": _Look(96, 117)}
+_LEARNED = _Look(320, 160)
 
 
 class Result(NamedTuple):
@@ -248,23 +245,6 @@ def _check(means: _Means) -> None:
         raise InputError(f"memory: must be more than 0 GB, got {means.memory}")
 
 
-def _left_for_programs(memory: float, pixels: int, frames: float) -> float:
-    """Bytes of `memory` GB that are left to the programs beside the maps and `frames` bytes of frames.
-
-    Raises:
-      InputError: not even the pictures can be drawn.
-    """
-    least = RUNTIME + (MAPS + DRAWING) * pixels + frames
-    if memory * 1e9 < least:
-        raise InputError(
-            f"memory: {memory:g} GB are too little for the maps of {pixels / 1e6:.1f} megapixels; allow "
-            f"{np.ceil(least / 1e8) / 10:.1f} GB or more (--memory), or scale the frames down (--max-size)"
-        )
-    if jax.default_backend() != "cpu":
-        return memory * 1e9
-    return memory * 1e9 - RUNTIME - MAPS * pixels - frames
-
-
 def _predict(
     stack: FocalStack, chosen: _Method, means: _Means, notes: tuple[str, ...], align: str | None = None,
     names: Sequence[str] | None = None, allocate: Allocate | None = None,
@@ -276,7 +256,7 @@ def _predict(
             f"and here are {len(stack.focus)}"
         )
     held = 0 if allocate is None or on_disk(stack.frames) else stack.frames.nbytes * (1 if align is None else 2)
-    left = _left_for_programs(means.memory, int(np.prod(stack.frames.shape[1:3])), held)
+    left = left_for_programs(means.memory, int(np.prod(stack.frames.shape[1:3])), held)
     order = focus_axis.sort_order(stack.focus, stack.unit)
     if not np.array_equal(order, np.arange(len(order))):
         stack = stack._replace(frames=stack.frames[order], focus=stack.focus[order])
