@@ -136,8 +136,13 @@ def _parser() -> argparse.ArgumentParser:
         "--align", nargs="?", const="similarity", choices=["similarity", "translation", "affine", "homography"],
         help="bring the frames onto the middle one first; default motion: magnification, rotation and translation",
     )  # fmt: skip
-    predict.add_argument("--tile", type=int, default=512, help="side of the tiles of large images, pixels")
-    predict.add_argument("--overlap", type=int, default=64, help="of neighbouring tiles, pixels")
+    predict.add_argument("--tile", type=int, default=1024, help="largest side of the tiles of large images, pixels")
+    predict.add_argument("--overlap", type=int, help="of neighbouring tiles, pixels; default by the method, 32 to 320")
+    predict.add_argument(
+        "--memory", type=float, default=4.0, metavar="GB", help="to keep within, by smaller tiles and frames on disk; "
+        "default 4",
+    )  # fmt: skip
+    predict.add_argument("--devices", type=int, default=1, metavar="N", help="that work on a tile each; default 1")
     predict.set_defaults(run=_predict)
 
     ablate = commands.add_parser("ablate", help="what the unroll contributes: trained runs at many K and schemes")
@@ -303,11 +308,16 @@ def _predict(args: argparse.Namespace, rest: list[str]) -> None:
     summary = predict_to_folder(
         args.stack[0] if len(args.stack) == 1 else args.stack, args.output, focus=args.focus, unit=args.unit,
         reverse=args.reverse, method=args.method, weights=args.weights, iterations=args.iterations,
-        max_size=args.max_size, tile=args.tile, overlap=args.overlap, align=args.align,
+        max_size=args.max_size, tile=args.tile, overlap=args.overlap, memory=args.memory, devices=args.devices,
+        align=args.align,
     )  # fmt: skip
     for note in summary["notes"]:
         print(f"note: {note}")
     height, width = summary["size"]
+    memory = summary["memory"]
+    if memory["tiles"] > 1:
+        tile, frames = memory["tile"], ", frames kept on disk" if memory["frames_on_disk"] else ""
+        print(f"{memory['tiles']} tiles of {tile[1]} x {tile[0]}, within {memory['bound_gb']:g} GB of memory{frames}")
     print(
         f"{len(summary['frames'])} frames of {width} x {height}, {summary['method']}, unit {summary['unit']}: "
         f"{summary['seconds']:.1f} s; look at {Path(args.output) / 'overview.png'}"

@@ -6,8 +6,10 @@ import contextlib
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from dff_jax.errors import InputError
 
@@ -51,6 +53,25 @@ def check_output(folder: str | Path, names: Iterable[str] = (), needed: int = 0)
             f"{folder}: {disk.free / 1e6:.0f} MB free where about {needed / 1e6:.0f} MB are needed; make "
             "room, or choose another output folder"
         )
+
+
+def scratch_file(folder: str | Path, size: int) -> BinaryIO:
+    """An open file of `size` bytes on the disk of `folder`, which need not exist, without a name.
+
+    It is gone as soon as nothing holds it, however the process ends.
+
+    Raises:
+      InputError: as `check_output`; too little room.
+    """
+    check_output(folder, needed=size)
+    try:
+        file = tempfile.TemporaryFile(prefix=".dff-jax-", dir=_existing(Path(folder).resolve()))
+        # all of it now: a disk that is full when a page of a map is written ends the process
+        reserve = getattr(os, "posix_fallocate", None)
+        reserve(file.fileno(), 0, size) if reserve else file.truncate(size)
+    except OSError as error:
+        raise InputError(f"{folder}: no room for {size / 1e6:.0f} MB of scratch ({_reason(error)})") from None
+    return file
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ matplotlib is imported when a picture is drawn, and only its Agg canvas: no pypl
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +17,7 @@ from dff_jax import focus_axis
 
 COLOUR_MAP = "turbo"  # many distinct steps, and red, which is where near goes, stands out
 HOLE = (96, 96, 96)  # the grey of pixels without a value
+BAND = 256  # rows that are worked on together
 
 _UNIT_LABELS = {
     "disparity": "disparity (larger = nearer)",
@@ -44,14 +45,23 @@ class Panel(NamedTuple):
     bar: Bar | None = None
 
 
+def bands(picture: np.ndarray) -> Iterator[slice]:
+    """Some rows of `picture` [H,...] after others, so that what is worked out on the way stays small."""
+    return (slice(top, top + BAND) for top in range(0, len(picture), BAND))
+
+
 def to_uint8(rgb: np.ndarray) -> np.ndarray:
-    """Floats in [0,1] (clipped) or uint16, any shape, to uint8; uint8 as it is."""
+    """Floats in [0,1] (clipped) or uint16, [H,...], to uint8; uint8 as it is."""
     rgb = np.asarray(rgb)
     if rgb.dtype == np.uint8:
         return rgb
-    if rgb.dtype == np.uint16:
-        return np.rint(rgb / np.float32(257)).astype(np.uint8)
-    return np.rint(np.clip(np.nan_to_num(rgb), 0.0, 1.0) * 255.0).astype(np.uint8)
+    picture = np.empty(rgb.shape, np.uint8)
+    for rows in bands(rgb):
+        if rgb.dtype == np.uint16:
+            picture[rows] = np.rint(rgb[rows] / np.float32(257))
+        else:
+            picture[rows] = np.rint(np.clip(np.nan_to_num(rgb[rows]), 0.0, 1.0) * 255.0)
+    return picture
 
 
 def robust_range(
@@ -79,12 +89,14 @@ def colorize(
     """
     from matplotlib import colormaps
 
-    values = np.asarray(values, np.float32)
-    keep = np.isfinite(values) if mask is None else np.isfinite(values) & mask
+    values = np.asarray(values)
     table = np.rint(colormaps[cmap](np.arange(256))[:, :3] * 255).astype(np.uint8)
-    scaled = np.where(keep, (values - low) / (high - low), 0.0)
-    picture = table[np.clip(scaled * 256, 0, 255).astype(np.uint8)]
-    picture[~keep] = HOLE
+    picture = np.empty((*values.shape, 3), np.uint8)
+    for rows in bands(values):
+        part = values[rows].astype(np.float32)
+        keep = np.isfinite(part) if mask is None else np.isfinite(part) & mask[rows]
+        scaled = np.where(keep, (part - low) / (high - low), 0.0)
+        picture[rows] = np.where(keep[..., None], table[np.clip(scaled * 256, 0, 255).astype(np.uint8)], HOLE)
     return picture
 
 

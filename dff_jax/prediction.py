@@ -1,37 +1,47 @@
-"""A stack of photographs to maps: tiles, units, and the files written.
+"""A stack of photographs to maps: units, memory, and the files written.
 
-The estimator works in q on a batch of one; large pictures go through it in overlapping tiles of one shape, so
-that one compilation serves them all, while the frames stay on the host as they were photographed.
+The estimator works in q; large pictures go through it in tiles (`tiled`), while the frames stay on the host, or on
+disk, as they were photographed.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
-import signal
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 from dff_jax import config, estimators, focus_axis
-from dff_jax.compilation import jit
 from dff_jax.data.align import Aligned, align_stack, remarks, report
 from dff_jax.data.arrays import stack_from_arrays
 from dff_jax.data.folder import Source, read_stack
+from dff_jax.data.frame_store import Allocate, allocator, on_disk
 from dff_jax.errors import InputError
 from dff_jax.output import check_output, staged_output
 from dff_jax.prediction_files import ALIGNMENT, FILES, write_alignment, write_maps
-from dff_jax.tiles import check_tiling, split
+from dff_jax.terminal import shown
+from dff_jax.tiled import Work, check_devices, estimate, left_for_programs
+from dff_jax.tiles import check_tiling
 from dff_jax.types import Estimator, FocalStack, Variables
+
+MEMORY = 4.0  # GB, unless told otherwise
+IN_MEMORY = 1 / 8  # of the memory: more than that of frames is kept on disk
+
+
+class _Look(NamedTuple):
+    """How a method looks at a picture."""
+
+    overlap: int  # of tiles, pixels: over twice as far as it sees; of a network, as far as it sees much
+    bytes: float  # of memory for each pixel of a frame, about, measured
+
+
+_LOOKS = {"sml": _Look(32, 45), "rdf": _Look(64, 76), "classical": _Look(128, 95), "rfvr_like": _Look(96, 117)}
+_LEARNED = _Look(320, 160)
 
 
 class Result(NamedTuple):
@@ -46,6 +56,17 @@ class Result(NamedTuple):
     order: np.ndarray  # [Z] which of the given frames stands where in `focus`
     notes: tuple[str, ...]  # what was assumed
     aligned: Aligned | None = None  # with `align`: the frames used, their motions, where all of them see
+    work: Work | None = None  # the tiles and the memory they took
+
+
+class _Means(NamedTuple):
+    """How large stacks are worked on."""
+
+    tile: int
+    overlap: int | None
+    memory: float  # GB
+    devices: int
+    progress: bool
 
 
 class _Method(NamedTuple):
@@ -56,6 +77,7 @@ class _Method(NamedTuple):
     iterations: int | None
     num_frames: int | None  # the only Z it can take; None: any
     notes: tuple[str, ...]
+    look: _Look
 
 
 def predict(
@@ -66,8 +88,10 @@ def predict(
     method: str | None = None,
     weights: str | Path | None = None,
     iterations: int | None = None,
-    tile: int = 512,
-    overlap: int = 64,
+    tile: int = 1024,
+    overlap: int | None = None,
+    memory: float = MEMORY,
+    devices: int = 1,
     align: str | None = None,
     progress: bool = False,
 ) -> Result:
@@ -81,7 +105,10 @@ def predict(
       weights: a `.safetensors` file or a run folder; without, the classical estimator answers.
       iterations: K of the unroll; None: as trained.
       tile, overlap: side of a tile and how far neighbours overlap, pixels; pictures up to about 1.5 tiles
-        square go in one piece.
+        square go in one piece. `overlap` None: by how far the method looks.
+      memory: GB within which the process keeps beside the given frames; on an accelerator the programs have as much
+        for themselves. Tiles become smaller for it.
+      devices: so many tiles are worked on at a time.
       align: brings the frames onto the middle one first: "similarity", "translation", "affine" or "homography";
         confidence is 0 where not all frames see. Needs the extra `align`.
       progress: shows a bar on a terminal, plain lines elsewhere (stderr).
@@ -89,10 +116,11 @@ def predict(
     Raises:
       InputError: frames of several sizes or outside [0,1], focus settings that do not fit, unusable weights.
     """
-    check_tiling(tile, overlap)
+    means = _Means(tile, overlap, memory, devices, progress)
+    _check(means)
     chosen = _choose(method, weights, iterations)
     stack, notes = stack_from_arrays(frames, focus, unit)
-    return _predict(stack, chosen, tile, overlap, progress, notes, align)
+    return _predict(stack, chosen, means, notes, align)
 
 
 def predict_to_folder(
@@ -106,8 +134,10 @@ def predict_to_folder(
     weights: str | Path | None = None,
     iterations: int | None = None,
     max_size: int | None = None,
-    tile: int = 512,
-    overlap: int = 64,
+    tile: int = 1024,
+    overlap: int | None = None,
+    memory: float = MEMORY,
+    devices: int = 1,
     align: str | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
@@ -116,7 +146,9 @@ def predict_to_folder(
     Writes depth.npy [H,W] float32 in the unit of the focus axis, depth.png (16 bit, scale in the summary),
     depth_color.png, confidence.npy, disagreement.npy, all_in_focus.png, overview.png and summary.json; with
     `align` also alignment.png, before and after.
-    Arguments are those of `predict` and `folder.read_stack`; `max_size` makes all outputs smaller too.
+    Arguments are those of `predict` and `folder.read_stack`; `max_size` makes all outputs smaller too. The frames are
+    decoded one by one, and many of them kept in a file without a name on the disk of `output`, so that the process
+    stays within `memory` with them.
 
     Returns:
       The summary, as in summary.json.
@@ -126,17 +158,19 @@ def predict_to_folder(
         or written, save a disk that fills up meanwhile, which leaves nothing behind either.
     """
     start = time.perf_counter()
-    check_tiling(tile, overlap)
+    means = _Means(tile, overlap, memory, devices, progress)
+    _check(means)
     files = FILES if align is None else (*FILES, ALIGNMENT)
     check_output(output, files)
     chosen = _choose(method, weights, iterations)
-    stack, read = read_stack(source, focus=focus, unit=unit, reverse=reverse, max_size=max_size)
+    allocate = allocator(output, IN_MEMORY * memory * 1e9)
+    stack, read = read_stack(source, focus=focus, unit=unit, reverse=reverse, max_size=max_size, allocate=allocate)
     if Path(output).resolve() in {file.resolve().parent for file in read.files}:
         raise InputError(f"{output}: is the folder of the frames; write the maps to another one")
     pixels = int(np.prod(stack.frames.shape[1:3]))
     check_output(output, files, needed=30 * pixels + 2**21)
     names = [file.name for file in read.files]
-    result = _predict(stack, chosen, tile, overlap, progress, read.notes, align, names)
+    result = _predict(stack, chosen, means, read.notes, align, names, allocate)
     summary = {
         "source": str(source) if isinstance(source, str | Path) else [str(item) for item in source],
         "frames": names,
@@ -149,6 +183,14 @@ def predict_to_folder(
         "size": list(result.depth.shape),
         "photograph_size": list(read.full_size),
         "notes": list(result.notes),
+        "memory": {
+            "bound_gb": memory,
+            "programs_gb": round(result.work.memory / 1e9, 3),
+            "tile": list(result.work.tile),
+            "tiles": result.work.tiles,
+            "devices": devices,
+            "frames_on_disk": on_disk(stack.frames),
+        },
     }
     with staged_output(output, last="summary.json") as staging:
         title = f"{stack.name}, {chosen.method}"
@@ -161,86 +203,6 @@ def predict_to_folder(
         text = json.dumps(summary, indent=2, allow_nan=False, ensure_ascii=False)
         (staging / "summary.json").write_text(text + "\n", encoding="utf-8")
     return summary
-
-
-def estimate(
-    estimator: Estimator,
-    variables: Variables,
-    stack: FocalStack,
-    *,
-    iterations: int | None = None,
-    tile: int = 512,
-    overlap: int = 64,
-    progress: bool = False,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Runs an estimator over a stack whose frames are sorted, in tiles.
-
-    Returns:
-      depth [H,W] in q, confidence [H,W], disagreement [H,W] in q^2, all-in-focus [H,W,3]; numpy float32.
-    """
-    run = _compiled(estimator, iterations)
-    q = jnp.asarray(focus_axis.to_q(stack.focus, stack.unit), jnp.float32)[None]
-    height, width = stack.frames.shape[1:3]
-    tiles = list(split(height, width, tile, overlap))
-    total = [np.zeros((height, width, *more), np.float32) for more in ((), (), (), (3,))]
-    for part in _shown(tiles, "estimating depth", "tile", progress):
-        crop = np.ascontiguousarray(stack.frames[:, part.rows, part.columns])
-        with _interrupt_held_back():
-            answer = jax.device_get(run(variables, jnp.asarray(crop)[None], q))
-        for sums, values in zip(total, answer, strict=True):
-            weight = part.weight.reshape(part.weight.shape + (1,) * (sums.ndim - 2))
-            sums[part.rows, part.columns] += weight * values[0]
-    return tuple(total)
-
-
-@contextlib.contextmanager
-def _interrupt_held_back() -> Iterator[None]:
-    """Ctrl-C waits for the end of the block: raised inside XLA's compiler, it crashes Python on its way out.
-
-    XLA could not be stopped half way in any case. A second Ctrl-C does not wait.
-    """
-    handler = signal.getsignal(signal.SIGINT)
-    if not callable(handler) or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    pressed: list[tuple] = []
-
-    def remember(*args) -> None:
-        if pressed:
-            handler(*args)
-        pressed.append(args)
-
-    signal.signal(signal.SIGINT, remember)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
-    if pressed:
-        handler(*pressed[0])
-
-
-def _shown(items: Sequence[Any], what: str, each: str, progress: bool) -> Iterator[Any]:
-    """Goes through `items` with a bar on a terminal, and at most ten plain lines elsewhere."""
-    terminal = sys.stderr.isatty()
-    every = max(1, len(items) // 10)
-    for i, item in enumerate(tqdm(items, desc=what, unit=each, disable=not (progress and terminal))):
-        if progress and not terminal and i % every == 0:
-            print(f"{what}: {each} {i + 1} of {len(items)}", file=sys.stderr, flush=True)
-        yield item
-
-
-@functools.lru_cache(maxsize=8)
-def _compiled(estimator: Estimator, iterations: int | None) -> Callable:
-    """apply on frames as photographed, without the history; compiled once a shape."""
-
-    @jit
-    def run(variables, frames, focus):
-        if jnp.issubdtype(frames.dtype, jnp.integer):
-            frames = frames.astype(jnp.float32) / jnp.iinfo(frames.dtype).max
-        answer, _ = estimator.apply(variables, frames, focus, train=False, num_iterations=iterations)
-        return answer.depth, answer.confidence, answer.disagreement, answer.all_in_focus
-
-    return run
 
 
 @functools.lru_cache(maxsize=8)
@@ -267,44 +229,59 @@ def _choose(method: str | None, weights: str | Path | None, iterations: int | No
         num_frames = loaded.info.get("num_frames") if model.num_planes is None else None
     elif method is None:
         notes = ("no weights given: the classical estimator answers",)
+    look = _LOOKS.get(model.method, _LEARNED)
     if model.method in config.UNTRAINED and model.method != "classical":
         if iterations is not None:
             notes += (f"iterations has no effect on {model.method}",)
-        return _Method(_built(model), variables, model.method, None, None, None, notes)
+        return _Method(_built(model), variables, model.method, None, None, None, notes, look)
     used = model.num_iterations if iterations is None else iterations
-    return _Method(_built(model), variables, model.method, label, used, num_frames, notes)
+    return _Method(_built(model), variables, model.method, label, used, num_frames, notes, look)
+
+
+def _check(means: _Means) -> None:
+    check_tiling(means.tile, means.overlap)
+    check_devices(means.devices)
+    if not means.memory > 0:
+        raise InputError(f"memory: must be more than 0 GB, got {means.memory}")
 
 
 def _predict(
-    stack: FocalStack, chosen: _Method, tile: int, overlap: int, progress: bool, notes: tuple[str, ...],
-    align: str | None = None, names: Sequence[str] | None = None,
+    stack: FocalStack, chosen: _Method, means: _Means, notes: tuple[str, ...], align: str | None = None,
+    names: Sequence[str] | None = None, allocate: Allocate | None = None,
 ) -> Result:  # fmt: skip
+    """`allocate`, which the frames come from too, counts their memory; None: they are the caller's."""
     if chosen.num_frames not in (None, len(stack.focus)):
         raise InputError(
             f"{chosen.weights}: this network takes stacks of {chosen.num_frames} frames, as in its training, "
             f"and here are {len(stack.focus)}"
         )
+    held = 0 if allocate is None or on_disk(stack.frames) else stack.frames.nbytes * (1 if align is None else 2)
+    left = left_for_programs(means.memory, int(np.prod(stack.frames.shape[1:3])), held)
     order = focus_axis.sort_order(stack.focus, stack.unit)
     if not np.array_equal(order, np.arange(len(order))):
         stack = stack._replace(frames=stack.frames[order], focus=stack.focus[order])
     aligned = None
     if align is not None:
-        each = functools.partial(_shown, what="aligning", each="frame", progress=progress)
-        aligned = align_stack(stack.frames, align, each=each)
+        each = functools.partial(shown, what="aligning", each="frame", progress=means.progress)
+        aligned = align_stack(stack.frames, align, each=each, allocate=allocate or np.empty)
         stack = stack._replace(frames=aligned.frames)
         notes = (*notes, *remarks(aligned, names or [f"frame {i}" for i in order]))
-    q, confidence, disagreement, sharp = estimate(
-        chosen.estimator, chosen.variables, stack, iterations=chosen.iterations, tile=tile, overlap=overlap,
-        progress=progress,
+    overlap = min(chosen.look.overlap, means.tile // 2) if means.overlap is None else means.overlap
+    maps, work = estimate(
+        chosen.estimator, chosen.variables, stack, iterations=chosen.iterations, tile=means.tile, overlap=overlap,
+        memory=left, expected=chosen.look.bytes, devices=means.devices, progress=means.progress,
     )  # fmt: skip
-    for name, values in (("depth", q), ("confidence", confidence), ("disagreement", disagreement)):
-        if not np.isfinite(values).all():
+    for name in ("depth", "confidence", "disagreement"):
+        if not np.isfinite(getattr(maps, name)).all():
             source = chosen.weights or chosen.method
             raise InputError(f"weights: {source} gives a {name} that is NaN or infinite")
-    depth = focus_axis.from_q(q, stack.unit).astype(np.float32)
+    depth = focus_axis.from_q(maps.depth, stack.unit).astype(np.float32, copy=False)
     if aligned is not None:
-        confidence = np.where(aligned.mask, confidence, np.float32(0))
+        maps.confidence[~aligned.mask] = 0
+    np.clip(maps.confidence, 0, 1, out=maps.confidence)
+    np.maximum(maps.disagreement, 0, out=maps.disagreement)
+    np.clip(maps.all_in_focus, 0, 1, out=maps.all_in_focus)
     return Result(
-        depth, np.clip(confidence, 0, 1), np.maximum(disagreement, 0), np.clip(sharp, 0, 1), stack.focus,
-        stack.unit, order, chosen.notes + tuple(notes), aligned,
+        depth, maps.confidence, maps.disagreement, maps.all_in_focus, stack.focus, stack.unit, order,
+        chosen.notes + tuple(notes), aligned, work,
     )  # fmt: skip

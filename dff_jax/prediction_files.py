@@ -74,7 +74,9 @@ def sixteen_bit(q: np.ndarray, unit: str) -> tuple[np.ndarray, dict[str, Any]]:
     """Depth as uint16 over its whole range, linear in q: infinite metres would leave no steps for near."""
     low, high = float(q.min()), float(q.max())
     scale = (high - low) / 65535.0 or 1.0
-    coded = np.rint((q.astype(np.float64) - low) / scale).astype(np.uint16)
+    coded = np.empty(q.shape, np.uint16)
+    for rows in pictures.bands(q):
+        coded[rows] = np.rint((q[rows].astype(np.float64) - low) / scale)
     rule = "depth = offset + scale * value"
     if unit == "metre":
         rule = "metres = 1 / (offset + scale * value)"

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 Array = jax.Array
-Variables = dict[str, Any]  # {"params": pytree, "batch_stats": pytree}
+Variables = dict[str, Any]  # {"params": pytree, "batch_stats": pytree}, perhaps "survey" (see Estimator)
 
 
 class FocalStack(NamedTuple):
@@ -77,9 +77,13 @@ class Estimator(NamedTuple):
         Any H x W (padded and cropped back inside). `train` and `num_iterations` are static under jit;
         `num_iterations=None` means the configured K. batch_stats is the updated collection when training and
         the given one otherwise ({} for a method without).
+    survey(frames, focus) -> [B,H,W,n]
+        Of a method that looks at means over the whole picture: what it averages. With such means [n] as
+        variables["survey"], `apply` answers for a tile of the picture as it would for all of it.
     """
 
     init: Callable[..., Variables]
     apply: Callable[..., tuple[Prediction, Any]]
+    survey: Callable[[Array, Array], Array] | None = None
     not_within: str | None = "it does not say that it heeds an extent"
     """Why pictures of many sizes must not share a program of it, padded, by `extent`; None: they may."""

@@ -1,13 +1,17 @@
 """Photographs and focus settings in, in the right order, or one clear error."""
 
+from collections import namedtuple
+
 import imagecodecs
 import numpy as np
 import OpenEXR
 import pytest
 from PIL import Image
 
+from dff_jax import output
 from dff_jax.data.focus_settings import focus_settings
 from dff_jax.data.folder import list_stacks, natural_key, read_labelled_stack, read_stack
+from dff_jax.data.frame_store import allocator, let_go, on_disk
 from dff_jax.errors import InputError
 
 H, W = 20, 24
@@ -223,3 +227,39 @@ def test_bad_truth(tmp_path):
     (tmp_path / "nothing").mkdir()
     with pytest.raises(InputError, match="no focal stack"):
         list_stacks(tmp_path / "nothing")
+
+
+# Large stacks ------------------------------------------------------------
+
+
+def test_many_frames_lie_on_disk_and_are_the_same(tmp_path):
+    """Also of 8 and 16 bit in one stack, where the array is made anew half way."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "stack").mkdir()
+    for i, kind in enumerate((np.uint8, np.uint8, np.uint16)):
+        frame = rng.integers(0, np.iinfo(kind).max, (H, W, 3), kind, endpoint=True)
+        (tmp_path / "stack" / f"{i}.png").write_bytes(imagecodecs.png_encode(frame))
+    plain, _ = read_stack(tmp_path / "stack")
+    size = plain.frames.nbytes
+    stored, _ = read_stack(tmp_path / "stack", allocate=allocator(tmp_path / "out", size - 1))
+    assert on_disk(stored.frames) and not on_disk(plain.frames) and stored.frames.dtype == np.uint16
+    let_go(stored.frames)
+    np.testing.assert_array_equal(stored.frames, plain.frames)
+    fitting, _ = read_stack(tmp_path / "stack", allocate=allocator(tmp_path / "out", size))
+    assert not on_disk(fitting.frames)
+    assert [path.name for path in tmp_path.iterdir()] == ["stack"]  # the file has no name
+
+
+def test_a_disk_without_room_for_the_frames(tmp_path, monkeypatch):
+    save(tmp_path / "stack", ["1.png", "2.png"])
+
+    def full(file, start, size):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(output.os, "posix_fallocate", full)
+    with pytest.raises(InputError, match="no room for 0 MB of scratch .*No space left"):
+        read_stack(tmp_path / "stack", allocate=allocator(tmp_path / "out", 0))
+    usage = namedtuple("usage", "total used free")(10**9, 10**9 - 500, 500)
+    monkeypatch.setattr(output.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(InputError, match="0 MB free where about 0 MB are needed"):
+        read_stack(tmp_path / "stack", allocate=allocator(tmp_path / "out", 0))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dff_jax import output, pictures, prediction, prediction_files
+from dff_jax import cli, output, pictures, prediction, prediction_files, terminal
 from dff_jax.errors import InputError
 from dff_jax.estimators import weights as weights_module
 from dff_jax.output import check_output, staged_output
@@ -96,7 +96,10 @@ def test_grey_frames_are_repeated():
         (photographs(), {"weights": "/no/such.safetensors"}, "such"),
         (photographs(), {"iterations": -1}, "iterations"),
         (photographs(), {"tile": 10}, "tile"),
-        (photographs(), {"overlap": 300}, "overlap"),
+        (photographs(), {"overlap": 600}, "overlap"),
+        (photographs(), {"memory": 0}, "memory: must be more than 0 GB"),
+        (photographs(), {"memory": 0.1}, "memory: 0.1 GB are too little for the maps .* allow 0.8 GB or more"),
+        (photographs(), {"devices": 9}, "devices"),
     ],
 )
 def test_bad_input(frames, options, message):
@@ -253,6 +256,66 @@ def test_staged_output_moves_the_summary_last(tmp_path, monkeypatch):
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["a", "b", "c", "out"]
 
 
+# Large stacks ------------------------------------------------------------
+
+
+def large(tmp_path, monkeypatch):
+    """A stack that is large to `predict_to_folder`: its frames go to disk, and it is cut into tiles."""
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 255, (3, 140, 280, 3), np.uint8)
+    monkeypatch.setattr(prediction, "IN_MEMORY", 0)
+    return frames, save(tmp_path / "stack", frames)
+
+
+def test_a_large_stack_gives_what_a_small_one_gives(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "kept as conftest set it")
+    frames, source = large(tmp_path, monkeypatch)
+    whole = predict(frames, method="sml")
+    result = predict(frames, method="sml", tile=128, overlap=32)
+    summary = predict_to_folder(source, tmp_path / "out", method="sml", tile=128, devices=2, memory=2.5, progress=False)
+    np.testing.assert_allclose(np.load(tmp_path / "out" / "depth.npy"), result.depth, atol=1e-6)
+    np.testing.assert_allclose(result.depth, whole.depth, atol=1e-4)
+    told = summary["memory"]
+    assert told["bound_gb"] == 2.5 and told["frames_on_disk"] and told["devices"] == 2
+    assert told["tiles"] > 2 and max(told["tile"]) <= 128 and 0 < told["programs_gb"] < 0.1
+    assert result.work.tiles == told["tiles"] and whole.work.tiles == 1
+    status = cli.main(["predict", str(source), "--output", str(tmp_path / "out"), "--method", "sml", "--tile", "128",
+                       "--memory", "3"])  # fmt: skip
+    told = capsys.readouterr().out
+    assert status == 0 and "tiles of " in told and "within 3 GB of memory, frames kept on disk" in told
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "stack"]
+
+
+def test_frames_on_disk_are_aligned_to_the_same_bits(tmp_path, monkeypatch):
+    pytest.importorskip("cv2", reason="OpenCV is in the extra `align`")
+    big = np.rint(255 * blurred_noise(0, (70, 90), 2)).astype(np.uint8)
+    source = save(tmp_path / "stack", np.stack([big[5 : 5 + H, 5 + k : 5 + k + W] for k in range(0, 6, 2)]))
+    told = []
+    for name in ("small", "large"):
+        told.append(predict_to_folder(source, tmp_path / name, method="sml", align="translation", progress=False))
+        monkeypatch.setattr(prediction, "IN_MEMORY", 0)
+    assert [t["memory"]["frames_on_disk"] for t in told] == [False, True]
+    assert told[0]["alignment"] == told[1]["alignment"] and told[0]["alignment"]["frames"][0]["corners"] > 1
+    for path in sorted((tmp_path / "small").glob("*.n*y")) + sorted((tmp_path / "small").glob("*.png")):
+        assert path.read_bytes() == (tmp_path / "large" / path.name).read_bytes(), path.name
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_frames_on_disk_are_gone_after_an_error(tmp_path, monkeypatch, error):
+    _, source = large(tmp_path, monkeypatch)
+    seen = []
+
+    def stop(*args, **kwargs):
+        seen.extend(args[2].frames.shape)
+        raise error
+
+    monkeypatch.setattr(prediction, "estimate", stop)
+    with pytest.raises(error):
+        predict_to_folder(source, tmp_path / "deep" / "out", method="sml", progress=False)
+    assert seen == [3, 140, 280, 3]
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["0.png", "1.png", "2.png", "stack"]
+
+
 def test_depth_png_of_a_flat_map():
     flat = np.full((4, 4), 2.5, np.float32)
     coded, scale = prediction_files.sixteen_bit(flat, "disparity")
@@ -260,10 +323,10 @@ def test_depth_png_of_a_flat_map():
 
 
 def test_plain_progress(capsys):
-    assert list(prediction._shown(range(35), "working", "tile", True)) == list(range(35))
+    assert list(terminal.shown(range(35), "working", "tile", True)) == list(range(35))
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "working: tile 1 of 35" and len(lines) <= 12
-    assert list(prediction._shown(range(3), "working", "tile", False)) == [0, 1, 2]
+    assert list(terminal.shown(range(3), "working", "tile", False)) == [0, 1, 2]
     assert capsys.readouterr().err == ""
 
 
@@ -271,12 +334,12 @@ def test_interrupts_wait_for_xla_but_are_not_lost():
     done = []
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
-        with prediction._interrupt_held_back():
+        with terminal.interrupt_held_back():
             signal.raise_signal(signal.SIGINT)
             done.append("the block ends first")
     assert done and signal.getsignal(signal.SIGINT) is before
     with pytest.raises(KeyboardInterrupt):
-        with prediction._interrupt_held_back():
+        with terminal.interrupt_held_back():
             signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGINT)
             done.append("a second one does not wait")

@@ -1,7 +1,7 @@
 """Depth from focus with no training: focus measures, peak interpolation, candidates with their weights."""
 
 from dff_jax.classical.aggregation import guided_mean
-from dff_jax.classical.candidates import Candidates, candidate_weights, measure_candidates
+from dff_jax.classical.candidates import Candidates, candidate_weights, measure_candidates, squared_excess
 from dff_jax.classical.focus_measures import (
     box_mean,
     disc_ring_difference,
@@ -29,5 +29,6 @@ __all__ = [
     "peak_confidence",
     "ring_difference",
     "sharp_composite",
+    "squared_excess",
     "sum_modified_laplacian",
 ]

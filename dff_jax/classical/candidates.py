@@ -71,7 +71,12 @@ def measure_candidates(image: Array, focus: Array, guide: Array) -> Candidates:
     return Candidates(depth, prominence, jnp.array(noise, image.dtype))
 
 
-def candidate_weights(candidates: Candidates, reach: Array) -> Array:
+def squared_excess(candidates: Candidates) -> Array:
+    """p_i^2 [B,H,W,N], see `candidate_weights`, which looks at its mean over the picture."""
+    return _excess(candidates) ** 2
+
+
+def candidate_weights(candidates: Candidates, reach: Array, mean_square: Array | None = None) -> Array:
     """W_i^2 [B,H,W,N] >= 0, at most 1 together: sharp peaks count, fine scales first, and what the others support.
 
         p_i = max(prominence_i - noise_i, 0),   c_i = (p_i / (p_i + p_typical))^2 / scale_i^3
@@ -85,10 +90,13 @@ def candidate_weights(candidates: Candidates, reach: Array) -> Array:
     Args:
       candidates: of `measure_candidates`.
       reach: [B,1,1] in q: candidates this far apart support each other half.
+      mean_square: [N] means of `squared_excess` over the picture of which this is a part; None: it is all of it.
+        p_typical is the largest of their roots.
     """
-    depth, prominence, noise = candidates
-    excess = jnp.maximum(prominence - noise.reshape(*[1] * (prominence.ndim - 1), -1), 0.0)
-    typical = jnp.sqrt(extent.mean(excess**2, first=1)).max(-1)[:, None, None, None]
+    depth, _, noise = candidates
+    excess = _excess(candidates)
+    square = extent.mean(excess**2, first=1) if mean_square is None else mean_square[None]
+    typical = jnp.sqrt(square).max(-1)[:, None, None, None]
     rank = jnp.repeat(jnp.array(SCALES, depth.dtype) ** -FINE_FIRST, len(MEASURES))
     sharp = (excess / (excess + jnp.maximum(typical, noise.max()))) ** 2 * rank.reshape(1, 1, 1, -1)
     total = jnp.maximum(sharp.sum(-1), 1e-9)
@@ -99,6 +107,11 @@ def candidate_weights(candidates: Candidates, reach: Array) -> Array:
 
     support = lax.map(agreement, jnp.moveaxis(depth, -1, 0))
     return sharp * jnp.moveaxis(support, 0, -1) ** AGREEMENT / rank.sum()
+
+
+def _excess(candidates: Candidates) -> Array:
+    """p_i [B,H,W,N]."""
+    return jnp.maximum(candidates.prominence - candidates.noise.reshape(1, 1, 1, -1), 0.0)
 
 
 def _enlarge(x: Array, scale: int) -> Array:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dff_jax.data.frame_store import Allocate, let_go
 from dff_jax.data.registration import Motion, corner_move, describe, opencv, pyramid, register, seen_by, warp
 from dff_jax.errors import InputError
 
@@ -39,14 +40,16 @@ def align_stack(
     *,
     reference: int | None = None,
     each: Callable[[Any], Any] = iter,
+    allocate: Allocate = np.empty,
 ) -> Aligned:
-    """Registers and resamples the frames of a stack.
+    """Registers and resamples the frames of a stack, frame by frame: all of them need not fit into memory.
 
     Args:
       frames: [Z,H,W,3] uint8, uint16, or float in [0,1]; sorted by focus, either way.
       model: "similarity" (magnification, rotation, translation), "translation", "affine" or "homography".
       reference: the frame that stays as it is; None: the middle one, or, if no other aligns to it, one beside it.
       each: wraps the sequence of pairs gone through, to show progress.
+      allocate: makes the array of the aligned frames; see `frame_store`.
 
     Raises:
       InputError: an unknown model or reference, frames of another shape or type, OpenCV missing.
@@ -66,7 +69,7 @@ def align_stack(
         motions = _chain(frames, model, fixed, each)
         if sum(motion.ok for motion in motions) > 1:
             break  # else nothing aligns to it: it may itself be the frame that is no picture of the scene
-    aligned, mask = _resample(frames, [motion.matrix for motion in motions], fixed)
+    aligned, mask = _resample(frames, [motion.matrix for motion in motions], fixed, allocate)
     return Aligned(aligned, mask, motions, fixed, model)
 
 
@@ -124,6 +127,7 @@ def _chain(frames: np.ndarray, model: str, reference: int, each: Callable) -> tu
         side = z > reference
         inner, fixed = last.get(side, (reference, first))
         moving = pyramid(frames[z])
+        let_go(frames)
         step, correlations[z] = register(fixed, moving, model, size)
         if step is not None:
             matrix = step @ matrices[inner]
@@ -142,20 +146,24 @@ def _chain(frames: np.ndarray, model: str, reference: int, each: Callable) -> tu
 # Resampling -------------------------------------------------------------------------------------------------------
 
 
-def _resample(frames: np.ndarray, matrices: list[np.ndarray], reference: int) -> tuple[np.ndarray, np.ndarray]:
+def _resample(
+    frames: np.ndarray, matrices: list[np.ndarray], reference: int, allocate: Allocate
+) -> tuple[np.ndarray, np.ndarray]:
     """The frames on the reference's pixels, and where all of them see.
 
     What a frame does not see comes from the neighbour nearer to the reference: no false edges, and no false
     sharpness, at the price that depth there is known to lie among the other frames only.
     """
-    aligned, everywhere = np.empty_like(frames), np.ones(frames.shape[1:3], bool)
+    aligned, everywhere = allocate(frames.shape, frames.dtype), np.ones(frames.shape[1:3], bool)
     aligned[reference] = frames[reference]
     for indices, inner in ((range(reference + 1, len(frames)), -1), (range(reference - 1, -1, -1), 1)):
         for z in indices:
             if np.array_equal(matrices[z], np.eye(3)):
                 aligned[z] = frames[z]
-                continue
-            seen = seen_by(matrices[z], frames.shape[1:3])
-            aligned[z] = np.where(seen[..., None], warp(frames[z], matrices[z]), aligned[z + inner])
-            everywhere &= seen
+            else:
+                seen = seen_by(matrices[z], frames.shape[1:3])
+                aligned[z] = np.where(seen[..., None], warp(frames[z], matrices[z]), aligned[z + inner])
+                everywhere &= seen
+            let_go(frames)
+            let_go(aligned)
     return aligned, everywhere

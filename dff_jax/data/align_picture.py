@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from dff_jax.data.align import Aligned
-from dff_jax.pictures import Panel, sheet, to_uint8
+from dff_jax.data.frame_store import let_go
+from dff_jax.pictures import Panel, bands, sheet, to_uint8
 
 DETAIL = 160  # pixels, side of the details shown
 SMOOTH = 9  # pixels, side of the window that sharpness is summed over
@@ -41,8 +42,9 @@ def alignment_sheet(
     rows, columns = _detail(composites[1], aligned)
     top, bottom = [], []
     for when, frames, picture in zip(WHEN, stacks, composites, strict=True):
-        first, last = to_uint8(frames[0]).mean(-1), to_uint8(frames[-1]).mean(-1)
-        overlay = np.stack([first, last, last], -1).astype(np.uint8)
+        overlay = np.empty((*frames.shape[1:3], 3), np.uint8)
+        overlay[..., 0] = _grey(frames[0])
+        overlay[..., 1] = overlay[..., 2] = _grey(frames[-1])
         top.append(Panel(overlay, f"{when}: {names[0]} red, {names[-1]} cyan"))
         blend, average = (energy[name][when] for name in ("all_in_focus", "average"))
         told = f"gradient energy of a blend by sharpness {blend:.3g}, of the average {average:.3g}"
@@ -58,13 +60,15 @@ def alignment_sheet(
 def sharpest(frames: np.ndarray) -> np.ndarray:
     """[H,W,3] uint8: at each pixel of [Z,H,W,3] the frame with the largest Laplacian around it."""
     best, picture = None, None
-    for frame in map(to_uint8, frames):
-        sharpness = _sharpness(frame.astype(np.float32).mean(-1))
+    for each in frames:
+        frame = to_uint8(each)
+        sharpness = _sharpness(_grey(frame))
         if best is None:
             best, picture = sharpness, frame.copy()
             continue
         better = sharpness > best
         best[better], picture[better] = sharpness[better], frame[better]
+        let_go(frames)
     return picture
 
 
@@ -73,20 +77,36 @@ def gradient_energy(grey: np.ndarray, mask: np.ndarray) -> float:
     keep = mask[:-1, :-1] & mask[1:, :-1] & mask[:-1, 1:]
     if not keep.any():
         return 0.0
-    across, down = np.diff(grey, axis=1)[:-1], np.diff(grey, axis=0)[:, :-1]
-    return float((across**2 + down**2)[keep].mean())
+    square = np.square(np.diff(grey, axis=1)[:-1])
+    square += np.square(np.diff(grey, axis=0)[:, :-1])
+    return float(square[keep].mean())
 
 
 def _blends(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Grey [H,W] float32, 0 to 255: the mean weighted by the square of the sharpness around, and the plain mean."""
     import cv2
 
-    total = weighted = plain = np.zeros(frames.shape[1:3], np.float32)
+    total, weighted, plain = (np.zeros(frames.shape[1:3], np.float32) for _ in range(3))
     for frame in frames:
-        grey = to_uint8(frame).astype(np.float32).mean(-1)
-        weight = cv2.GaussianBlur(_sharpness(grey), (0, 0), BLEND) ** 2 + 1e-6
-        total, weighted, plain = total + weight, weighted + weight * grey, plain + grey
-    return weighted / total, plain / len(frames)
+        grey = _grey(frame)
+        weight = cv2.GaussianBlur(_sharpness(grey), (0, 0), BLEND)
+        weight **= 2
+        weight += 1e-6
+        total += weight
+        plain += grey
+        weighted += np.multiply(weight, grey, out=weight)
+        let_go(frames)
+    weighted /= total
+    plain /= len(frames)
+    return weighted, plain
+
+
+def _grey(frame: np.ndarray) -> np.ndarray:
+    """Mean of the colours of [H,W,3] as uint8: [H,W] float32, 0 to 255."""
+    grey = np.empty(frame.shape[:2], np.float32)
+    for rows in bands(frame):
+        grey[rows] = to_uint8(frame[rows]).astype(np.float32).mean(-1)
+    return grey
 
 
 def _sharpness(grey: np.ndarray) -> np.ndarray:
@@ -97,7 +117,7 @@ def _sharpness(grey: np.ndarray) -> np.ndarray:
 
 def _detail(picture: np.ndarray, aligned: Aligned) -> tuple[slice, slice]:
     """A window with texture where the motion from the first to the last frame is large."""
-    grey = picture.astype(np.float32).mean(-1)
+    grey = _grey(picture)
     height, width = picture.shape[:2]
     side = min(DETAIL, height, width)
     first, last = aligned.motions[0].matrix, aligned.motions[-1].matrix

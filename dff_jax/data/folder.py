@@ -17,6 +17,7 @@ import numpy as np
 from dff_jax import focus_axis
 from dff_jax.data.depth_maps import read_depth
 from dff_jax.data.focus_settings import focus_settings, labelled_settings
+from dff_jax.data.frame_store import Allocate, let_go
 from dff_jax.data.images import IMAGE_SUFFIXES, downscale, read_image
 from dff_jax.errors import InputError
 from dff_jax.types import FocalStack
@@ -42,6 +43,7 @@ def read_stack(
     unit: str | None = None,
     reverse: bool = False,
     max_size: int | None = None,
+    allocate: Allocate = np.empty,
 ) -> tuple[FocalStack, ReadNotes]:
     """Reads a folder of photographs, a glob, or a list of files, as one focal stack.
 
@@ -52,6 +54,7 @@ def read_stack(
       unit: unit of the focus settings; None: as `focus_settings` says, by where they come from.
       reverse: counts the frame index from the other end; refused when the focus settings have values.
       max_size: longest side in pixels to scale the frames down to.
+      allocate: makes the array of the frames, as which they are decoded one by one; see `frame_store`.
 
     Returns:
       The stack, frames [Z,H,W,3] uint8 or uint16 sorted so that q ascends, no truth; and how it was read.
@@ -66,7 +69,7 @@ def read_stack(
     values, unit, notes = focus_settings(files, focus, unit, reverse=reverse)
     order = focus_axis.sort_order(values, unit, [str(file) for file in files])
     files = tuple(files[i] for i in order)
-    frames, full_size = _read_frames(files, max_size)
+    frames, full_size = _read_frames(files, max_size, allocate)
     if frames.shape[1:3] != full_size:
         height, width = frames.shape[1:3]
         notes += (f"frames scaled from {full_size[1]} x {full_size[0]} to {width} x {height} (max_size)",)
@@ -192,10 +195,12 @@ def _is_frame(path: Path) -> bool:
     return visible and path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
 
 
-def _read_frames(files: Sequence[Path], max_size: int | None) -> tuple[np.ndarray, tuple[int, int]]:
+def _read_frames(
+    files: Sequence[Path], max_size: int | None, allocate: Allocate = np.empty
+) -> tuple[np.ndarray, tuple[int, int]]:
     """Frames [Z,H,W,3] and their H, W before scaling."""
-    frames, size = [], None
-    for file in files:
+    frames, size = None, None
+    for z, file in enumerate(files):
         image = read_image(file)
         size = size or image.shape[:2]
         if image.shape[:2] != size:
@@ -203,9 +208,21 @@ def _read_frames(files: Sequence[Path], max_size: int | None) -> tuple[np.ndarra
                 f"{file}: {image.shape[1]} x {image.shape[0]} where {files[0].name} is {size[1]} x {size[0]} "
                 "(width x height); all frames of a stack must have one size"
             )
-        frames.append(downscale(image, max_size))
-    if min(frames[0].shape[:2]) < MIN_SIDE:
-        raise InputError(f"{files[0]}: {size[1]} x {size[0]} pixels; each side needs {MIN_SIDE}")
-    if len({frame.dtype for frame in frames}) > 1:  # 8 and 16 bit in one stack
-        frames = [frame if frame.dtype == np.uint16 else frame.astype(np.uint16) * 257 for frame in frames]
-    return np.stack(frames), size
+        image = downscale(image, max_size)
+        if frames is None:
+            if min(image.shape[:2]) < MIN_SIDE:
+                raise InputError(f"{file}: {size[1]} x {size[0]} pixels; each side needs {MIN_SIDE}")
+            frames = allocate((len(files), *image.shape), image.dtype)
+        if image.dtype == np.uint16 and frames.dtype == np.uint8:  # 8 and 16 bit in one stack
+            narrow, frames = frames, allocate(frames.shape, np.uint16)
+            for k in range(z):
+                frames[k] = _widen(narrow[k])
+                let_go(frames)
+        frames[z] = image if image.dtype == frames.dtype else _widen(image)
+        let_go(frames)
+    return frames, size
+
+
+def _widen(image: np.ndarray) -> np.ndarray:
+    """uint8 to uint16 over its whole range."""
+    return image.astype(np.uint16) * 257

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from dff_jax import focus_axis
 from dff_jax.classical import (
+    Candidates,
     box_mean,
     candidate_weights,
     gaussian_peak,
@@ -19,6 +20,7 @@ from dff_jax.classical import (
     measure_candidates,
     modified_laplacian,
     sharp_composite,
+    squared_excess,
 )
 from dff_jax.types import Array, Estimator, History, Prediction, Variables
 from dff_jax.unroll import Problem, Scheme, disagreement, edge_tv, initial_depth, proximal_gradient, solve
@@ -53,16 +55,23 @@ def classical(num_iterations: int = NUM_ITERATIONS, regularization: float = LAMB
     def init(key: Array, frames: Array, focus: Array) -> Variables:
         return {"params": {}, "batch_stats": {}}
 
-    def apply(
-        variables: Variables, frames: Array, focus: Array, *, train: bool = False, num_iterations: int | None = None
-    ) -> tuple[Prediction, dict]:
-        K = default_iterations if num_iterations is None else num_iterations
+    def propose(frames: Array, focus: Array) -> tuple[Array, Array, Candidates]:
+        """t [B,Z], a first depth [B,H,W] in t, and the candidates."""
         t = focus_axis.to_unit_coordinate(focus, focus)
         image = luminance(frames)
         first = gaussian_peak(box_mean(modified_laplacian(image), 9), t)  # for the guide
         guide = luminance(sharp_composite(frames, first, t))
-        candidates = measure_candidates(image, t, guide)
-        weights = candidate_weights(candidates, jnp.full_like(guide[:, :1, :1], REACH))
+        return t, first, measure_candidates(image, t, guide)
+
+    def survey(frames: Array, focus: Array) -> Array:
+        return squared_excess(propose(frames, focus)[2])
+
+    def apply(
+        variables: Variables, frames: Array, focus: Array, *, train: bool = False, num_iterations: int | None = None
+    ) -> tuple[Prediction, dict]:
+        K = default_iterations if num_iterations is None else num_iterations
+        t, first, candidates = propose(frames, focus)
+        weights = candidate_weights(candidates, jnp.full_like(first[:, :1, :1], REACH), variables.get("survey"))
         problem = Problem(candidates.depth, weights, regularization)
         sharp = sharp_composite(frames, initial_depth(problem), t)
         problem = problem._replace(context=sharp)
@@ -85,4 +94,4 @@ def classical(num_iterations: int = NUM_ITERATIONS, regularization: float = LAMB
             history=history,
         ), {}
 
-    return Estimator(init, apply, not_within=None)
+    return Estimator(init, apply, survey, not_within=None)

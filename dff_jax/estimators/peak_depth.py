@@ -19,8 +19,15 @@ class Sharpness(NamedTuple):
     first: Array | None = None  # [B,H,W] depth in q from an earlier pass, shown as Dbar; None: the answer
 
 
-def peak_estimator(sharpness: Callable[[Array, Array], Sharpness]) -> Estimator:
-    """An estimator without weights, for any Z, H and W, from (frames [B,Z,H,W,3], focus [B,Z]) -> Sharpness."""
+def peak_estimator(
+    sharpness: Callable[[Array, Array, Array | None], Sharpness], survey: Callable[[Array, Array], Array] | None = None
+) -> Estimator:
+    """An estimator without weights, for any Z, H and W.
+
+    Args:
+      sharpness: (frames [B,Z,H,W,3], focus [B,Z], means of the survey [n] or None) -> Sharpness.
+      survey: as `Estimator.survey`.
+    """
 
     def init(key: Array, frames: Array, focus: Array) -> Variables:
         return {"params": {}, "batch_stats": {}}
@@ -28,7 +35,7 @@ def peak_estimator(sharpness: Callable[[Array, Array], Sharpness]) -> Estimator:
     def apply(
         variables: Variables, frames: Array, focus: Array, *, train: bool = False, num_iterations: int | None = None
     ) -> tuple[Prediction, dict]:
-        volume, measured, first = sharpness(frames, focus)
+        volume, measured, first = sharpness(frames, focus, variables.get("survey"))
         depth = gaussian_peak(volume, focus)
         history = History(
             expected=depth if first is None else first,
@@ -45,4 +52,4 @@ def peak_estimator(sharpness: Callable[[Array, Array], Sharpness]) -> Estimator:
             history=history,
         ), {}
 
-    return Estimator(init, apply, not_within=None)
+    return Estimator(init, apply, survey, not_within=None)

@@ -180,4 +180,4 @@ def proximal(config: ModelConfig, axis_name: str | None = None) -> Estimator:
             ),
         ), stats
 
-    return Estimator(init, apply, not_within(config))
+    return Estimator(init, apply, not_within=not_within(config))

@@ -28,7 +28,7 @@ def rdf(radius: int = 5, epsilon: float = 1e-3) -> Estimator:
       epsilon: variance of the guide below which a window counts as one surface.
     """
 
-    def sharpness(frames: Array, focus: Array) -> Sharpness:
+    def sharpness(frames: Array, focus: Array, _: None) -> Sharpness:
         channels = jnp.moveaxis(frames, -1, 0)
         measure = jnp.sqrt(sum(disc_ring_difference(channel) ** 2 for channel in channels))
         first = gaussian_peak(box_mean(measure, 9), focus)

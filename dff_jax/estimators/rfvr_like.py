@@ -5,6 +5,8 @@ Our own reading of public abstracts, never to be taken for RFVR, whose text and 
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax.numpy as jnp
 from jax import lax
 
@@ -36,24 +38,29 @@ def rfvr_like(
       solver_iterations: of the conjugate gradients in each.
     """
 
-    def regularized(stack: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+    def survey(frames: Array, focus: Array) -> Array:
+        measure = sum_modified_laplacian(luminance(frames), WINDOW)
+        return ((measure.max(1) - measure.mean(1)) ** 2)[..., None]
+
+    def regularized(stack: tuple[Array, Array, Array], mean_square: Array | None) -> tuple[Array, Array]:
         """Of image and measure [Z,H,W] and focus [Z]: u, and how high each pixel's measured curve rises [1,H,W]."""
         image, measure, focus = stack
         top, low = measure.max(0, keepdims=True), measure.min(0, keepdims=True)
         prominence = top - measure.mean(0, keepdims=True)
-        typical = jnp.maximum(jnp.sqrt(extent.mean(prominence**2).mean()), 1e-9)
+        square = extent.mean(prominence**2).mean() if mean_square is None else mean_square[0]
+        typical = jnp.maximum(jnp.sqrt(square), 1e-9)
         f = (measure - low) / jnp.maximum(top - low, 1e-9)
         c = (prominence / (prominence + typical)) ** 2 + LEAST_TRUST
         along_focus, *within = guided_similarity(image, focus, strength, mu)
         problem = VolumeProblem(f, c, (ALONG_FOCUS * along_focus, *within), nu)
         return jnp.maximum(regularize_volume(problem, num_steps, solver_iterations), 0.0), top - low
 
-    def sharpness(frames: Array, focus: Array) -> Sharpness:
+    def sharpness(frames: Array, focus: Array, mean_square: Array | None) -> Sharpness:
         image = extent.fill(luminance(frames))
         measure = sum_modified_laplacian(image, WINDOW)
         # one stack after the other: a solver holds some twenty volumes
-        volume, height = lax.map(regularized, (image, measure, focus))
+        volume, height = lax.map(partial(regularized, mean_square=mean_square), (image, measure, focus))
         # what was brought in from neighbours counts less
         return Sharpness(volume, volume * height, gaussian_peak(measure, focus))
 
-    return peak_estimator(sharpness)
+    return peak_estimator(sharpness, survey)

@@ -15,7 +15,7 @@ def sml(window: int = 5, aggregation: int = 9) -> Estimator:
       aggregation: side of the box that averages the focus volume, pixels, odd.
     """
 
-    def sharpness(frames: Array, focus: Array) -> Sharpness:
+    def sharpness(frames: Array, focus: Array, _: None) -> Sharpness:
         measure = box_mean(sum_modified_laplacian(luminance(frames), window), aggregation)
         return Sharpness(measure, measure)
 

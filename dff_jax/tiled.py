@@ -1,0 +1,235 @@
+"""A stack through an estimator, tile by tile: within a bound of memory, on one device or several.
+
+One program of one shape serves all tiles. Several devices work on a tile each: nothing passes between them, so
+that the answer is that of one device. The compiler could also cut one tile into rows for several devices, with an
+exchange of halos that it makes itself; with four that lowered the memory of each to between 28 % and 52 %, and took
+twice to four times as long to compile, while a smaller tile costs only its overlap.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from dff_jax import focus_axis
+from dff_jax.compilation import jit
+from dff_jax.data.frame_store import let_go
+from dff_jax.errors import InputError
+from dff_jax.terminal import interrupt_held_back, shown
+from dff_jax.tiles import LEAST, STRIDE, Tile, split
+from dff_jax.types import Estimator, FocalStack, Variables
+
+RUNTIME = 0.7e9  # bytes of Python, JAX and its compiler
+MAPS = 24  # bytes a pixel: those of `Maps`
+DRAWING = 30  # bytes a pixel more while pictures of them are drawn
+
+
+class Maps(NamedTuple):
+    """What an estimator says of a stack, on the host; numpy float32."""
+
+    depth: np.ndarray  # [H,W] in q
+    confidence: np.ndarray  # [H,W]
+    disagreement: np.ndarray  # [H,W] in q^2
+    all_in_focus: np.ndarray  # [H,W,3]
+
+
+class Work(NamedTuple):
+    """How the picture was cut."""
+
+    tile: tuple[int, int]  # H, W
+    tiles: int
+    memory: int  # bytes of the program with what goes in and comes out: of all devices on CPU, else of each
+    devices: int
+
+
+class _Programs(NamedTuple):
+    apply: Any
+    survey: Any  # None: not needed
+    memory: int
+
+
+def check_devices(count: int) -> None:
+    """Raises InputError unless this process has so many devices."""
+    have = jax.local_device_count()
+    if not 1 <= count <= have:
+        more = "; JAX_NUM_CPU_DEVICES simulates more" if jax.default_backend() == "cpu" else ""
+        raise InputError(f"devices: must lie between 1 and the {have} that JAX sees here, got {count}{more}")
+
+
+def left_for_programs(memory: float, pixels: int, frames: float) -> float:
+    """Bytes of `memory` GB that are left to the programs beside a picture's maps and `frames` bytes of frames.
+
+    Raises:
+      InputError: not even the pictures can be drawn.
+    """
+    least = RUNTIME + (MAPS + DRAWING) * pixels + frames
+    if memory * 1e9 < least:
+        raise InputError(
+            f"memory: {memory:g} GB are too little for the maps of {pixels / 1e6:.1f} megapixels; allow "
+            f"{np.ceil(least / 1e8) / 10:.1f} GB or more (--memory), or scale the frames down (--max-size)"
+        )
+    if jax.default_backend() != "cpu":
+        return memory * 1e9
+    return memory * 1e9 - RUNTIME - MAPS * pixels - frames
+
+
+def estimate(
+    estimator: Estimator,
+    variables: Variables,
+    stack: FocalStack,
+    *,
+    iterations: int | None = None,
+    tile: int = 512,
+    overlap: int = 64,
+    memory: float = math.inf,
+    expected: float = 0.0,
+    devices: int = 1,
+    progress: bool = False,
+) -> tuple[Maps, Work]:
+    """Runs an estimator over a stack whose frames are sorted, in tiles.
+
+    Args:
+      tile, overlap: as `tiles.split`; tiles become smaller where `memory` demands it.
+      memory: bytes that programs may need, as `Work.memory` counts them.
+      expected: of which, about, for each pixel of a frame, so that no program is compiled in vain.
+      devices: so many tiles at a time, each on a device.
+
+    Raises:
+      InputError: even the smallest tile needs more memory.
+    """
+    q = np.asarray(focus_axis.to_q(stack.focus, stack.unit), np.float32)[None]
+    height, width = stack.frames.shape[1:3]
+    variables = jax.device_put(variables, _everywhere(devices))
+    with interrupt_held_back():
+        wanted = (tile, overlap, memory, expected * _sharers(devices))
+        tiles, programs = _plan(estimator, variables, stack.frames, iterations, wanted, devices)
+    if programs.survey is not None:
+        means = 0.0
+        for part, found in _answers(programs.survey, ({}, q), stack.frames, tiles, devices, "measuring", progress):
+            means += np.einsum("hwn,h,w->n", found, part.down, part.across, dtype=np.float64) / (height * width)
+        variables = {**variables, "survey": jax.device_put(means.astype(np.float32), _everywhere(devices))}
+    total = Maps(*(np.zeros((height, width, *more), np.float32) for more in ((), (), (), (3,))))
+    doing = "estimating depth"
+    for part, answer in _answers(programs.apply, (variables, q), stack.frames, tiles, devices, doing, progress):
+        for sums, values in zip(total, answer, strict=True):
+            weight = part.weight.reshape(part.shape + (1,) * (values.ndim - 2))
+            sums[part.rows, part.columns] += weight * values
+    return total, Work(tiles[0].shape, len(tiles), programs.memory, devices)
+
+
+def _answers(
+    program: Any, given: tuple[Variables, np.ndarray], frames: np.ndarray, tiles: tuple[Tile, ...], devices: int,
+    doing: str, progress: bool,
+) -> Iterator[tuple[Tile, Any]]:  # fmt: skip
+    """Each tile and what the program says of it, without the axis of the batch."""
+    variables, q = given
+    sharding = None if devices == 1 else NamedSharding(_mesh(devices), PartitionSpec("tiles"))
+    for start in shown(range(0, len(tiles), devices), doing, "tile" if devices == 1 else "step", progress):
+        parts = tiles[start : start + devices]
+        parts += parts[-1:] * (devices - len(parts))  # the last devices repeat a tile
+        crops = np.stack([frames[:, part.rows, part.columns] for part in parts])
+        let_go(frames)
+        with interrupt_held_back():
+            answer = jax.device_get(program(variables, jax.device_put(crops, sharding), q))
+        for i, part in enumerate(tiles[start : start + devices]):
+            yield part, jax.tree.map(lambda values, i=i: values[i], answer)
+
+
+def _plan(
+    estimator: Estimator, variables: Variables, frames: np.ndarray, iterations: int | None,
+    wanted: tuple[int, int, float, float], devices: int,
+) -> tuple[tuple[Tile, ...], _Programs]:  # fmt: skip
+    """The largest tiles whose programs keep within the memory: as wanted if possible, else as measured allows."""
+    side, overlap, memory, expected = wanted
+    count, height, width = frames.shape[:3]
+    tiles, cut = split(height, width, side, overlap), False
+    need = expected * count * math.prod(tiles[0].shape)
+    while True:
+        if need <= memory:
+            shape = (devices, count, *tiles[0].shape, 3)
+            programs = _programs(estimator, variables, shape, frames.dtype, iterations, len(tiles) > 1)
+            need = programs.memory
+            if need <= memory:
+                return tiles, programs
+        if cut and side == LEAST:
+            raise InputError(
+                f"memory: tiles of {tiles[0].shape[1]} x {tiles[0].shape[0]} pixels of {count} frames need "
+                f"{need / 1e9:.2f} GB, and {memory / 1e9:.2f} GB are left for them; allow more "
+                "(--memory), or scale the frames down (--max-size)"
+            )
+        fitting = int(math.sqrt(math.prod(tiles[0].shape) * memory / need)) // STRIDE * STRIDE
+        side = max(LEAST, min(fitting, side if len(tiles) == 1 else side - STRIDE))
+        tiles = split(height, width, side, min(overlap, side // 2), may_be_whole=False)
+        need, cut = 0, True
+
+
+def _programs(
+    estimator: Estimator, variables: Variables, shape: tuple[int, ...], dtype: Any, iterations: int | None, tiled: bool
+) -> _Programs:
+    """For tiles [N,Z,h,w,3]; a survey only if there are others."""
+    frames, q = jax.ShapeDtypeStruct(shape, dtype), jax.ShapeDtypeStruct((1, shape[1]), np.float32)
+    survey = None
+    if tiled and estimator.survey is not None:
+        survey = _compiled(estimator, "survey", None, *_structure(({}, frames, q)))
+        means = jax.eval_shape(estimator.survey, jax.ShapeDtypeStruct((1, *shape[1:]), jnp.float32), q)
+        variables = {**variables, "survey": jax.ShapeDtypeStruct(means.shape[-1:], np.float32)}
+    apply = _compiled(estimator, "apply", iterations, *_structure((variables, frames, q)))
+    need = 0
+    for program in (survey, apply) if survey else (apply,):
+        found = program.memory_analysis()
+        need = max(need, found.temp_size_in_bytes + 2 * (found.argument_size_in_bytes + found.output_size_in_bytes))
+    return _Programs(apply, survey, need * _sharers(shape[0]))
+
+
+def _structure(arguments: Any) -> tuple[Any, tuple[jax.ShapeDtypeStruct, ...]]:
+    leaves, tree = jax.tree.flatten(arguments)
+    return tree, tuple(jax.ShapeDtypeStruct(np.shape(x), x.dtype) for x in leaves)
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled(
+    estimator: Estimator, part: str, iterations: int | None, tree: Any, shapes: tuple[jax.ShapeDtypeStruct, ...]
+) -> Any:
+    """`apply` without its history, or `survey`, of tiles as photographed, each on a device of its own."""
+
+    def run(variables, frames, focus):
+        if jnp.issubdtype(frames.dtype, jnp.integer):
+            frames = frames.astype(jnp.float32) / jnp.iinfo(frames.dtype).max
+        if part == "survey":
+            return estimator.survey(frames, focus)
+        answer, _ = estimator.apply(variables, frames, focus, train=False, num_iterations=iterations)
+        return answer.depth, answer.confidence, answer.disagreement, answer.all_in_focus
+
+    arguments = jax.tree.unflatten(tree, shapes)
+    devices = arguments[1].shape[0]
+    if devices == 1:
+        return jit(run).lower(*arguments).compile()
+    mesh, tiles = _mesh(devices), PartitionSpec("tiles")
+    each = jax.shard_map(
+        run, mesh=mesh, in_specs=(PartitionSpec(), tiles, PartitionSpec()), out_specs=tiles, check_vma=False
+    )
+    where = _everywhere(devices), NamedSharding(mesh, tiles), _everywhere(devices)
+    return jit(each, in_shardings=where).lower(*arguments).compile()
+
+
+def _sharers(devices: int) -> int:
+    """How many devices share a memory."""
+    return devices if jax.default_backend() == "cpu" else 1
+
+
+def _mesh(devices: int) -> jax.sharding.Mesh:
+    return jax.make_mesh(
+        (devices,), ("tiles",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.local_devices()[:devices]
+    )
+
+
+def _everywhere(devices: int) -> NamedSharding | None:
+    """All of it on each device; None for one device, the default."""
+    return None if devices == 1 else NamedSharding(_mesh(devices), PartitionSpec())
