@@ -125,7 +125,9 @@ def test_middlebury_gives_table_2_and_figure_5(tmp_path, monkeypatch):
     assert "## As the literature measures" in text and "| 10 <= gt <= 60 |" in text
     ours = rows_of(report["paper"][0])["sml", "ours: gt > 0"]["values"]["MAE"]
     inside = [s.mask & (s.depth > 0) for s in stacks]
-    assert ours == pytest.approx(0.5, rel=1e-3) == pytest.approx(report["literature"]["gt > 0"]["final"]["MAE"])
+    # 5e-7 more than 0.5: as far as the depths themselves are rounded
+    assert ours == pytest.approx(0.5, rel=1e-3)
+    assert report["literature"]["gt > 0"]["final"]["MAE"] == pytest.approx(0.5, rel=1e-5)
     assert report["literature"]["gt > 0"]["final"]["valid_pixels"] == sum(i.sum() for i in inside)
     assert report["literature"]["gt > 0, affine"]["final"]["MAE"] == pytest.approx(0, abs=1e-4)  # an offset only
     assert report["meta"]["figure"] == {"file": "figures/paper_figure_5.png", "stacks": ["test/0", "test/1", "test/3"]}
