@@ -71,6 +71,8 @@ class Validator(NamedTuple):
             return functools.reduce(operator.add, measured)
 
         def on_batch(done, loaded, predicted):
+            if asked.is_set() and share[1] == 1:  # one of several goes on to `together`, where the others wait
+                raise _Stopped
             if name not in shown and self.config.training.tensorboard:
                 shown[name] = draw(*jax.device_get((loaded.batch, predicted().depth)))
 
