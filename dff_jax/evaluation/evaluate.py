@@ -67,6 +67,7 @@ def evaluate(
       InputError: no stack, or none with ground truth.
     """
     focus_axis.check_unit(unit)
+    start = time.perf_counter()
     coming = placed_ahead(batches, _bucketing(estimator, bucket_of))
     placed = next(coming, None)
     if placed is not None and placed.split is not None:
@@ -79,7 +80,7 @@ def evaluate(
     rows = [methods.index(name if name in tasks else "answer") for name in YARDSTICKS if yardstick]
     compiler = Compiler(tuple(tasks.values()), unit, convention)
     clocks = {name: Clock() for name in tasks}
-    start, done = time.perf_counter(), 0
+    done = 0
     mine = Measured([], [], [], [], [])
     sizes: set[tuple[int, ...]] = set()
     while placed is not None:

@@ -54,13 +54,15 @@ def make_update(
             sums = objective(prediction, part, loss, coordinate)
             return sums.loss / count, (sums, batch_stats)
 
+        gradient = jax.grad(mean_loss, has_aux=True)
+
         def add(so_far, part):
             total, batch_stats = so_far
-            grads, (sums, batch_stats) = jax.grad(mean_loss, has_aux=True)(state.params, batch_stats, part)
+            grads, (sums, batch_stats) = gradient(state.params, batch_stats, part)
             return (jax.tree.map(jnp.add, total, (grads, sums)), batch_stats), None
 
         if accumulate == 1:
-            grads, (sums, batch_stats) = jax.grad(mean_loss, has_aux=True)(state.params, state.batch_stats, batch)
+            grads, (sums, batch_stats) = gradient(state.params, state.batch_stats, batch)
         else:
             parts = jax.tree.map(lambda x: _split(x, accumulate), batch)
             first = jax.tree.map(lambda x: x[0], parts)
