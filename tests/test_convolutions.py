@@ -35,6 +35,26 @@ def test_convolution_by_slices_equals_xlas(key, size, stride, dilation, height):
         same_values_and_gradients(lambda x, kernel, f=lowered: f(x, kernel, **options), by_lax, x, kernel)
 
 
+@pytest.mark.parametrize(
+    ("size", "stride", "padding", "channels"),
+    [
+        ((3, 3), 1, ((1, 1), (1, 1)), (3, 5)), ((3, 3), 1, ((1, 1), (1, 1)), (8, 2)),  # few outputs: another product
+        ((3, 3), 2, ((1, 1), (1, 1)), (3, 5)), ((7, 7), 2, ((3, 3), (3, 3)), (3, 4)),
+        ((2, 2), 1, ((1, 1), (1, 1)), (4, 3)), ((3, 5), 1, ((0, 1), (2, 2)), (2, 2)),
+    ],
+)  # fmt: skip
+def test_convolution_with_gradients_by_products_equals_xlas(key, size, stride, padding, channels):
+    x = jax.random.normal(key, (2, 7, 9, channels[0]))
+    kernel = jax.random.normal(key, (*size, *channels)) / np.prod(size)
+
+    def plain(x, kernel):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=numbers)
+
+    by_products = lambda x, kernel: convolutions.conv_by_products(x, kernel, stride, padding)  # noqa: E731
+    same_values_and_gradients(by_products, plain, x, kernel)
+
+
 @pytest.mark.parametrize("outputs", [2, 32])  # the three taps as one convolution, and as three
 def test_convolution_by_taps_equals_xlas(key, outputs):
     x = jax.random.normal(key, (2, 4, 5, 6, 3))

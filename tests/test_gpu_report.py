@@ -112,7 +112,7 @@ def test_checks_of_convolutions_pass_and_can_fail(tmp_path):
         error, tolerance = check()
         assert 0 < error <= tolerance
     wrong = checks._convolution(
-        lambda x, k: checks.convolutions.narrow_conv(x, k[::-1]), (1, 8, 8, 2), (3, 3, 2, 2), checks._two_dimensional
+        lambda x, k: checks._by_products(x, k[::-1]), (1, 8, 8, 2), (3, 3, 2, 2), checks._two_dimensional
     )
     error, tolerance = wrong()
     assert error > 100 * tolerance

@@ -13,7 +13,7 @@ from dff_jax import config as cfg
 from dff_jax import estimators
 from dff_jax.errors import ConfigError
 from dff_jax.network.candidates import normalize_weights
-from dff_jax.network.convolutions import conv3d_by_slices, narrow_conv
+from dff_jax.network.convolutions import conv3d_by_slices
 from dff_jax.network.focus_volume import measure_logits, resample_planes
 from dff_jax.network.proximal import Gate
 from dff_jax.network.pyramid import pool_bins
@@ -49,18 +49,6 @@ def test_conv3d_by_slices_equals_lax(key, kernel):
     weights = jax.random.normal(key, (kernel, kernel, kernel, 3, 7))
     expected = lax.conv_general_dilated(x, weights, (1, 1, 1), "SAME", dimension_numbers=("NDHWC", "DHWIO", "NDHWC"))
     np.testing.assert_allclose(conv3d_by_slices(x, weights), expected, atol=1e-4)
-
-
-def test_narrow_conv_has_laxs_values_and_gradients(key):
-    k1, k2, k3 = jax.random.split(key, 3)
-    x, kernel = jax.random.normal(k1, (2, 7, 9, 3)), jax.random.normal(k2, (3, 3, 3, 5))
-    plain = lambda x, w: lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))  # noqa: E731
-    expected, pull = jax.vjp(plain, x, kernel)
-    got, pull_narrow = jax.vjp(narrow_conv, x, kernel)
-    g = jax.random.normal(k3, expected.shape)
-    np.testing.assert_allclose(got, expected, atol=1e-5)
-    for a, b in zip(pull_narrow(g), pull(g), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-4)
 
 
 @pytest.mark.parametrize(
