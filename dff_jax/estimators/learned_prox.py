@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from dff_jax.config import ModelConfig
 from dff_jax.errors import ConfigError
 from dff_jax.estimators.padding import MULTIPLE
+from dff_jax.network.layers import Conv
 from dff_jax.network.proximal import GatedProximalNetwork
 from dff_jax.network.recurrent import RecurrentUpdate
 from dff_jax.network.residual import ResidualCnn
@@ -53,6 +54,7 @@ class Context(NamedTuple):
     evidence: Array | None = None  # [B,H,W,C] log P over planes uniform in t, at unit scale, to be looked up
     step_size: Array | None = None  # [B,H,W] predicted, before its softplus
     hidden: Array | None = None  # [B,H,W,n] with which a recurrent prox starts
+    heard: Array | None = None  # [B,H,W,n] what the prox's first convolution makes of all that no iteration changes
 
 
 class Unroll(NamedTuple):
@@ -105,6 +107,9 @@ def build_unroll(config: ModelConfig) -> Unroll:
         shared, own = dict(params["unroll"]["shared"]), dict(params["unroll"]["per_iteration"])
         if "prox" in params:
             (shared if config.tied else own)["prox"] = params["prox"]
+            if config.tied and config.prox == "gated_unet":
+                context = problem.context._replace(heard=_hear(config, params["prox"], problem.context))
+                problem = problem._replace(context=context)
         own = resize_stack(own, num_iterations) if own and num_iterations else None
         return solve(
             scheme, problem, initial_depth(problem), shared=shared, per_iteration=own, num_iterations=num_iterations,
@@ -136,24 +141,32 @@ def _network(config: ModelConfig) -> tuple[Prox, Callable[[Array, Problem], Any]
     """P(cat(z, F, eta, lambda, D(k-1))) (12, 17): a direct answer, or a correction to z."""
     net, recurrent = NETWORKS[config.prox](config), config.prox == "gru"
 
-    def look(z: Array, problem: Problem, eta: Array) -> Array:
+    def moving(z: Array, problem: Problem, eta: Array) -> list[Array]:
+        """What an iteration changes: z, eta, lambda, D(k-1) and what F says there."""
+
         def flat(value: Array) -> Array:
             value = value if jnp.ndim(value) == z.ndim else jnp.reshape(value, (1,) * z.ndim)
             return jnp.broadcast_to(value, z.shape)[..., None]
 
-        context = problem.context
-        inputs = [flat(z), context.features, flat(eta), flat(problem.regularization), flat(problem.previous)]
-        inputs += [] if context.confidence is None else [context.confidence]
-        inputs += [] if context.evidence is None else [look_up(context.evidence, problem.previous)]
-        return jnp.concatenate(inputs, -1)
+        evidence = problem.context.evidence
+        seen = [flat(z), flat(eta), flat(problem.regularization), flat(problem.previous)]
+        return seen if evidence is None else [*seen, look_up(evidence, problem.previous)]
+
+    def look(z: Array, problem: Problem, eta: Array) -> Array:
+        (first, *rest), (features, *confidence) = moving(z, problem, eta), _fixed(problem.context)
+        return jnp.concatenate([first, features, *rest[:3], *confidence, *rest[3:]], -1)  # z, F, eta, lambda, D, ...
 
     def apply(params: Any, z: Array, problem: Problem, eta: Array, memory: Any) -> tuple[Array, Any]:
-        inputs = look(z, problem, eta).astype(config.dtype)
-        if recurrent:
+        heard = problem.context.heard
+        if heard is not None:
+            inputs = jnp.concatenate(moving(z, problem, eta), -1).astype(config.dtype)
+            answer = net.apply({"params": _split(params, problem.context)[1]}, inputs, heard)
+        elif recurrent:
+            inputs = look(z, problem, eta).astype(config.dtype)
             answer, memory = net.apply({"params": params}, inputs, memory.astype(config.dtype))
             memory = memory.astype(jnp.float32)
         else:
-            answer = net.apply({"params": params}, inputs)
+            answer = net.apply({"params": params}, look(z, problem, eta).astype(config.dtype))
         answer = answer.astype(jnp.float32)
         return (z + answer if config.prox_output == "residual" else answer), memory
 
@@ -166,6 +179,29 @@ def _network(config: ModelConfig) -> tuple[Prox, Callable[[Array, Problem], Any]
         return net.init(key, inputs, *([start(z, problem)] if recurrent else []))["params"]
 
     return Prox(apply, start), init
+
+
+def _fixed(context: Context) -> list[Array]:
+    return [context.features] if context.confidence is None else [context.features, context.confidence]
+
+
+def _split(params: dict, context: Context) -> tuple[Array, dict]:
+    """The first convolution's kernel for the inputs that stay, and `params` with only that for those that change."""
+    outer = params["phi1"]["Conv_0"]
+    kernel, c = outer["Conv_0"]["kernel"], context.features.shape[-1]
+    n = 0 if context.confidence is None else context.confidence.shape[-1]
+    fixed = jnp.concatenate([kernel[:, :, 1 : 1 + c], kernel[:, :, 4 + c : 4 + c + n]], 2)
+    rest = jnp.concatenate([kernel[:, :, :1], kernel[:, :, 1 + c : 4 + c], kernel[:, :, 4 + c + n :]], 2)
+    outer = outer | {"Conv_0": outer["Conv_0"] | {"kernel": rest}}
+    return fixed, params | {"phi1": params["phi1"] | {"Conv_0": outer}}
+
+
+def _hear(config: ModelConfig, params: dict, context: Context) -> Array:
+    """conv(cat(a, b)) = conv(a) + conv(b): the part of the prox's first convolution that is the same in each iteration,
+    once instead of K times."""
+    kernel, _ = _split(params, context)
+    inputs = jnp.concatenate(_fixed(context), -1).astype(config.dtype)
+    return Conv(kernel.shape[-1], use_bias=False).apply({"params": {"Conv_0": {"kernel": kernel}}}, inputs)
 
 
 def look_up(evidence: Array, t: Array) -> Array:

@@ -14,15 +14,16 @@ from dff_jax.types import Array
 
 
 class DoubleConv(nn.Module):
-    """phi: two activated 3x3 convolutions."""
+    """phi: two activated 3x3 convolutions; `heard` is added to what the first one says."""
 
     features: int
     activation: str
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        for _ in range(2):
-            x = ACTIVATIONS[self.activation](Conv(self.features, kernel_init=he_fan_in)(x))
+    def __call__(self, x: Array, heard: Array | None = None) -> Array:
+        for i in range(2):
+            x = Conv(self.features, kernel_init=he_fan_in)(x)
+            x = ACTIVATIONS[self.activation](x if i or heard is None else x + heard)
         return x
 
 
@@ -40,7 +41,7 @@ class Gate(nn.Module):
 
 
 class GatedProximalNetwork(nn.Module):
-    """z [B,H,W,c] -> correction or depth [B,H,W].
+    """z [B,H,W,c] -> correction or depth [B,H,W]. `heard` [B,H,W,n] is the first convolution of further inputs.
 
     With one level (the paper): e1, e2 at full resolution, e3 at half; d2 and d1 on the way up. Each further level
     of `prox_levels` adds a halving below, for a wider receptive field.
@@ -49,10 +50,10 @@ class GatedProximalNetwork(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, z: Array) -> Array:
+    def __call__(self, z: Array, heard: Array | None = None) -> Array:
         c = self.config
         block = lambda features, name: DoubleConv(channels(features, c.head_width), c.activation, name=name)  # noqa: E731
-        e1 = block(32, "phi1")(z)
+        e1 = block(32, "phi1")(z, heard)
         skips = [block(32, "phi2")(e1)]
         for level in range(c.prox_levels):
             pooled = max_pool_2x2(skips[-1])
