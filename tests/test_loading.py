@@ -90,8 +90,8 @@ def test_on_the_device_it_is_the_same():
     plain = to_batch([stack])
     data = DataConfig(reverse=True, focus_jitter=0.3)
     for seed in range(6):
-        turn, errors = live.draw_focus(plain.focus[0], np.random.default_rng(seed), data)
-        got = live.refocus_batch(plain, np.stack([turn]), np.stack([errors]))
+        turn, shares = live.draw_focus(len(plain.focus[0]), np.random.default_rng(seed), data)
+        got = live.refocus_batch(plain, np.stack([turn]), np.stack([shares]))
         want = augment.vary_focus(stack, np.random.default_rng(seed), reverse=True, jitter=0.3)
         for a, b in zip(got, to_batch([want]), strict=True):
             np.testing.assert_allclose(a, b, atol=2e-6)

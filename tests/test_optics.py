@@ -5,7 +5,7 @@ import pytest
 
 from dff_jax import optics
 from dff_jax.config import WorldConfig
-from dff_jax.optics.render import continue_behind, disc_kernels
+from dff_jax.optics.render import blur_kernels, continue_behind
 
 
 def test_circle_of_confusion_is_zero_in_focus_and_linear_in_inverse_depth():
@@ -26,8 +26,8 @@ def test_srgb_round_trip_and_anchor():
     np.testing.assert_allclose(optics.srgb_to_linear(jnp.array(0.5)), 0.21404, atol=1e-4)
 
 
-def test_disc_kernels_are_normalised_and_grow():
-    kernels = disc_kernels(jnp.array([0.0, 0.5, 2.0, 4.0, 99.0]), 5)
+def test_blur_kernels_are_normalised_and_grow():
+    kernels = blur_kernels(jnp.array([0.0, 0.5, 2.0, 4.0, 99.0]), 5)
     np.testing.assert_allclose(kernels.sum((0, 1)), 1.0, rtol=1e-5)
     assert kernels[5, 5, 0] == 1 and kernels[5, 5, 1] == 1
     width = [(kernels[..., i] > 1e-6).sum() for i in range(5)]

@@ -30,8 +30,20 @@ class WorldConfig(Checked):
     num_layers: int = 16
     noise: tuple[float, float] = (0.0, 0.012)
     """Standard deviation of the sensor noise, of full scale; drawn for each world."""
+    textures: Literal["flying", "natural"] = "flying"
+    """`natural`: details of all sizes, fibres, print, weak contrast, folds and rooms, too."""
+    blur_radius: tuple[float, float] | None = None
+    """In pixels, at one end of the focus range when the other is in focus, drawn evenly in its logarithm; in place of
+    `blur_per_disparity`."""
+    apertures: Literal["disc", "varied"] = "disc"
+    """`varied`: also polygons, soft edges, bright or dim rims."""
+    settings: Literal["uniform", "varied"] = "uniform"
+    """`varied`: focus settings over most of `depth_range`, their ends and spacing drawn; half of the scenes are
+    shallower."""
 
     def _check(self) -> None:
+        if self.blur_radius is not None and not 0 < self.blur_radius[0] <= self.blur_radius[1]:
+            raise ConfigError(f"data.world.blur_radius: needs 0 < low <= high, got {self.blur_radius}")
         self._at_least(32, "height", "width")
         self._at_least(2, "num_frames", "num_layers")
         self._at_least(1, "num_objects", "max_blur_radius")
@@ -68,6 +80,36 @@ class LensConfig(Checked):
             raise ConfigError(f"data.lens.focus_range: needs low < high, got {self.focus_range}")
 
 
+@dataclass(frozen=True)
+class CameraConfig(Checked):
+    """What real cameras and imperfect alignment do to rendered frames (sources procedural_live and rgbd); all off."""
+
+    _section = "data.camera"
+
+    share: float = 1.0
+    """Of the stacks to which any of this happens."""
+    shift: float = 0.0
+    """Largest translation of a frame against the truth, pixels."""
+    breathing: float = 0.0
+    """Largest difference of magnification between the ends of the stack."""
+    vignetting: float = 0.0
+    """Largest loss of light in the corners."""
+    exposure: float = 0.0
+    """Largest deviation of a frame's exposure, of the logarithm of light."""
+    softness: float = 0.0
+    """Largest standard deviation of the sensor's own blur (lens, demosaicking, scaling), pixels; up to 1."""
+    jpeg: tuple[int, int] | None = None
+    """Lowest and highest quality, 1 to 100; half of the stacks are compressed."""
+
+    def _check(self) -> None:
+        for name in ("share", "shift", "breathing", "vignetting", "exposure", "softness"):
+            top = {"shift": 16.0, "exposure": 3.0, "breathing": 0.2}.get(name, 1.0)
+            if not 0 <= getattr(self, name) <= top:
+                raise ConfigError(f"data.camera.{name}: from 0 to {top:g}, got {getattr(self, name)!r}")
+        if self.jpeg is not None and not 1 <= self.jpeg[0] <= self.jpeg[1] <= 100:
+            raise ConfigError(f"data.camera.jpeg: needs 1 <= low <= high <= 100, got {self.jpeg}")
+
+
 Source = Literal["tfds", "folder", "procedural_live", "rgbd"]
 Unit = Literal["disparity", "diopter", "metre", "index"]
 
@@ -97,6 +139,7 @@ class PartConfig(Checked):
     noise: float | None = None
     world: WorldConfig | None = None
     lens: LensConfig | None = None
+    camera: CameraConfig | None = None
 
     def _check(self) -> None:
         if not 0 < self.weight < math.inf:
@@ -146,6 +189,7 @@ class DataConfig(Checked):
     """Evaluates only the first so many stacks during training."""
     world: WorldConfig = field(default_factory=WorldConfig)
     lens: LensConfig = field(default_factory=LensConfig)
+    camera: CameraConfig = field(default_factory=CameraConfig)
     mixture: tuple[PartConfig, ...] = ()
     """If given, what is trained on, each batch from one part, by weight; `source` and `dataset` above then only
     validate. Parts may differ in number of frames, unit and size."""

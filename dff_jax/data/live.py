@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from dff_jax.config import DataConfig, WorldConfig
-from dff_jax.data.augment import apply_colour, draw_frame_count, focus_errors, make_colour
+from dff_jax.config import CameraConfig, DataConfig, WorldConfig
+from dff_jax.data.augment import apply_colour, draw_frame_count, make_colour
 from dff_jax.data.parts import Share
 from dff_jax.errors import ConfigError
+from dff_jax.optics.camera import compress, photographed
 from dff_jax.optics.scenes import make_stack
 from dff_jax.types import Array, Batch, FocalStack, LoadedBatch
 
@@ -22,6 +23,7 @@ HELD_OUT = {"validation": 16, "test": 32}
 """Stacks in the fixed sets; the same for every training seed, so that scores compare."""
 _HELD_OUT_SEED = 0
 _PURPOSES = ("train", "validation", "test")
+PERFECT = CameraConfig()
 
 
 def _key(seed: int, purpose: str, index: int | Array) -> Array:
@@ -34,15 +36,21 @@ def _photograph(key: Array, world: WorldConfig) -> tuple[Array, Array, Array]:
     return jnp.round(stack.frames * 255) / 255, stack.focus, stack.depth
 
 
-def develop(keys: Array, frames: Array, colour: float, noise: float) -> Array:
-    """Frames [Z,H,W,3] recoloured and made noisier, with three keys [3], as `augment.augment` does."""
+def develop(keys: Array, frames: Array, colour: float, noise: float, camera: CameraConfig = PERFECT) -> Array:
+    """Frames [Z,H,W,3] recoloured and made noisier, with three keys [3], as `augment.augment` does; and as a real
+    camera would give them."""
     k_colour, k_sigma, k_noise = keys
+    k_camera, k_jpeg = jax.random.split(jax.random.fold_in(k_noise, 1))
     if colour:
         change = make_colour(jax.random.uniform(k_colour, (6,), minval=-1.0), colour, jnp)
         frames = apply_colour(frames, change.gain.reshape(1, 1, 1, 3), change)
+    if camera != PERFECT:
+        frames = photographed(k_camera, frames, camera)
     if noise:
         sigma = jax.random.uniform(k_sigma, maxval=noise)
         frames = (frames + sigma * jax.random.normal(k_noise, frames.shape)).clip(0.0, 1.0)
+    if camera.jpeg is not None:
+        frames = compress(k_jpeg, frames, camera.jpeg)
     return frames
 
 
@@ -54,24 +62,28 @@ def map_stacks(one: Callable, *arrays: Array):
     return jax.vmap(one)(*arrays)
 
 
-@partial(jax.jit, static_argnames=("world", "colour", "noise"))
-def make_batch(keys: Array, world: WorldConfig, colour: float = 0.0, noise: float = 0.0) -> Batch:
+@partial(jax.jit, static_argnames=("world", "colour", "noise", "camera"))
+def make_batch(
+    keys: Array, world: WorldConfig, colour: float = 0.0, noise: float = 0.0, camera: CameraConfig = PERFECT
+) -> Batch:
     """A batch [B] of fresh stacks, one for each key [B]; `world` gives the size. Pure and jitted."""
 
     def one(key: Array) -> Batch:
         k_world, *others = jax.random.split(key, 4)
         frames, focus, depth = _photograph(k_world, world)
-        return Batch(develop(others, frames, colour, noise), focus, depth, jnp.ones(depth.shape, bool))
+        return Batch(develop(others, frames, colour, noise, camera), focus, depth, jnp.ones(depth.shape, bool))
 
     return map_stacks(one, keys)
 
 
 @jax.jit
-def refocus_batch(batch: Batch, turn: Array, errors: Array) -> Batch:
-    """What `augment.vary_focus` does, on the device: stacks with `turn` [B] are turned around, settings moved by
-    `errors` [B,Z]."""
+def refocus_batch(batch: Batch, turn: Array, shares: Array) -> Batch:
+    """What `augment.vary_focus` does, on the device: stacks with `turn` [B] are turned around, then each setting moved
+    by its share of `shares` [B,Z] of the distance to the nearest other."""
     ends = batch.focus[:, :1] + batch.focus[:, -1:]
-    focus = jnp.where(turn[:, None], ends - batch.focus[:, ::-1], batch.focus) + errors
+    focus = jnp.where(turn[:, None], ends - batch.focus[:, ::-1], batch.focus)
+    steps = jnp.pad(jnp.diff(focus), ((0, 0), (1, 1)), constant_values=jnp.inf)
+    focus = focus + shares * jnp.minimum(steps[:, :-1], steps[:, 1:])
     frames = jnp.where(turn[:, None, None, None, None], batch.frames[:, ::-1], batch.frames)
     depth = jnp.where(turn[:, None, None] & batch.mask, ends[..., None] - batch.depth, batch.depth)
     return Batch(frames, focus, depth, batch.mask)
@@ -102,21 +114,19 @@ class LivePart:
             world = dataclasses.replace(world, num_frames=count)
         numbers = share.stacks(number)
         keys = jax.vmap(partial(_key, share.seed, "train"))(jnp.array([n % 2**32 for n in numbers], jnp.uint32))
-        batch = make_batch(keys, world, data.colour, data.noise)
+        batch = make_batch(keys, world, data.colour, data.noise, data.camera)
         if data.reverse or data.focus_jitter:
-            focus = np.linspace(*world.focus_range, world.num_frames)
-            draws = [draw_focus(focus, share.generator(n), data) for n in numbers]
+            draws = [draw_focus(world.num_frames, share.generator(n), data) for n in numbers]
             batch = refocus_batch(batch, *(np.stack(x) for x in zip(*draws, strict=True)))
         first = share.process_index * share.batch_size
         return LoadedBatch(batch, tuple(f"live/{share.seed}/{number}/{first + i}" for i in range(share.batch_size)))
 
 
-def draw_focus(focus: np.ndarray, rng: np.random.Generator, data: DataConfig) -> tuple[np.ndarray, np.ndarray]:
-    """One stack's `turn` and `errors` [Z] for `refocus_batch`; `focus` [Z] in q, ascending."""
+def draw_focus(count: int, rng: np.random.Generator, data: DataConfig) -> tuple[np.ndarray, np.ndarray]:
+    """One stack's `turn` and `shares` [Z = count] for `refocus_batch`."""
     turn = np.array(data.reverse and bool(rng.integers(2)))
-    mirrored = focus[0] + focus[-1] - focus[::-1] if turn else focus
-    errors = focus_errors(mirrored, data.focus_jitter, rng) if data.focus_jitter else np.zeros(len(focus))
-    return turn, errors.astype(np.float32)
+    jitter = data.focus_jitter
+    return turn, rng.uniform(-jitter, jitter, count).astype(np.float32) if jitter else np.zeros(count, np.float32)
 
 
 def held_out_stack(split: str, index: int, world: WorldConfig) -> FocalStack:

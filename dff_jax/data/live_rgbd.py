@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dff_jax.config import DataConfig, LensConfig
+from dff_jax.config import CameraConfig, DataConfig, LensConfig
 from dff_jax.data.augment import crop_window, draw_frame_count
-from dff_jax.data.live import develop, draw_focus, map_stacks, refocus_batch
+from dff_jax.data.live import PERFECT, develop, draw_focus, map_stacks, refocus_batch
 from dff_jax.data.parts import Share
 from dff_jax.data.rgbd import SceneFiles, read_scene
 from dff_jax.errors import ConfigError, InputError
@@ -52,7 +52,7 @@ class Views(NamedTuple):
     noise: np.ndarray  # [B] float32, standard deviation
     seed: np.ndarray  # [B] uint32, of what the device draws
     turn: np.ndarray  # [B] bool, see `live.refocus_batch`
-    errors: np.ndarray  # [B,Z] float32
+    shares: np.ndarray  # [B,Z] float32, see there
 
 
 class Album:
@@ -131,12 +131,14 @@ def take_view(scene: Sharp, data: DataConfig, count: int | None, rng: np.random.
     noise, seed = rng.uniform(*lens.noise), rng.integers(2**32)
     return Views(
         turn(scene.rgb, margin), turn(scene.q, margin), mask, focus, np.float32(blur_per_q), np.float32(noise),
-        np.uint32(seed), *draw_focus(focus, rng, data),
+        np.uint32(seed), *draw_focus(len(focus), rng, data),
     )  # fmt: skip
 
 
-@partial(jax.jit, static_argnames=("margin", "num_layers", "colour", "noise"))
-def photograph_batch(views: Views, margin: int, num_layers: int, colour: float = 0.0, noise: float = 0.0) -> Batch:
+@partial(jax.jit, static_argnames=("margin", "num_layers", "colour", "noise", "camera"))
+def photograph_batch(
+    views: Views, margin: int, num_layers: int, colour: float = 0.0, noise: float = 0.0, camera: CameraConfig = PERFECT
+) -> Batch:
     """The batch that `views` show, 8-bit frames as in a file, then recoloured and made noisier. Pure and jitted.
 
     `margin` is the largest blur radius too.
@@ -151,7 +153,7 @@ def photograph_batch(views: Views, margin: int, num_layers: int, colour: float =
         )  # fmt: skip
         frames = jnp.round(frames[:, *inside] * 255) / 255
         depth = jnp.where(view.mask, view.q[inside], 0.0)
-        return Batch(develop(others, frames, colour, noise), view.focus, depth, view.mask)
+        return Batch(develop(others, frames, colour, noise, camera), view.focus, depth, view.mask)
 
     return map_stacks(one, views)
 
@@ -181,9 +183,11 @@ class RgbdPart:
         views, names = prepared
         data = self._data
         lens = data.lens
-        batch = photograph_batch(views, lens.max_blur_radius, lens.num_layers, data.colour, data.noise)
+        batch = photograph_batch(
+            views, lens.max_blur_radius, lens.num_layers, data.colour, data.noise, data.camera
+        )
         if data.reverse or data.focus_jitter:
-            batch = refocus_batch(batch, views.turn, views.errors)
+            batch = refocus_batch(batch, views.turn, views.shares)
         return LoadedBatch(batch, names)
 
 

@@ -2,7 +2,7 @@
 
 The scene is cut into L layers, equally spaced in q (disparity or diopters). From back to front, in linear light,
     B <- K_l * (alpha_l J_l) + (1 - K_l * alpha_l) B
-where K_l is the disc of the layer's blur radius at this focus setting. A pixel between two layers is opaque in the
+where K_l is the aperture's image at the layer's blur radius. A pixel between two layers is opaque in the
 farther and fractionally covered by the nearer one, so the sum of the two is the pixel itself and the result is
 differentiable in depth. Behind a nearer surface a layer's colour and depth are continued from the surroundings that
 it can see, so blurred edges reveal a plausible background instead of a black or repeated one.
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,15 +35,40 @@ def linear_to_srgb(light: Array) -> Array:
     return jnp.where(light <= 0.0031308, 12.92 * light, curve)
 
 
-def disc_kernels(radii: Array, max_radius: int) -> Array:
-    """Anti-aliased discs of the given radii [...] in pixels, each summing to 1: [2R+1, 2R+1, ...].
+class Aperture(NamedTuple):
+    """The shape of a lens's blur, each a number or []."""
 
-    A radius of half a pixel or less is the identity; radii above `max_radius` R are cut to R.
+    blades: Array | float = 0.0  # of the diaphragm: a polygon of so many sides; 0: a circle
+    rotation: Array | float = 0.0  # of the polygon, radians
+    softness: Array | float = 0.0  # width of the edge, as a share of the radius, beside the pixel's own
+    rim: Array | float = 0.0  # brightness of the edge above the centre's: > 0 a ring, < 0 a bell
+
+
+
+def blur_kernels(radii: Array, max_radius: int, aperture: Aperture | None = None) -> Array:
+    """Anti-aliased images of a point for blur radii [...] in pixels, each summing to 1: [2R+1, 2R+1, ...].
+
+    `aperture` None is a circle, whose radius of half a pixel or less is the identity; radii above `max_radius` R are
+    cut to R. A polygon has the circle's area.
     """
     y, x = jnp.mgrid[-max_radius : max_radius + 1, -max_radius : max_radius + 1].astype(jnp.float32)
-    distance = jnp.hypot(x, y).reshape(x.shape + (1,) * radii.ndim)
+    distance = jnp.hypot(x, y)
+    if aperture is not None:
+        sides = jnp.maximum(jnp.asarray(aperture.blades, jnp.float32), 3.0)
+        half = math.pi / sides
+        angle = (jnp.arctan2(y, x) - aperture.rotation) % (2 * half) - half
+        # the apothem of a polygon of area pi is sqrt(half / tan(half))
+        polygon = distance * jnp.cos(angle) / jnp.sqrt(half / jnp.tan(half))
+        distance = jnp.where(jnp.asarray(aperture.blades) >= 3, polygon, distance)
+    distance = distance.reshape(x.shape + (1,) * radii.ndim)
     radii = jnp.minimum(radii, max_radius)[None, None]
-    coverage = jnp.clip(radii + 0.5 - distance, 0.0, 1.0)
+    if aperture is None:
+        coverage = jnp.clip(radii + 0.5 - distance, 0.0, 1.0)
+    else:
+        width = 1.0 + aperture.softness * jnp.maximum(radii - 0.5, 0.0)
+        coverage = jnp.clip(0.5 + (radii - distance) / width, 0.0, 1.0)
+        inside = jnp.minimum(distance / jnp.maximum(radii, 1e-3), 1.0)
+        coverage = coverage * (1 + aperture.rim * (2 * inside**2 - 1) * jnp.clip(radii - 0.5, 0.0, 1.0))
     return coverage / coverage.sum((0, 1), keepdims=True)
 
 
@@ -103,7 +129,8 @@ def _fft_size(n: int) -> int:
 
 @partial(jax.jit, static_argnames=("max_radius", "num_layers"))
 def render_stack(
-    rgb: Array, depth: Array, focus: Array, *, blur_per_q: Array | float, max_radius: int, num_layers: int
+    rgb: Array, depth: Array, focus: Array, *, blur_per_q: Array | float, max_radius: int, num_layers: int,
+    aperture: Aperture | None = None,
 ) -> Array:
     """Photographs a scene at several focus settings. Jitted; differentiable in rgb, depth, focus and blur_per_q.
 
@@ -113,6 +140,7 @@ def render_stack(
       focus: [Z] focus settings in q.
       blur_per_q: blur radius in pixels per unit of |q - focus|.
       max_radius: largest blur radius in pixels; larger ones are cut to it.
+      aperture: its shape, the same everywhere; None: a circle.
       num_layers: L; choose it so that neighbouring layers differ by less than about a pixel of blur radius.
 
     Returns:
@@ -131,7 +159,7 @@ def render_stack(
         filled, reach = continue_behind(scene, seen, levels)
         colour, q = filled[..., :3], filled[..., 3:]
         alpha = reach * jnp.clip(1.0 - (layer - q) / spacing, 0.0, 1.0)
-        kernels = disc_kernels(blur_radius(layer, focus, blur_per_q), max_radius)
+        kernels = blur_kernels(blur_radius(layer, focus, blur_per_q), max_radius, aperture)
         planes = jnp.moveaxis(jnp.concatenate([alpha * colour, alpha], -1), -1, 0)
         blurred = _blur(planes, kernels, use_fft)
         light = blurred[:3] + (1 - blurred[3:]) * light

@@ -1,10 +1,12 @@
 """Procedural worlds in the image of FlyingThings3D: objects that fly before a background, at many disparities.
 
 A world is a pure function of a PRNG key: jit it, vmap it, render it on the accelerator. Surfaces are slanted or
-curved, some structures are a few pixels thin, and textures are 1/f noise, dead leaves (cells), stripes, checks,
-gradients and near-textureless paint. Ground truth lies partly outside the range of the focus settings.
+curved, some structures are a few pixels thin, and textures (`textures`) are 1/f noise, dead leaves (cells), stripes,
+checks, gradients and near-textureless paint. Ground truth lies partly outside the range of the focus settings.
 
 Every object draws its random numbers in a few large blocks (`Draws`), because each separate draw costs compile time.
+With `textures="natural"` and so on (`WorldConfig`) worlds become as varied as photographs: rooms and folds, many
+apertures, any focus settings, blur from half a pixel to twenty.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ import jax.numpy as jnp
 from jax import lax, random
 
 from dff_jax.config import WorldConfig
-from dff_jax.optics.render import add_sensor_noise, render_stack
+from dff_jax.optics.render import Aperture, add_sensor_noise, render_stack
+from dff_jax.optics.textures import Draws, between, draw, log_between, pick, texture
 from dff_jax.types import Array
 
 
@@ -38,156 +41,33 @@ class RenderedStack(NamedTuple):
     all_in_focus: Array  # [H,W,3]
 
 
-class Draws(NamedTuple):
-    """One object's random numbers."""
-
-    uniform: Array  # [24] in [0,1)
-    normal: Array  # [16]
-    cells: Array  # [48,8] in [0,1)
-    field: Array  # [3,H,W] standard normal
-
-
-_CELLS = 48
-
-
-def _draw(key: Array, height: int, width: int) -> Draws:
-    k1, k2 = random.split(key)
-    uniform = random.uniform(k1, (24 + _CELLS * 8,))
-    normal = random.normal(k2, (16 + 3 * height * width,))
-    return Draws(uniform[:24], normal[:16], uniform[24:].reshape(_CELLS, 8), normal[16:].reshape(3, height, width))
-
-
-def _between(u: Array, low: float, high: float) -> Array:
-    return low + (high - low) * u
-
-
-def _log_between(u: Array, low: float, high: float) -> Array:
-    return jnp.exp(_between(u, math.log(low), math.log(high)))
-
-
-def _pick(u: Array, shares: tuple[float, ...]) -> Array:
-    """The index that a uniform number falls on when [0,1) is divided in these shares."""
-    edges = jnp.cumsum(jnp.array(shares))[:-1]
-    return (u >= edges).sum()
-
-
-def _paint(u: Array, n: Array) -> Array:
-    """A random colour of medium saturation, [1,1,3], from one uniform and three normal numbers."""
-    return jnp.clip(_between(u, 0.1, 0.9) + 0.25 * n, 0.02, 0.98)[None, None]
-
-
-# Textures: (draws, x, y) -> [H,W,3]; x and y are the object's own pixel coordinates [H,W]; they use uniform[0:6] and
-# normal[0:6] ---------------------------------------------------------------------------------------------------
-
-
-def _noise_texture(d: Draws, x: Array, y: Array) -> Array:
-    """1/f^p noise, p from 0.6 (fine) to 1.8 (cloudy), around a base colour."""
-    h, w = x.shape
-    frequency = jnp.hypot(jnp.fft.fftfreq(h)[:, None], jnp.fft.rfftfreq(w)[None, :])
-    slope = _between(d.uniform[0], 0.6, 1.8)
-    shaped = jnp.fft.rfft2(d.field) * ((frequency + 1 / max(h, w)) ** -slope)[None]
-    field = jnp.fft.irfft2(shaped, s=(h, w))
-    field = field / (field.std((1, 2), keepdims=True) + 1e-6)
-    grey = jnp.moveaxis(0.7 * field[:1] + 0.3 * field, 0, -1)
-    return _paint(d.uniform[1], d.normal[:3]) + _between(d.uniform[2], 0.06, 0.2) * grey
-
-
-def _cells_texture(d: Draws, x: Array, y: Array) -> Array:
-    """Dead leaves seen from above: flat patches of random colour, from some pixels to a third of the image wide."""
-    h, w = x.shape
-    reach = _between(d.uniform[0], 0.4, 1.2)
-    centres = d.cells[:, :2] * jnp.array([[h, w]]) * reach
-    sizes = _log_between(d.cells[:, 2], 0.4, 2.5)
-
-    def nearest(carry, point):
-        best, index = carry
-        i, (cy, cx), size = point
-        distance = jnp.hypot(x - cx, y - cy) / size
-        closer = distance < best
-        return (jnp.where(closer, distance, best), jnp.where(closer, i, index)), None
-
-    start = (jnp.full((h, w), jnp.inf), jnp.zeros((h, w), jnp.int32))
-    (_, index), _ = lax.scan(nearest, start, (jnp.arange(_CELLS), centres, sizes))
-    palette = jnp.clip(_between(d.cells[:, 3:4], 0.1, 0.9) + 0.8 * (d.cells[:, 4:7] - 0.5), 0.02, 0.98)
-    return palette[index]
-
-
-def _waves(d: Draws, x: Array, y: Array) -> tuple[Array, Array, Array]:
-    """Two phases [H,W] of a rotated grid of 4 to 40 pixels, and its sharpness."""
-    angle, period = _between(d.uniform[0], 0.0, math.pi), _log_between(d.uniform[1], 4.0, 40.0)
-    u = (x * jnp.cos(angle) + y * jnp.sin(angle)) * (2 * math.pi / period)
-    v = (y * jnp.cos(angle) - x * jnp.sin(angle)) * (2 * math.pi / period)
-    return u, v, _log_between(d.uniform[2], 1.0, 8.0)
-
-
-def _two_colours(d: Draws, mix: Array) -> Array:
-    a, b = _paint(d.uniform[3], d.normal[:3]), _paint(d.uniform[4], d.normal[3:6])
-    return a + (b - a) * mix[..., None]
-
-
-def _stripes_texture(d: Draws, x: Array, y: Array) -> Array:
-    u, _, sharp = _waves(d, x, y)
-    return _two_colours(d, 0.5 + 0.5 * jnp.tanh(sharp * jnp.sin(u)))
-
-
-def _checks_texture(d: Draws, x: Array, y: Array) -> Array:
-    u, v, sharp = _waves(d, x, y)
-    return _two_colours(d, 0.5 + 0.5 * jnp.tanh(sharp * jnp.sin(u) * jnp.sin(v)))
-
-
-def _gradient_texture(d: Draws, x: Array, y: Array) -> Array:
-    """A smooth ramp between two colours with faint grain."""
-    angle = _between(d.uniform[0], 0.0, 2 * math.pi)
-    ramp = (x * jnp.cos(angle) + y * jnp.sin(angle)) / max(x.shape)
-    return _two_colours(d, jnp.clip(0.5 + ramp, 0.0, 1.0)) + 0.015 * d.field[0, ..., None]
-
-
-def _plain_texture(d: Draws, x: Array, y: Array) -> Array:
-    """Near-textureless paint: one colour, contrast of half a percent."""
-    return _paint(d.uniform[0], d.normal[:3]) + 0.005 * d.field[0, ..., None]
-
-
-_TEXTURES = (
-    _noise_texture, _cells_texture, _stripes_texture, _checks_texture, _gradient_texture, _plain_texture,
-)  # fmt: skip
-_TEXTURE_SHARE = (0.34, 0.22, 0.12, 0.12, 0.1, 0.1)
-
-
-def _texture(d: Draws, x: Array, y: Array) -> Array:
-    """A texture of a random family; uses uniform[0:8]."""
-    kind = _pick(d.uniform[6], _TEXTURE_SHARE)
-    base = lax.switch(kind, _TEXTURES, d, x, y)
-    grain = _between(d.uniform[7], 0.0, 0.03) * (kind < 4)  # fine grain on all but the smooth families
-    return base + grain * d.field[1, ..., None]
-
-
 # Shapes: signed distances in pixels, positive inside; u, v are the object's rotated coordinates in pixels; they use
 # uniform[8:10] -------------------------------------------------------------------------------------------------
 
 
 def _ellipse(d: Draws, u: Array, v: Array, size: Array) -> Array:
-    aspect = _between(d.uniform[8], 0.4, 1.0)
+    aspect = between(d.uniform[8], 0.4, 1.0)
     return (size - jnp.hypot(u, v / aspect)) * aspect
 
 
 def _rectangle(d: Draws, u: Array, v: Array, size: Array) -> Array:
-    return jnp.minimum(size - jnp.abs(u), size * _between(d.uniform[8], 0.4, 1.0) - jnp.abs(v))
+    return jnp.minimum(size - jnp.abs(u), size * between(d.uniform[8], 0.4, 1.0) - jnp.abs(v))
 
 
 def _star(d: Draws, u: Array, v: Array, size: Array) -> Array:
-    lobes = jnp.floor(_between(d.uniform[8], 3.0, 8.0))
-    wobble = 1 + _between(d.uniform[9], 0.1, 0.4) * jnp.cos(lobes * jnp.arctan2(v, u))
+    lobes = jnp.floor(between(d.uniform[8], 3.0, 8.0))
+    wobble = 1 + between(d.uniform[9], 0.1, 0.4) * jnp.cos(lobes * jnp.arctan2(v, u))
     return 0.8 * (size * wobble - jnp.hypot(u, v))
 
 
 def _bar(d: Draws, u: Array, v: Array, size: Array) -> Array:
     """A thin, long bar: 1.5 to 5 pixels wide."""
-    return jnp.minimum(3 * size - jnp.abs(u), 0.5 * _log_between(d.uniform[8], 1.5, 5.0) - jnp.abs(v))
+    return jnp.minimum(3 * size - jnp.abs(u), 0.5 * log_between(d.uniform[8], 1.5, 5.0) - jnp.abs(v))
 
 
 def _ring(d: Draws, u: Array, v: Array, size: Array) -> Array:
     """A ring 2 to 8 pixels thick."""
-    return 0.5 * _log_between(d.uniform[8], 2.0, 8.0) - jnp.abs(jnp.hypot(u, v) - size)
+    return 0.5 * log_between(d.uniform[8], 2.0, 8.0) - jnp.abs(jnp.hypot(u, v) - size)
 
 
 def _everywhere(d: Draws, u: Array, v: Array, size: Array) -> Array:
@@ -199,12 +79,20 @@ _SHAPE_SHARE = (0.28, 0.28, 0.2, 0.14, 0.1)
 _BACKGROUND = len(_SHAPES) - 1
 
 
-def _surface(d: Draws, q: Array, u: Array, v: Array, size: Array) -> Array:
-    """Disparity [H,W] of a slanted plane, or (a third) of a sphere cap or bowl on one, around q; uniform[10:12]."""
+def _surface(d: Draws, q: Array, u: Array, v: Array, size: Array, natural: Array | bool) -> Array:
+    """Disparity [H,W] of a slanted plane, or (a third) of a sphere cap or bowl on one, around q; uniform[10:12].
+
+    A quarter of natural ones is folded, like boxes, books and cloth; uniform[17:20].
+    """
     slant = jnp.clip(0.12 * d.normal[6:8], -0.35, 0.35)
     plane = q + slant[0] * u + slant[1] * v
     cap = jnp.sqrt(jnp.clip(1 - (u**2 + v**2) / (1.6 * size) ** 2, 0.0, 1.0))
-    return plane + jnp.where(d.uniform[10] < 0.35, _between(d.uniform[11], -14.0, 18.0), 0.0) * cap
+    surface = plane + jnp.where(d.uniform[10] < 0.35, between(d.uniform[11], -14.0, 18.0), 0.0) * cap
+    if not natural:
+        return surface
+    period, height = log_between(d.uniform[18], 10.0, 80.0), between(d.uniform[19], -8.0, 8.0)
+    fold = jnp.abs(((u + 0.3 * v) / period) % 2.0 - 1.0)
+    return surface + jnp.where(d.uniform[17] < 0.25, height, 0.0) * fold
 
 
 @partial(jax.jit, static_argnames="config")
@@ -218,27 +106,32 @@ def make_world(key: Array, config: WorldConfig) -> World:
 
     def add_object(world: World, item: tuple[Array, Array, Array]) -> tuple[World, None]:
         key, q, is_background = item
-        d = _draw(key, h, w)
-        cx, cy = _between(d.uniform[12], -0.05, 1.05) * w, _between(d.uniform[13], -0.05, 1.05) * h
-        angle = _between(d.uniform[14], 0.0, 2 * math.pi)
-        size = _log_between(d.uniform[15], 0.05, 0.32) * min(h, w)
+        d = draw(key, h, w)
+        cx, cy = between(d.uniform[12], -0.05, 1.05) * w, between(d.uniform[13], -0.05, 1.05) * h
+        angle = between(d.uniform[14], 0.0, 2 * math.pi)
+        size = log_between(d.uniform[15], 0.05, 0.32) * min(h, w)
         u = (x - cx) * jnp.cos(angle) + (y - cy) * jnp.sin(angle)
         v = (y - cy) * jnp.cos(angle) - (x - cx) * jnp.sin(angle)
-        shape = jnp.where(is_background, _BACKGROUND, _pick(d.uniform[16], _SHAPE_SHARE))
+        shape = jnp.where(is_background, _BACKGROUND, pick(d.uniform[16], _SHAPE_SHARE))
         inside = lax.switch(shape, _SHAPES, d, u, v, size)
         flat = jnp.where(is_background, 0.6 * scale, scale)  # a background is slanted less
-        surface = jnp.clip(_surface(d, q, flat * u, flat * v, flat * size), low, high)
+        natural = config.textures == "natural"
+        surface = _surface(d, q, flat * u, flat * v, flat * size, natural)
+        if natural:  # half of the backgrounds are floors, walls and ceilings that run through much of the range
+            steep = between(d.uniform[8], -0.9, 0.9) * (high - low) / max(h, w)
+            surface = surface + jnp.where(is_background & (d.uniform[23] < 0.5), steep, 0.0) * v
+        surface = jnp.clip(surface, low, high)
         in_front = surface > world.depth
         cover = jnp.where(in_front, jnp.clip(inside + 0.5, 0.0, 1.0), 0.0)[..., None]
         return World(
-            rgb=cover * _texture(d, u, v) + (1 - cover) * world.rgb,
+            rgb=cover * texture(d, u, v, config.textures) + (1 - cover) * world.rgb,
             depth=jnp.where(in_front & (inside > 0), surface, world.depth),
         ), None
 
     n = config.num_objects
     centres = random.uniform(k_centres, (n + 1,))
-    background = _between(centres[:1], low + 0.02 * (high - low), low + 0.4 * (high - low))
-    flying = jnp.sort(_between(centres[1:], low, high))  # painted from far to near
+    background = between(centres[:1], low + 0.02 * (high - low), low + 0.4 * (high - low))
+    flying = jnp.sort(between(centres[1:], low, high))  # painted from far to near
     nothing = World(jnp.zeros((h, w, 3)), jnp.full((h, w), -jnp.inf))
     items = (random.split(k_objects, n + 1), jnp.concatenate([background, flying]), jnp.arange(n + 1) == 0)
     world, _ = lax.scan(add_object, nothing, items)
@@ -248,6 +141,57 @@ def make_world(key: Array, config: WorldConfig) -> World:
     return World(jnp.clip(world.rgb * light[..., None], 0.0, 1.0), world.depth)
 
 
+class Lens(NamedTuple):
+    """What photographs a world."""
+
+    focus: Array  # [Z] disparity, ascending
+    blur_per_disparity: Array  # []
+    aperture: Aperture | None
+    noise: Array  # [] standard deviation, of full scale
+    squeeze: Array  # [2] the world's disparities become squeeze[0] + squeeze[1] * disparity
+
+
+def draw_lens(key: Array, config: WorldConfig) -> Lens:
+    """A random lens for a world of `config`."""
+    low, high = config.depth_range
+    blur, sigma = random.uniform(key, (2,))
+    noise = between(sigma, *config.noise)
+    k_settings, k_rest = random.split(random.fold_in(key, 1))
+    u = random.uniform(k_rest, (8,))
+    focus, squeeze = jnp.linspace(*config.focus_range, config.num_frames), jnp.array([0.0, 1.0])
+    if config.settings == "varied":
+        focus = _varied_settings(k_settings, config)
+        share = jnp.where(u[0] < 0.5, 1.0, between(u[1], 0.3, 1.0))  # half of the scenes are shallower
+        squeeze = jnp.stack([(1 - share) * between(u[2], low, high), share])
+    if config.blur_radius is None:
+        blur_per_disparity = between(blur, *config.blur_per_disparity)
+    else:
+        blur_per_disparity = log_between(blur, *config.blur_radius) / (focus[-1] - focus[0])
+    aperture = None
+    if config.apertures == "varied":
+        aperture = Aperture(
+            blades=jnp.where(u[3] < 0.5, 0.0, jnp.floor(between(u[4], 5.0, 9.99))), rotation=2 * math.pi * u[5],
+            softness=jnp.where(u[6] < 0.5, 0.0, between(2 * u[6] - 1, 0.0, 1.2)), rim=between(u[7], -0.7, 0.7),
+        )  # fmt: skip
+    return Lens(focus, blur_per_disparity, aperture, noise, squeeze)
+
+
+def _varied_settings(key: Array, config: WorldConfig) -> Array:
+    """Focus settings [Z] over most of the depths: uniform, or denser towards one end, or irregular."""
+    low, high = config.depth_range
+    k_range, k_steps = random.split(key)
+    u = random.uniform(k_range, (6,))
+    first = low + between(u[0], -0.02, 0.2) * (high - low)
+    last = high - between(u[1], -0.02, 0.2) * (high - low)
+    t = jnp.linspace(0.0, 1.0, config.num_frames)
+    bent = t ** log_between(u[2], 0.5, 2.0)
+    steps = jnp.diff(jnp.where(u[3] < 0.4, bent, t))
+    uneven = jnp.where(u[4] < 0.4, between(u[5], 0.1, 0.5), 0.0)
+    steps = steps * jnp.exp(uneven * random.normal(k_steps, steps.shape))
+    t = jnp.concatenate([jnp.zeros(1), jnp.cumsum(steps) / steps.sum()])
+    return first + (last - first) * t
+
+
 @partial(jax.jit, static_argnames="config")
 def make_stack(key: Array, config: WorldConfig) -> RenderedStack:
     """A random world photographed by a random lens: noisy frames, focus settings and ground truth.
@@ -255,12 +199,11 @@ def make_stack(key: Array, config: WorldConfig) -> RenderedStack:
     Jitted with `config` static; vmap over keys for a batch.
     """
     k_world, k_lens, k_noise = random.split(key, 3)
-    world = make_world(k_world, config)
-    focus = jnp.linspace(*config.focus_range, config.num_frames)
-    blur, sigma = random.uniform(k_lens, (2,))
+    world, lens = make_world(k_world, config), draw_lens(k_lens, config)
+    depth = world.depth if config.settings == "uniform" else lens.squeeze[0] + lens.squeeze[1] * world.depth
     frames = render_stack(
-        world.rgb, world.depth, focus, blur_per_q=_between(blur, *config.blur_per_disparity),
-        max_radius=config.max_blur_radius, num_layers=config.num_layers,
+        world.rgb, depth, lens.focus, blur_per_q=lens.blur_per_disparity, max_radius=config.max_blur_radius,
+        num_layers=config.num_layers, aperture=lens.aperture,
     )  # fmt: skip
-    frames = add_sensor_noise(k_noise, frames, _between(sigma, *config.noise))
-    return RenderedStack(frames, focus, world.depth, world.rgb)
+    frames = add_sensor_noise(k_noise, frames, lens.noise)
+    return RenderedStack(frames, lens.focus, depth, world.rgb)

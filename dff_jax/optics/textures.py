@@ -1,0 +1,211 @@
+"""Textures of procedural objects, each a pure function of the object's random numbers and pixel coordinates.
+
+Two sets: `flying`, in the image of FlyingThings3D, and `natural`, which adds what photographs are full of: details of
+all sizes (dead leaves whose sizes follow a power law have the edges and the 1/f spectrum of natural images: Lee,
+Mumford and Huang, IJCV 2001), grain that runs in one direction, print on plain paper, and weak contrast.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import lax, random
+
+from dff_jax.types import Array
+
+
+class Draws(NamedTuple):
+    """One object's random numbers."""
+
+    uniform: Array  # [24] in [0,1)
+    normal: Array  # [16]
+    cells: Array  # [48,8] in [0,1)
+    field: Array  # [3,H,W] standard normal
+
+
+_CELLS = 48
+
+
+def draw(key: Array, height: int, width: int) -> Draws:
+    k1, k2 = random.split(key)
+    uniform = random.uniform(k1, (24 + _CELLS * 8,))
+    normal = random.normal(k2, (16 + 3 * height * width,))
+    return Draws(uniform[:24], normal[:16], uniform[24:].reshape(_CELLS, 8), normal[16:].reshape(3, height, width))
+
+
+def between(u: Array, low: float, high: float) -> Array:
+    return low + (high - low) * u
+
+
+def log_between(u: Array, low: float, high: float) -> Array:
+    return jnp.exp(between(u, math.log(low), math.log(high)))
+
+
+def pick(u: Array, shares: tuple[float, ...]) -> Array:
+    """The index that a uniform number falls on when [0,1) is divided in these shares."""
+    edges = jnp.cumsum(jnp.array(shares))[:-1]
+    return (u >= edges).sum()
+
+
+def paint(u: Array, n: Array) -> Array:
+    """A random colour of medium saturation, [1,1,3], from one uniform and three normal numbers."""
+    return jnp.clip(between(u, 0.1, 0.9) + 0.25 * n, 0.02, 0.98)[None, None]
+
+
+# Textures: (draws, x, y) -> [H,W,3]; x and y are the object's own pixel coordinates [H,W]; they use uniform[0:6] and
+# normal[0:6] ---------------------------------------------------------------------------------------------------
+
+
+def _noise_texture(d: Draws, x: Array, y: Array) -> Array:
+    """1/f^p noise, p from 0.6 (fine) to 1.8 (cloudy), around a base colour."""
+    h, w = x.shape
+    frequency = jnp.hypot(jnp.fft.fftfreq(h)[:, None], jnp.fft.rfftfreq(w)[None, :])
+    slope = between(d.uniform[0], 0.6, 1.8)
+    shaped = jnp.fft.rfft2(d.field) * ((frequency + 1 / max(h, w)) ** -slope)[None]
+    field = jnp.fft.irfft2(shaped, s=(h, w))
+    field = field / (field.std((1, 2), keepdims=True) + 1e-6)
+    grey = jnp.moveaxis(0.7 * field[:1] + 0.3 * field, 0, -1)
+    return paint(d.uniform[1], d.normal[:3]) + between(d.uniform[2], 0.06, 0.2) * grey
+
+
+def _cells_texture(d: Draws, x: Array, y: Array) -> Array:
+    """Dead leaves seen from above: flat patches of random colour, from some pixels to a third of the image wide."""
+    h, w = x.shape
+    reach = between(d.uniform[0], 0.4, 1.2)
+    centres = d.cells[:, :2] * jnp.array([[h, w]]) * reach
+    sizes = log_between(d.cells[:, 2], 0.4, 2.5)
+
+    def nearest(carry, point):
+        best, index = carry
+        i, (cy, cx), size = point
+        distance = jnp.hypot(x - cx, y - cy) / size
+        closer = distance < best
+        return (jnp.where(closer, distance, best), jnp.where(closer, i, index)), None
+
+    start = (jnp.full((h, w), jnp.inf), jnp.zeros((h, w), jnp.int32))
+    (_, index), _ = lax.scan(nearest, start, (jnp.arange(_CELLS), centres, sizes))
+    palette = jnp.clip(between(d.cells[:, 3:4], 0.1, 0.9) + 0.8 * (d.cells[:, 4:7] - 0.5), 0.02, 0.98)
+    return palette[index]
+
+
+def _waves(d: Draws, x: Array, y: Array) -> tuple[Array, Array, Array]:
+    """Two phases [H,W] of a rotated grid of 4 to 40 pixels, and its sharpness."""
+    angle, period = between(d.uniform[0], 0.0, math.pi), log_between(d.uniform[1], 4.0, 40.0)
+    u = (x * jnp.cos(angle) + y * jnp.sin(angle)) * (2 * math.pi / period)
+    v = (y * jnp.cos(angle) - x * jnp.sin(angle)) * (2 * math.pi / period)
+    return u, v, log_between(d.uniform[2], 1.0, 8.0)
+
+
+def _two_colours(d: Draws, mix: Array) -> Array:
+    a, b = paint(d.uniform[3], d.normal[:3]), paint(d.uniform[4], d.normal[3:6])
+    return a + (b - a) * mix[..., None]
+
+
+def _stripes_texture(d: Draws, x: Array, y: Array) -> Array:
+    u, _, sharp = _waves(d, x, y)
+    return _two_colours(d, 0.5 + 0.5 * jnp.tanh(sharp * jnp.sin(u)))
+
+
+def _checks_texture(d: Draws, x: Array, y: Array) -> Array:
+    u, v, sharp = _waves(d, x, y)
+    return _two_colours(d, 0.5 + 0.5 * jnp.tanh(sharp * jnp.sin(u) * jnp.sin(v)))
+
+
+def _gradient_texture(d: Draws, x: Array, y: Array) -> Array:
+    """A smooth ramp between two colours with faint grain."""
+    angle = between(d.uniform[0], 0.0, 2 * math.pi)
+    ramp = (x * jnp.cos(angle) + y * jnp.sin(angle)) / max(x.shape)
+    return _two_colours(d, jnp.clip(0.5 + ramp, 0.0, 1.0)) + 0.015 * d.field[0, ..., None]
+
+
+def _plain_texture(d: Draws, x: Array, y: Array) -> Array:
+    """Near-textureless paint: one colour, contrast of half a percent."""
+    return paint(d.uniform[0], d.normal[:3]) + 0.005 * d.field[0, ..., None]
+
+
+def _leaves_texture(d: Draws, x: Array, y: Array) -> Array:
+    """Discs on discs, their radii r distributed as r^-3: small ones everywhere, a few large; repeats after a while."""
+    period = log_between(d.uniform[0], 24.0, 96.0)
+    least = log_between(d.uniform[1], 0.012, 0.05)
+    place, u = d.cells[:, :2], d.cells[:, 2]
+    radius = least / jnp.sqrt(1 - u * (1 - (least / 0.35) ** 2))
+    radius = -jnp.sort(-radius)  # large ones below, so that the small ones stay in sight
+    colours = paint(d.uniform[2], d.normal[:3])[0] + between(d.uniform[3], 0.1, 0.5) * (d.cells[:, 4:7] - 0.5) * 2
+    px, py = (x / period) % 1.0, (y / period) % 1.0
+
+    def lay(below: Array, leaf: tuple[Array, Array, Array]) -> tuple[Array, None]:
+        (cy, cx), r, colour = leaf
+        away = jnp.hypot((px - cx + 0.5) % 1.0 - 0.5, (py - cy + 0.5) % 1.0 - 0.5)
+        cover = jnp.clip((r - away) * period + 0.5, 0.0, 1.0)[..., None]
+        return below + cover * (colour - below), None
+
+    ground = jnp.broadcast_to(paint(d.uniform[2], d.normal[:3]), (*x.shape, 3))
+    leaves, _ = lax.scan(lay, ground, (place, radius, jnp.clip(colours, 0.02, 0.98)))
+    return leaves
+
+
+def _fibres_texture(d: Draws, x: Array, y: Array) -> Array:
+    """1/f noise stretched in one direction: wood, cloth, brushed metal, grass."""
+    h, w = x.shape
+    angle, stretch = between(d.uniform[0], 0.0, math.pi), log_between(d.uniform[1], 2.0, 12.0)
+    fy, fx = jnp.fft.fftfreq(h)[:, None], jnp.fft.rfftfreq(w)[None, :]
+    along, across = fx * jnp.cos(angle) + fy * jnp.sin(angle), fy * jnp.cos(angle) - fx * jnp.sin(angle)
+    shape = (jnp.hypot(stretch * along, across) + 1 / max(h, w)) ** -between(d.uniform[2], 0.8, 1.6)
+    field = jnp.fft.irfft2(jnp.fft.rfft2(d.field[2]) * shape, s=(h, w))
+    field = field / (field.std() + 1e-6)
+    return _two_colours(d, jnp.clip(0.5 + between(d.uniform[5], 0.1, 0.35) * field, 0.0, 1.0))
+
+
+def _print_texture(d: Draws, x: Array, y: Array) -> Array:
+    """Plain paper with a few marks: most of it shows nothing, as walls, labels and pages do."""
+    h, w = x.shape
+    centres = d.cells[:, :2] * jnp.array([[h, w]]) - 0.1 * jnp.array([[h, w]])
+    long, thin = log_between(d.cells[:, 2], 1.0, 12.0), log_between(d.cells[:, 3], 0.6, 3.0)
+    turned = d.uniform[0] * math.pi
+    u, v = x * jnp.cos(turned) + y * jnp.sin(turned), y * jnp.cos(turned) - x * jnp.sin(turned)
+
+    def mark(ink: Array, one: tuple[Array, Array, Array]) -> tuple[Array, None]:
+        (cy, cx), a, b = one
+        inside = jnp.minimum(a - jnp.abs(u - cx), b - jnp.abs(v - cy))
+        return jnp.maximum(ink, jnp.clip(inside + 0.5, 0.0, 1.0)), None
+
+    ink, _ = lax.scan(mark, jnp.zeros((h, w)), (centres, long, thin))
+    return _two_colours(d, ink) + 0.004 * d.field[0, ..., None]
+
+
+_FLYING = (
+    _noise_texture, _cells_texture, _stripes_texture, _checks_texture, _gradient_texture, _plain_texture,
+)  # fmt: skip
+_FAMILIES = {
+    "flying": (_FLYING, (0.34, 0.22, 0.12, 0.12, 0.1, 0.1)),
+    "natural": (
+        (*_FLYING, _leaves_texture, _fibres_texture, _print_texture),
+        (0.2, 0.1, 0.05, 0.04, 0.07, 0.07, 0.25, 0.12, 0.1),
+    ),
+}
+
+
+def texture(d: Draws, x: Array, y: Array, textures: str) -> Array:
+    """A texture [H,W,3] of a random family of the set `textures`; uses uniform[0:8], natural ones also [20:23]."""
+    families, shares = _FAMILIES[textures]
+    kind = pick(d.uniform[6], shares)
+    base = lax.switch(kind, families, d, x, y)
+    grain = between(d.uniform[7], 0.0, 0.03) * ((kind != 4) & (kind != 5))  # fine grain on all but the smooth families
+    if textures == "natural":
+        mean = base.mean((0, 1), keepdims=True)
+        base = mean + log_between(d.uniform[20], 0.2, 1.4) * (base - mean)
+        grey = base.mean(-1, keepdims=True)
+        base = grey + d.uniform[21] * (base - grey)  # the world is less colourful than paint
+        fine = _detail(d.field[1], d.uniform[22])
+        return base + log_between(d.uniform[7], 0.003, 0.1) * ((kind != 5) & (kind != 8)) * fine[..., None]
+    return base + grain * d.field[1, ..., None]
+
+
+def _detail(field: Array, u: Array) -> Array:
+    """Normal noise [H,W] with a spectrum of 1/f^0.2 to 1/f^1.3, of standard deviation 1."""
+    h, w = field.shape
+    frequency = jnp.hypot(jnp.fft.fftfreq(h)[:, None], jnp.fft.rfftfreq(w)[None]) + 1 / max(h, w)
+    shaped = jnp.fft.irfft2(jnp.fft.rfft2(field) * frequency ** -between(u, 0.2, 1.3), s=(h, w))
+    return shaped / (shaped.std() + 1e-6)
