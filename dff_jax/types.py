@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 Array = jax.Array
@@ -56,6 +57,20 @@ class History(NamedTuple):
     iterates: Array  # [B,K+1,H,W] D(0)..D(K) (12, 13)
     refined: Array  # [B,T,H,W] Dhat(1)..Dhat(T) (16); T may be 0
     trace: Any = None  # unroll.Trace, in the working coordinate; None for a method without an unroll
+
+
+CONFIDENCE_SCALE = 0.1
+"""Expected error of the depth, as a share of the focus range, at which confidence falls to 1/e."""
+
+
+def confidence_of_error(error: Array) -> Array:
+    """Confidence in (0,1] from an expected error, a share of the focus range."""
+    return jnp.exp(-error / CONFIDENCE_SCALE)
+
+
+def error_of_confidence(confidence: Array) -> Array:
+    """The expected error, a share of the focus range, that a confidence in (0,1] stands for."""
+    return -CONFIDENCE_SCALE * jnp.log(confidence)
 
 
 class Prediction(NamedTuple):

@@ -93,6 +93,11 @@ class ModelConfig(Checked):
     refiner_steps: int = 1
     refiner_inputs: Literal["depth_volume", "depth_volume_candidates"] = "depth_volume"
 
+    # Uncertainty
+    uncertainty: Literal["spread", "learned"] = "spread"
+    """What confidence comes from: the spread of the distribution over planes and of the candidates, or a head that
+    learns the error to expect of the answer (by `loss.uncertainty`) and changes nothing else."""
+
     def _check(self) -> None:
         self._positive("width", "decoder_width", "head_width", "step_size_init", "regularization_init")
         self._at_least(1, "num_candidates", "prox_levels")
@@ -107,6 +112,8 @@ class ModelConfig(Checked):
                 f"model.gradient: {self.gradient!r} is not a choice; choose one of auto, backprop, remat, "
                 "truncated(n) with n of 1 or more, jacobian_free, implicit"
             )
+        if self.uncertainty == "learned" and self.coordinate == "raw":
+            raise ConfigError("model.uncertainty: learned needs coordinate=unit")
         if self.prox_inputs == "with_lookup" and (self.num_planes is None or self.coordinate == "raw"):
             raise ConfigError("model.prox_inputs: with_lookup needs fixed planes (num_planes) and coordinate=unit")
         if self.step_size != "constant" and self.step_size_init >= 1:

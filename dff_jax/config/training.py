@@ -25,9 +25,12 @@ class LossConfig(Checked):
     """Of each stage or scale. In coordinate `unit` errors are shares of the focus range."""
     region: Literal["valid", "in_range"] = "valid"
     """Pixels that count: all with truth, or those whose truth lies within the stack's focus range."""
+    uncertainty: float = 0.0
+    """Weight of the likelihood of the answer's error under the network's confidence (model.uncertainty=learned)."""
 
     def _check(self) -> None:
         self._positive("gamma")
+        self._at_least(0, "uncertainty")
         if not self.scale_weights or min(self.scale_weights) < 0 or not sum(self.scale_weights) > 0:
             raise ConfigError(f"loss.scale_weights: needs weights of 0 or more, not all 0, got {self.scale_weights}")
 
@@ -77,6 +80,8 @@ class TrainingConfig(Checked):
     accumulate: int = 1
     """Parts into which each batch is cut, their gradients summed before the update: as much memory as a batch so many
     times smaller. BatchNorm normalises within a part."""
+    average: float = 0.0
+    """Decay of a running average of weights and batch statistics, which is what is evaluated and exported; 0: none."""
     parallel: Literal["jit", "pmap"] = "jit"
     num_devices: int | None = None
     """Devices to use; None: all."""
@@ -89,3 +94,5 @@ class TrainingConfig(Checked):
 
     def _check(self) -> None:
         self._at_least(1, "num_steps", "log_every", "eval_every", "save_every", "keep", "num_devices", "accumulate")
+        if not 0 <= self.average < 1:
+            raise ConfigError(f"training.average: from 0 to below 1, got {self.average!r}")

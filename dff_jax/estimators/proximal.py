@@ -18,7 +18,8 @@ from dff_jax.network.candidates import Candidates
 from dff_jax.network.context import ContextHeads, PixelContext, has_context
 from dff_jax.network.focus_volume import FocusVolume, resample_planes
 from dff_jax.network.refiner import Refiner
-from dff_jax.types import Array, Estimator, History, Prediction, Variables
+from dff_jax.network.uncertainty import ExpectedError
+from dff_jax.types import Array, Estimator, History, Prediction, Variables, confidence_of_error
 from dff_jax.unroll import Problem, disagreement, initial_depth
 from dff_jax.unroll.problem import EPS
 
@@ -26,8 +27,6 @@ from dff_jax.unroll.problem import EPS
 VOLUME_SCALE = 0.1
 DISAGREEMENT_SCALE = 10.0
 EVIDENCE_SCALE, LEAST_LOG_P = 0.2, -20.0
-# Depth uncertainty, as a share of the focus range, at which confidence falls to 1/e
-CONFIDENCE_SCALE = 0.1
 
 
 class Seen(NamedTuple):
@@ -43,7 +42,7 @@ class Seen(NamedTuple):
 def proximal(config: ModelConfig, axis_name: str | None = None) -> Estimator:
     """The estimator of `config`; see `estimators.build`."""
     volume_net, candidate_net = FocusVolume(config, axis_name), Candidates(config)
-    context_net, refiner_net = ContextHeads(config), Refiner(config)
+    context_net, refiner_net, error_net = ContextHeads(config), Refiner(config), ExpectedError(config)
     unroll = build_unroll(config)
     unit = config.coordinate == "unit"
 
@@ -117,6 +116,14 @@ def proximal(config: ModelConfig, axis_name: str | None = None) -> Estimator:
         shape = (depth.shape[0], 0, *depth.shape[1:])
         return jnp.stack(refined, 1) if refined else jnp.zeros(shape, depth.dtype)
 
+    def look_back(seen: Seen, problem: Problem, answer: Array) -> tuple[Array, Array]:
+        """What the error to expect is read from: features, and how much the method disagrees with itself."""
+        S = problem.S
+        apart = jnp.sqrt(2 * disagreement(problem) / jnp.maximum(S, EPS) + 1e-8)
+        doubts = [jnp.sqrt(seen.spread + 1e-8), apart, jnp.abs(answer - seen.expected)]
+        doubts = [jnp.tanh(DISAGREEMENT_SCALE * doubt) for doubt in doubts] + [S / (1 + S), answer]
+        return jax.lax.stop_gradient((seen.features, jnp.stack(doubts, -1)))
+
     def make_variables(key: Array, num_frames: int) -> Variables:
         k_volume, k_candidates, k_unroll, k_refiner = jax.random.split(key, 4)
         small = jnp.zeros((1, num_frames, 64, 64, 3), jnp.float32)
@@ -135,6 +142,10 @@ def proximal(config: ModelConfig, axis_name: str | None = None) -> Estimator:
             seen_too = config.num_candidates if config.refiner_inputs == "depth_volume_candidates" else 0
             features = jnp.zeros((*seen.expected.shape, seen.features.shape[-1] + seen_too))
             params["refiner"] = refiner_net.init(k_refiner, seen.expected, features)["params"]
+        if config.uncertainty == "learned":
+            k_error = jax.random.fold_in(key, 5)
+            inputs = jnp.zeros_like(seen.features), jnp.zeros((*seen.expected.shape, 5))
+            params["expected_error"] = error_net.init(k_error, *inputs)["params"]
         return {"params": params, "batch_stats": stats}
 
     def init(key: Array, frames: Array, focus: Array) -> Variables:
@@ -155,7 +166,10 @@ def proximal(config: ModelConfig, axis_name: str | None = None) -> Estimator:
             problem = fuse(params, seen)
             depth, iterates, trace = iterate(params, problem, K, train)
             refined = refine(params, depth, problem)
-        answer = refined[:, -1] if config.refiner_steps else depth
+            answer = refined[:, -1] if config.refiner_steps else depth
+            if config.uncertainty == "learned":
+                given = look_back(seen, problem, answer)
+                certain = confidence_of_error(error_net.apply({"params": params["expected_error"]}, *given))
 
         crop = lambda x: x[..., :height, :width]  # noqa: E731
         if trace is not None:  # its sums, unlike its maps, include the padding
@@ -164,10 +178,11 @@ def proximal(config: ModelConfig, axis_name: str | None = None) -> Estimator:
         q_squared = span(focus)[:, None, None] ** 2 if unit else 1.0
         V = disagreement(problem)
         apart = 2 * V / jnp.maximum(problem.S, EPS) * q_squared / span(focus)[:, None, None] ** 2
-        confidence = jnp.exp(-jnp.sqrt(seen.spread + apart + 1e-12) / CONFIDENCE_SCALE)
+        if config.uncertainty == "spread":
+            certain = confidence_of_error(jnp.sqrt(seen.spread + apart + 1e-12))
         return Prediction(
             depth=crop(to_q(answer)),
-            confidence=crop(confidence),
+            confidence=crop(certain),
             disagreement=crop(V * q_squared),
             all_in_focus=seen.sharp[:, :height, :width],
             history=History(

@@ -12,9 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dff_jax.types import Array, Estimator, History, Prediction, Variables
-
-CONFIDENCE_SCALE = 0.1  # of the focus range: the spread at which confidence falls to 1/e
+from dff_jax.types import Array, Estimator, History, Prediction, Variables, confidence_of_error
 
 
 def mean_depth(weights: Array, focus: Array) -> Array:
@@ -42,7 +40,7 @@ def answer(frames: Array, focus: Array, weights: list[Array]) -> Prediction:
     share = spread(weights[0], focus, depth) / (focus[:, -1] - focus[:, 0])[:, None, None]
     return Prediction(
         depth=depth,
-        confidence=jnp.exp(-share / CONFIDENCE_SCALE),
+        confidence=confidence_of_error(share),
         disagreement=jnp.zeros_like(depth),
         all_in_focus=jnp.einsum("bzhw,bzhwc->bhwc", weights[0], frames),
         history=History(

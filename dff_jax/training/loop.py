@@ -90,7 +90,8 @@ def train(config: Config, output: str | Path, *, resume: bool = True) -> dict[st
         estimator = estimators.build(config.model)
 
         def fresh(encoder_weights: str | None = None):
-            return state.create(jax.random.key(config.seed), estimator, tx, *shapes, encoder_weights)
+            average = config.training.average > 0
+            return state.create(jax.random.key(config.seed), estimator, tx, *shapes, encoder_weights, average)
 
         abstract = checkpoint.abstract(jax.eval_shape(fresh), devices.whole)
         restored = checkpoint.restore(manager, config, abstract)
@@ -108,8 +109,9 @@ def train(config: Config, output: str | Path, *, resume: bool = True) -> dict[st
         # Under pmap BatchNorm must know the axis; evaluation runs on one device and has none.
         learner = estimators.build(config.model, devices.axis_name) if devices.pmap else estimator
         update = make_update(
-            learner, tx, config.loss, config.model.coordinate, devices.axis_name, config.training.accumulate
-        )
+            learner, tx, config.loss, config.model.coordinate, devices.axis_name, config.training.accumulate,
+            config.training.average,
+        )  # fmt: skip
         writers = logs.open_writers(
             output,
             tensorboard=config.training.tensorboard,
@@ -158,14 +160,14 @@ def _loop(run: _Run, now: state.TrainState, progress: checkpoint.Progress) -> tu
         if pause or stop:
             _check_finite(run, now, recent)
         if due and not stop:
-            weights = parallel.local_copy(devices, state.variables(now))
+            weights = parallel.local_copy(devices, state.outcome(now))
             progress = run.validator.run(step, weights, progress, run.bar, run.stop.asked)
             stop = run.stop.agreed_now()
         if step > start and (pause or stop):
             saved = parallel.canonical(devices, now)
             checkpoint.save(run.manager, run.config, saved, run.loader.get_state(), progress)
         if at_end and progress.evaluated == step:
-            run.validator.export_last(step, parallel.local_copy(devices, state.variables(now)))
+            run.validator.export_last(step, parallel.local_copy(devices, state.outcome(now)))
         if at_end or stop:
             return step, progress
         if pause:

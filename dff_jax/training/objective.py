@@ -11,11 +11,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import jax.numpy as jnp
+from jax import lax
 
 from dff_jax import focus_axis
 from dff_jax.config import LossConfig
 from dff_jax.errors import ConfigError
-from dff_jax.types import Array, Batch, Prediction
+from dff_jax.types import Array, Batch, Prediction, error_of_confidence
 
 CHARBONNIER_EPSILON = 1e-3  # in the unit of the error: a thousandth of the focus range in coordinate `unit`
 
@@ -59,6 +60,11 @@ def objective(prediction: Prediction, batch: Batch, config: LossConfig, coordina
         weight * jnp.sum(jnp.where(counts, penalize(error(depth, counts) / scale, penalty), 0.0))
         for weight, depth in weighted_depths(prediction, config)
     )
+    if config.uncertainty:
+        expected = error_of_confidence(prediction.confidence)
+        seen = jnp.abs(lax.stop_gradient(error(prediction.depth, counts))) / focus_axis.span(batch.focus)[:, None, None]
+        # of a Laplace distribution, whose scale is the mean absolute error
+        loss += config.uncertainty * jnp.sum(jnp.where(counts, seen / expected + jnp.log(expected), 0.0))
     errors = {"mae": total(jnp.abs(error(prediction.depth)))}
     history = prediction.history
     if history is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -19,6 +20,7 @@ class TrainState(NamedTuple):
     batch_stats: Any  # {} for a network without BatchNorm
     opt_state: Any
     bad_step: Array  # [] int32, the first update that gave a number that is not finite; -1 while all is well
+    average: Any = {}  # of params and batch_stats over the last updates, as `variables`; {}: none is kept
 
 
 def create(
@@ -28,6 +30,7 @@ def create(
     frames: Any,
     focus: Any,
     encoder_weights: str | None = None,
+    average: bool = False,
 ) -> TrainState:
     """A fresh state. `frames` [B,Z,H,W,3] and `focus` [B,Z] lend their shapes only (arrays or
     ShapeDtypeStructs).
@@ -41,9 +44,23 @@ def create(
     if encoder_weights is not None:
         given = place_encoder(encoder_weights, given)
     params, stats = given["params"], given["batch_stats"]
-    return TrainState(jnp.int32(0), params, stats, optimizer.init(params), jnp.int32(-1))
+    # a copy, as the state is donated: no buffer may be in it twice
+    kept = jax.tree.map(jnp.copy, {"params": params, "batch_stats": stats}) if average else {}
+    return TrainState(jnp.int32(0), params, stats, optimizer.init(params), jnp.int32(-1), kept)
 
 
 def variables(state: TrainState) -> Variables:
-    """What `Estimator.apply` takes."""
+    """What `Estimator.apply` takes in training."""
     return {"params": state.params, "batch_stats": state.batch_stats}
+
+
+def outcome(state: TrainState) -> Variables:
+    """What `Estimator.apply` takes to evaluate what was learned: the average, if one is kept."""
+    return state.average or variables(state)
+
+
+def averaged(state: TrainState, decay: float) -> TrainState:
+    """The state with its average moved towards its weights; at the start faster than `decay`."""
+    rate = 1 - jnp.minimum(decay, (1 + state.step) / (10 + state.step)).astype(jnp.float32)
+    average = jax.tree.map(lambda a, x: a + rate * (x - a), state.average, variables(state))
+    return state._replace(average=average)

@@ -11,7 +11,7 @@ import optax
 from dff_jax.config import LossConfig
 from dff_jax.training.objective import loss_mask, objective
 from dff_jax.training.optimizer import hyperparameters
-from dff_jax.training.state import TrainState, variables
+from dff_jax.training.state import TrainState, averaged, variables
 from dff_jax.types import Array, Batch, Estimator
 
 Metrics = dict[str, Array]
@@ -24,6 +24,7 @@ def make_update(
     coordinate: str,
     axis_name: str | None = None,
     accumulate: int = 1,
+    average: float = 0.0,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The pure update (state, batch) -> (state, metrics).
 
@@ -35,6 +36,8 @@ def make_update(
     With `accumulate` the batch goes through the network in so many parts, one after the other, and the sum of their
     gradients makes the update; the loss is still divided by the count of the whole batch. Batch statistics are those
     of each part, and move once a part.
+
+    With `average`, `TrainState.average` follows the weights and batch statistics with that decay.
 
     Metrics, all []: `loss`, the errors of `objective` in q, `grad_norm` (before clipping), `update_norm`,
     `param_norm`, `learning_rate`, `beta1`.
@@ -83,7 +86,8 @@ def make_update(
         seen = [metrics["loss"], metrics["grad_norm"], metrics["param_norm"], optax.global_norm(batch_stats)]
         bad = ~jnp.all(jnp.isfinite(jnp.stack([jnp.float32(s) for s in seen])))
         bad_step = jnp.where((state.bad_step < 0) & bad, state.step + 1, state.bad_step)
-        return TrainState(state.step + 1, params, batch_stats, opt_state, bad_step), metrics
+        now = TrainState(state.step + 1, params, batch_stats, opt_state, bad_step, state.average)
+        return (averaged(now, average) if average else now), metrics
 
     return update
 

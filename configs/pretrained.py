@@ -1,0 +1,59 @@
+"""How the weights in the package were made: a small physical model for photographs that it has never seen.
+
+    dff-jax train configs/pretrained.py                        # two CPU cores: about two hours
+    scripts/pretrained                                         # the same, measured and packed for the package
+
+Fresh worlds in every step, with the lenses and faults of real photographs: 4 to 40 frames, focus settings of any
+spacing, blur from half a pixel to twenty, apertures of many shapes, frames that do not quite lie on each other,
+vignetting, changing exposure, noise, JPEG. No photograph was used.
+"""
+
+import dataclasses
+
+from dff_jax.config import (
+    CameraConfig,
+    Config,
+    DataConfig,
+    LossConfig,
+    OptimizerConfig,
+    PartConfig,
+    TrainingConfig,
+    WorldConfig,
+    tiny,
+)
+
+WORLD = WorldConfig(
+    height=96, width=96, num_frames=15, num_layers=14, noise=(0.0, 0.0), blur_radius=(1.5, 9.0), max_blur_radius=11,
+    textures="natural", apertures="varied", settings="varied",
+)  # fmt: skip
+CAMERA = CameraConfig(
+    share=0.5, shift=1.0, breathing=0.006, vignetting=0.3, exposure=0.06, softness=0.7, jpeg=(60, 98)
+)
+
+
+def _part(weight: float, side: int, frames: int, blur: tuple[float, float], layers: int) -> PartConfig:
+    world = dataclasses.replace(
+        WORLD, num_frames=frames, blur_radius=blur, max_blur_radius=int(1.2 * blur[1] + 0.5), num_layers=layers
+    )
+    return PartConfig(source="procedural_live", weight=weight, crop=(side, side), world=world)
+
+
+def config() -> Config:
+    return Config(
+        name="pretrained",
+        model=dataclasses.replace(tiny(), width=0.375, uncertainty="learned"),
+        loss=LossConfig(kind="sequence", gamma=0.3, uncertainty=0.02),
+        optimizer=OptimizerConfig(peak_learning_rate=2e-3, warmup_share=0.1),
+        data=DataConfig(
+            source="procedural_live", batch_size=2, crop=(96, 96), world=WORLD, camera=CAMERA, colour=0.25, noise=0.012,
+            reverse=True, focus_jitter=0.1,
+            mixture=(
+                _part(0.42, 96, 15, (1.5, 9.0), 14),
+                _part(0.24, 112, 8, (1.0, 9.0), 14),
+                _part(0.12, 96, 15, (6.0, 20.0), 24),
+                _part(0.12, 64, 40, (2.0, 12.0), 16),
+                _part(0.10, 128, 4, (0.5, 6.0), 10),
+            ),
+        ),
+        training=TrainingConfig(num_steps=5000, log_every=50, eval_every=1000, save_every=250, average=0.999),
+    )  # fmt: skip
