@@ -18,13 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from dff_jax import focus_axis
+from dff_jax import focus_axis, kept
 from dff_jax.compilation import jit
 from dff_jax.data.frame_store import let_go
 from dff_jax.errors import InputError
 from dff_jax.terminal import interrupt_held_back, shown
 from dff_jax.tiles import LEAST, STRIDE, Tile, split
-from dff_jax.types import Estimator, FocalStack, Variables
+from dff_jax.types import Estimator, FocalStack, History, Variables
 
 RUNTIME = 0.7e9  # bytes of Python, JAX and its compiler
 MAPS = 24  # bytes a pixel: those of `Maps`
@@ -38,6 +38,7 @@ class Maps(NamedTuple):
     confidence: np.ndarray  # [H,W]
     disagreement: np.ndarray  # [H,W] in q^2
     all_in_focus: np.ndarray  # [H,W,3]
+    stages: np.ndarray  # [H,W,n] in q, if asked for: Dbar, D(0)..D(K), Dhat(1)..Dhat(T)
 
 
 class Work(NamedTuple):
@@ -47,12 +48,27 @@ class Work(NamedTuple):
     tiles: int
     memory: int  # bytes of the program with what goes in and comes out: of all devices on CPU, else of each
     devices: int
+    stages: tuple[str, ...]  # names of `Maps.stages`
+
+
+class _Method(NamedTuple):
+    estimator: Estimator
+    identity: str | None
+    iterations: int | None
+    stages: bool
+
+
+class _Program(NamedTuple):
+    run: Any
+    memory: int  # bytes, with what goes in and comes out
+    stages: tuple[str, ...]
 
 
 class _Programs(NamedTuple):
     apply: Any
     survey: Any  # None: not needed
     memory: int
+    stages: tuple[str, ...]
 
 
 def check_devices(count: int) -> None:
@@ -92,6 +108,8 @@ def estimate(
     expected: float = 0.0,
     devices: int = 1,
     progress: bool = False,
+    identity: str | None = None,
+    stages: bool = False,
 ) -> tuple[Maps, Work]:
     """Runs an estimator over a stack whose frames are sorted, in tiles.
 
@@ -100,6 +118,9 @@ def estimate(
       memory: bytes that programs may need, as `Work.memory` counts them.
       expected: of which, about, for each pixel of a frame, so that no program is compiled in vain.
       devices: so many tiles at a time, each on a device.
+      identity: names the estimator among all, so that its programs may be kept between runs (`kept`); None: they are
+        not.
+      stages: also keeps the depths on the way to the answer.
 
     Raises:
       InputError: even the smallest tile needs more memory.
@@ -109,19 +130,21 @@ def estimate(
     variables = jax.device_put(variables, _everywhere(devices))
     with interrupt_held_back():
         wanted = (tile, overlap, memory, expected * _sharers(devices))
-        tiles, programs = _plan(estimator, variables, stack.frames, iterations, wanted, devices)
+        method = _Method(estimator, identity, iterations, stages)
+        tiles, programs = _plan(method, variables, stack.frames, wanted, devices)
     if programs.survey is not None:
         means = 0.0
         for part, found in _answers(programs.survey, ({}, q), stack.frames, tiles, devices, "measuring", progress):
             means += np.einsum("hwn,h,w->n", found, part.down, part.across, dtype=np.float64) / (height * width)
         variables = {**variables, "survey": jax.device_put(means.astype(np.float32), _everywhere(devices))}
-    total = Maps(*(np.zeros((height, width, *more), np.float32) for more in ((), (), (), (3,))))
+    shapes = ((), (), (), (3,), (len(programs.stages),))
+    total = Maps(*(np.zeros((height, width, *more), np.float32) for more in shapes))
     doing = "estimating depth"
     for part, answer in _answers(programs.apply, (variables, q), stack.frames, tiles, devices, doing, progress):
         for sums, values in zip(total, answer, strict=True):
             weight = part.weight.reshape(part.shape + (1,) * (values.ndim - 2))
             sums[part.rows, part.columns] += weight * values
-    return total, Work(tiles[0].shape, len(tiles), programs.memory, devices)
+    return total, Work(tiles[0].shape, len(tiles), programs.memory, devices, programs.stages)
 
 
 def _answers(
@@ -143,9 +166,8 @@ def _answers(
 
 
 def _plan(
-    estimator: Estimator, variables: Variables, frames: np.ndarray, iterations: int | None,
-    wanted: tuple[int, int, float, float], devices: int,
-) -> tuple[tuple[Tile, ...], _Programs]:  # fmt: skip
+    method: _Method, variables: Variables, frames: np.ndarray, wanted: tuple[int, int, float, float], devices: int
+) -> tuple[tuple[Tile, ...], _Programs]:
     """The largest tiles whose programs keep within the memory: as wanted if possible, else as measured allows."""
     side, overlap, memory, expected = wanted
     count, height, width = frames.shape[:3]
@@ -154,7 +176,7 @@ def _plan(
     while True:
         if need <= memory:
             shape = (devices, count, *tiles[0].shape, 3)
-            programs = _programs(estimator, variables, shape, frames.dtype, iterations, len(tiles) > 1)
+            programs = _programs(method, variables, shape, frames.dtype, len(tiles) > 1)
             need = programs.memory
             if need <= memory:
                 return tiles, programs
@@ -170,22 +192,17 @@ def _plan(
         need, cut = 0, True
 
 
-def _programs(
-    estimator: Estimator, variables: Variables, shape: tuple[int, ...], dtype: Any, iterations: int | None, tiled: bool
-) -> _Programs:
+def _programs(method: _Method, variables: Variables, shape: tuple[int, ...], dtype: Any, tiled: bool) -> _Programs:
     """For tiles [N,Z,h,w,3]; a survey only if there are others."""
     frames, q = jax.ShapeDtypeStruct(shape, dtype), jax.ShapeDtypeStruct((1, shape[1]), np.float32)
-    survey = None
-    if tiled and estimator.survey is not None:
-        survey = _compiled(estimator, "survey", None, *_structure(({}, frames, q)))
-        means = jax.eval_shape(estimator.survey, jax.ShapeDtypeStruct((1, *shape[1:]), jnp.float32), q)
+    survey, look_over = None, method.estimator.survey
+    if tiled and look_over is not None:
+        survey = _compiled(method._replace(iterations=None, stages=False), "survey", *_structure(({}, frames, q)))
+        means = jax.eval_shape(look_over, jax.ShapeDtypeStruct((1, *shape[1:]), jnp.float32), q)
         variables = {**variables, "survey": jax.ShapeDtypeStruct(means.shape[-1:], np.float32)}
-    apply = _compiled(estimator, "apply", iterations, *_structure((variables, frames, q)))
-    need = 0
-    for program in (survey, apply) if survey else (apply,):
-        found = program.memory_analysis()
-        need = max(need, found.temp_size_in_bytes + 2 * (found.argument_size_in_bytes + found.output_size_in_bytes))
-    return _Programs(apply, survey, need * _sharers(shape[0]))
+    apply = _compiled(method, "apply", *_structure((variables, frames, q)))
+    need = max(program.memory for program in (survey, apply) if program)
+    return _Programs(apply.run, survey and survey.run, need * _sharers(shape[0]), apply.stages)
 
 
 def _structure(arguments: Any) -> tuple[Any, tuple[jax.ShapeDtypeStruct, ...]]:
@@ -194,29 +211,56 @@ def _structure(arguments: Any) -> tuple[Any, tuple[jax.ShapeDtypeStruct, ...]]:
 
 
 @functools.lru_cache(maxsize=8)
-def _compiled(
-    estimator: Estimator, part: str, iterations: int | None, tree: Any, shapes: tuple[jax.ShapeDtypeStruct, ...]
-) -> Any:
+def _compiled(method: _Method, part: str, tree: Any, shapes: tuple[jax.ShapeDtypeStruct, ...]) -> _Program:
     """`apply` without its history, or `survey`, of tiles as photographed, each on a device of its own."""
+    identity = method.identity
+    devices = jax.tree.unflatten(tree, shapes)[1].shape[0]
+    key = (identity, part, method.iterations, method.stages, str(tree), [(x.shape, x.dtype.name) for x in shapes])
+    keep = identity is not None and devices == 1
+    if keep and (found := kept.load_program(*key)) is not None:
+        return _Program(found[0], found[1]["memory"], tuple(found[1]["stages"]))
+    compiled, names = _compile(method, part, jax.tree.unflatten(tree, shapes))
+    found = compiled.memory_analysis()
+    memory = found.temp_size_in_bytes + 2 * (found.argument_size_in_bytes + found.output_size_in_bytes)
+    if keep:
+        kept.store_program(compiled, {"memory": memory, "stages": names}, *key)
+    return _Program(compiled, memory, names)
+
+
+def _compile(
+    method: _Method, part: str, arguments: tuple[Variables, Any, Any]
+) -> tuple[jax.stages.Compiled, tuple[str, ...]]:
+    """The program, and the names of the stages that it gives."""
+    estimator, names = method.estimator, []
 
     def run(variables, frames, focus):
         if jnp.issubdtype(frames.dtype, jnp.integer):
             frames = frames.astype(jnp.float32) / jnp.iinfo(frames.dtype).max
         if part == "survey":
             return estimator.survey(frames, focus)
-        answer, _ = estimator.apply(variables, frames, focus, train=False, num_iterations=iterations)
-        return answer.depth, answer.confidence, answer.disagreement, answer.all_in_focus
+        answer, _ = estimator.apply(variables, frames, focus, train=False, num_iterations=method.iterations)
+        found = _stages(answer.history) if method.stages and answer.history is not None else {}
+        names[:] = found
+        stages = jnp.stack([*found.values()], -1) if found else jnp.zeros((*answer.depth.shape, 0))
+        return answer.depth, answer.confidence, answer.disagreement, answer.all_in_focus, stages
 
-    arguments = jax.tree.unflatten(tree, shapes)
     devices = arguments[1].shape[0]
     if devices == 1:
-        return jit(run).lower(*arguments).compile()
+        return jit(run).lower(*arguments).compile(), tuple(names)
     mesh, tiles = _mesh(devices), PartitionSpec("tiles")
     each = jax.shard_map(
         run, mesh=mesh, in_specs=(PartitionSpec(), tiles, PartitionSpec()), out_specs=tiles, check_vma=False
     )
     where = _everywhere(devices), NamedSharding(mesh, tiles), _everywhere(devices)
-    return jit(each, in_shardings=where).lower(*arguments).compile()
+    return jit(each, in_shardings=where).lower(*arguments).compile(), tuple(names)
+
+
+def _stages(history: History) -> dict[str, jax.Array]:
+    """Name -> [B,H,W] in q."""
+    found = {"Dbar": history.expected}
+    found |= {f"D({k})": history.iterates[:, k] for k in range(history.iterates.shape[1])}
+    steps = history.refined.shape[1]
+    return found | {f"refined {t + 1}" if steps > 1 else "refined": history.refined[:, t] for t in range(steps)}
 
 
 def _sharers(devices: int) -> int:

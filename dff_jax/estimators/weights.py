@@ -21,6 +21,7 @@ import numpy as np
 from flax.traverse_util import empty_node, flatten_dict, unflatten_dict
 
 from dff_jax import config as configs
+from dff_jax import kept
 from dff_jax.config import ModelConfig
 from dff_jax.errors import ConfigError, InputError, WeightsError
 from dff_jax.types import Estimator, Variables
@@ -29,6 +30,9 @@ FORMAT = "dff_jax"
 VERSION = "1"
 FILE_NAME = "weights.safetensors"
 """What a run folder calls its best weights so far."""
+PRETRAINED = "pretrained"
+"""What the weights that come with the package are called."""
+PRETRAINED_FILE = Path(configs.__file__).parent.parent / "pretrained.safetensors"
 
 
 class Weights(NamedTuple):
@@ -49,10 +53,14 @@ class LoadedEstimator(NamedTuple):
     info: dict[str, Any] = {}  # of the weights file; {} for a method without
 
 
-def save_weights(path: str | Path, model: ModelConfig, variables: Mapping[str, Any], info: Mapping[str, Any]) -> None:
+def save_weights(
+    path: str | Path, model: ModelConfig, variables: Mapping[str, Any], info: Mapping[str, Any], *, half: bool = False
+) -> None:
     """Writes the file whole or not at all, in the arrays' own types.
 
     Args:
+      half: parameters as float16, which halves the file; they are read as float32 again. Batch statistics stay as they
+        are, as a variance may lie outside float16.
       variables: {"params": tree, "batch_stats": tree} of arrays.
       info: JSON-able. `num_frames`, the Z of training, is needed by a network with `num_planes=None`.
 
@@ -65,6 +73,11 @@ def save_weights(path: str | Path, model: ModelConfig, variables: Mapping[str, A
     # np.asarray(order="C"), because safetensors stores a transposed view wrongly; ascontiguousarray would
     # turn scalars into vectors.
     tensors = {key: np.asarray(x, order="C") for key, x in flatten_dict(dict(variables), sep="/").items()}
+    if half:
+        shrunk = {key: x.astype(np.float16) for key, x in tensors.items() if key.startswith("params/")}
+        if bad := [key for key, x in shrunk.items() if not np.isfinite(x).all()]:
+            raise InputError(f"{path}: not to be had in half precision ({_shorten(bad)})")
+        tensors |= shrunk
     metadata = {"format": FORMAT, "version": VERSION, "model": configs.to_json(model)}
     metadata |= {"info": json.dumps(dict(info)), "sha256": _checksum(tensors)}
     metadata["sha256_config"] = _checksum_text(metadata)
@@ -90,12 +103,10 @@ def load_weights(path: str | Path) -> Weights:
     model, tensors, info = read(path)
     if info.get("part") == "encoder":
         raise WeightsError(f"{path}: an encoder alone, to begin training with; name it in training.encoder_weights")
-    from dff_jax import estimators
-
     num_frames = info.get("num_frames") or model.num_planes
     if not (num_frames is None or (type(num_frames) is int and 0 < num_frames <= 10000)):
         raise WeightsError(f"{path}: the config inside cannot be used (num_frames is {num_frames!r})")
-    return Weights(model, fit(path, tensors, estimators.build(model), num_frames), info)
+    return Weights(model, fit(path, tensors, model, num_frames), info)
 
 
 def read(path: str | Path) -> tuple[ModelConfig, dict[str, np.ndarray], dict[str, Any]]:
@@ -137,23 +148,45 @@ def read(path: str | Path) -> tuple[ModelConfig, dict[str, np.ndarray], dict[str
     return model, tensors, info
 
 
-def fit(where: Any, tensors: Mapping[str, np.ndarray], estimator: Estimator, num_frames: int | None) -> Variables:
-    """Tensors by flat key as the estimator's variables, parts without parameters included.
+def fit(where: Any, tensors: Mapping[str, np.ndarray], model: ModelConfig, num_frames: int | None) -> Variables:
+    """Tensors by flat key as the variables of the estimator of `model`, parts without parameters included.
 
     Raises:
       WeightsError: keys or shapes are not the estimator's own; lists both sides, and calls the file `where`.
     """
-    z = num_frames or 15
-    shapes = (
-        jax.ShapeDtypeStruct((1, z, 64, 64, 3), jnp.float32),
-        jax.ShapeDtypeStruct((1, z), jnp.float32),
-    )
-    tree = jax.eval_shape(estimator.init, jax.random.key(0), *shapes)
-    structure = flatten_dict(tree, sep="/", keep_empty_nodes=True)
-    want = {key: x.shape for key, x in structure.items() if x is not empty_node}
+    structure = _structure(model, num_frames or 15)
+    want = {key: shape for key, shape in structure.items() if shape is not None}
     if complaint := differences(want, {key: x.shape for key, x in tensors.items()}):
         raise WeightsError(f"{where}: does not fit the network of its config: {complaint}")
-    return unflatten_dict(structure | dict(tensors), sep="/")
+    whole = {key: x.astype(np.float32) if x.dtype == np.float16 else x for key, x in tensors.items()}
+    empty = dict.fromkeys(structure.keys() - want.keys(), empty_node)
+    return unflatten_dict(empty | whole, sep="/")
+
+
+def identity(model: ModelConfig) -> str | None:
+    """A name that stands for the estimator of `model` with this version of the code (`kept`); None if code of the
+    user's own is part of it."""
+    own = any(mark in name for name in (model.scheme, model.prox) for mark in ".:")
+    return None if own else configs.to_json(model)
+
+
+def _structure(model: ModelConfig, num_frames: int) -> dict[str, tuple[int, ...] | None]:
+    """Flat key -> shape of the variables of the estimator of `model`; None: a part without parameters."""
+    from dff_jax import estimators
+
+    name = "structure", identity(model), num_frames
+    if name[1] and (found := kept.load(*name)) is not None:
+        return {key: shape if shape is None else tuple(shape) for key, shape in json.loads(found).items()}
+    shapes = (
+        jax.ShapeDtypeStruct((1, num_frames, 64, 64, 3), jnp.float32),
+        jax.ShapeDtypeStruct((1, num_frames), jnp.float32),
+    )
+    tree = jax.eval_shape(estimators.build(model).init, jax.random.key(0), *shapes)
+    flat = flatten_dict(tree, sep="/", keep_empty_nodes=True)
+    structure = {key: None if x is empty_node else x.shape for key, x in flat.items()}
+    if name[1]:
+        kept.store(json.dumps(structure).encode(), *name)
+    return structure
 
 
 def differences(want: Mapping[str, tuple[int, ...]], have: Mapping[str, tuple[int, ...]]) -> str:
@@ -172,8 +205,8 @@ def load_estimator(spec: str | Path) -> LoadedEstimator:
     """An estimator by what a command line calls it.
 
     Args:
-      spec: a method without weights, such as "classical"; a .safetensors file; or a run folder, of which the best
-        weights so far are taken.
+      spec: a method without weights, such as "classical"; "pretrained", the weights of the package; a .safetensors
+        file; or a run folder, of which the best weights so far are taken.
 
     Raises:
       WeightsError: nothing usable there; as `load_weights`.
@@ -183,7 +216,7 @@ def load_estimator(spec: str | Path) -> LoadedEstimator:
     if str(spec) in configs.UNTRAINED:
         model = configs.model_preset(str(spec))
         return LoadedEstimator(model, estimators.build(model), {}, str(spec))
-    path = Path(spec)
+    path = PRETRAINED_FILE if str(spec) == PRETRAINED else Path(spec)
     label = path.stem
     if path.is_dir():
         path = path / FILE_NAME
@@ -194,11 +227,11 @@ def load_estimator(spec: str | Path) -> LoadedEstimator:
             )
     elif not path.exists():
         raise WeightsError(
-            f"{spec}: neither one of {', '.join(configs.UNTRAINED)} nor an existing weights file (.safetensors) or "
-            "run folder"
+            f"{spec}: neither one of {', '.join((PRETRAINED, *configs.UNTRAINED))} nor an existing weights file "
+            "(.safetensors) or run folder"
         )
     model, variables, info = load_weights(path)
-    return LoadedEstimator(model, estimators.build(model), jax.tree.map(jnp.asarray, variables), label, info)
+    return LoadedEstimator(model, estimators.build(model), jax.device_put(variables), label, info)
 
 
 def check_frames(loaded: LoadedEstimator, num_frames: int) -> None:
