@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +29,7 @@ from dff_jax.tiled import Work, check_devices, estimate, left_for_programs
 from dff_jax.tiles import check_tiling
 from dff_jax.types import Estimator, FocalStack, Variables
 
+STAGES_UP_TO = 2**22  # pixels of pictures of which the way to the answer is kept, too
 MEMORY = 4.0  # GB, unless told otherwise
 IN_MEMORY = 1 / 8  # of the memory: more than that of frames is kept on disk
 
@@ -57,6 +58,7 @@ class Result(NamedTuple):
     notes: tuple[str, ...]  # what was assumed
     aligned: Aligned | None = None  # with `align`: the frames used, their motions, where all of them see
     work: Work | None = None  # the tiles and the memory they took
+    stages: Mapping[str, np.ndarray] = {}  # [H,W] in q: Dbar, D(0)..D(K), refined; none of large pictures
 
 
 class _Means(NamedTuple):
@@ -78,6 +80,7 @@ class _Method(NamedTuple):
     num_frames: int | None  # the only Z it can take; None: any
     notes: tuple[str, ...]
     look: _Look
+    identity: str | None  # see `tiled.estimate`
 
 
 def predict(
@@ -102,7 +105,7 @@ def predict(
       focus: [Z] focus settings in `unit`, one a frame; None: the frame index.
       unit: "disparity", "diopter", "metre" or "index"; None: disparity if `focus` is given, else index.
       method: one of `config.UNTRAINED`, estimators without weights; None: `weights` decide.
-      weights: a `.safetensors` file or a run folder; without, the classical estimator answers.
+      weights: a `.safetensors` file or a run folder; without, the network of this package answers.
       iterations: K of the unroll; None: as trained.
       tile, overlap: side of a tile and how far neighbours overlap, pixels; pictures up to about 1.5 tiles
         square go in one piece. `overlap` None: by how far the method looks.
@@ -211,6 +214,8 @@ def _built(model: config.ModelConfig) -> Estimator:
 
 
 def _choose(method: str | None, weights: str | Path | None, iterations: int | None) -> _Method:
+    from dff_jax.estimators.weights import PRETRAINED, identity, load_estimator
+
     if method not in (None, *config.UNTRAINED):
         choices = ", ".join(config.UNTRAINED)
         raise InputError(f"method: {method!r} is unknown; choose one of {choices}, or give weights")
@@ -219,23 +224,22 @@ def _choose(method: str | None, weights: str | Path | None, iterations: int | No
     if iterations is not None and iterations < 0:
         raise InputError(f"iterations: must be at least 0, got {iterations}")
     notes: tuple[str, ...] = ()
+    if method is None and weights is None:
+        weights = PRETRAINED
+        notes = ("the network of this package answers; --method classical does without one, --weights takes another",)
     model, variables, label = config.model_preset(method or "classical"), {}, None
     num_frames = None
     if weights is not None:
-        from dff_jax.estimators.weights import load_estimator
-
         loaded = load_estimator(weights)
         model, variables, label = loaded.model, jax.device_put(loaded.variables), str(weights)
         num_frames = loaded.info.get("num_frames") if model.num_planes is None else None
-    elif method is None:
-        notes = ("no weights given: the classical estimator answers",)
     look = _LOOKS.get(model.method, _LEARNED)
     if model.method in config.UNTRAINED and model.method != "classical":
         if iterations is not None:
             notes += (f"iterations has no effect on {model.method}",)
-        return _Method(_built(model), variables, model.method, None, None, None, notes, look)
+        return _Method(_built(model), variables, model.method, None, None, None, notes, look, identity(model))
     used = model.num_iterations if iterations is None else iterations
-    return _Method(_built(model), variables, model.method, label, used, num_frames, notes, look)
+    return _Method(_built(model), variables, model.method, label, used, num_frames, notes, look, identity(model))
 
 
 def _check(means: _Means) -> None:
@@ -270,6 +274,7 @@ def _predict(
     maps, work = estimate(
         chosen.estimator, chosen.variables, stack, iterations=chosen.iterations, tile=means.tile, overlap=overlap,
         memory=left, expected=chosen.look.bytes, devices=means.devices, progress=means.progress,
+        identity=chosen.identity, stages=np.prod(stack.frames.shape[1:3]) <= STAGES_UP_TO,
     )  # fmt: skip
     for name in ("depth", "confidence", "disagreement"):
         if not np.isfinite(getattr(maps, name)).all():
@@ -284,4 +289,5 @@ def _predict(
     return Result(
         depth, maps.confidence, maps.disagreement, maps.all_in_focus, stack.focus, stack.unit, order,
         chosen.notes + tuple(notes), aligned, work,
+        dict(zip(work.stages, np.moveaxis(maps.stages, -1, 0), strict=True)),
     )  # fmt: skip

@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dff_jax import focus_axis, pictures
+from dff_jax import __version__, focus_axis, pictures, report
 from dff_jax.data.align import Aligned
 from dff_jax.data.align_picture import alignment_sheet
 from dff_jax.pictures import Panel
+from dff_jax.points import write_points
 
 if TYPE_CHECKING:
     from dff_jax.prediction import Result
 
 FILES = (
     "depth.npy", "depth.png", "depth_color.png", "confidence.npy", "disagreement.npy", "all_in_focus.png",
-    "overview.png", "summary.json",
+    "overview.png", "report.html", "points.ply", "summary.json",
 )  # fmt: skip
 ALIGNMENT = "alignment.png"  # also written if the frames were aligned
 MAX_FRAMES_SHOWN = 5
@@ -47,6 +48,8 @@ def write_maps(
     pictures.save_png(folder / "depth_color.png", pictures.beside_bar(coloured, bar))
     overview = _overview(frames, names, result, sharp, coloured, bar, title)
     pictures.save_png(folder / "overview.png", overview)
+    (folder / "report.html").write_text(_page(frames, names, result, sharp, q, title), encoding="utf-8")
+    cloud = write_points(folder / "points.ply", q, sharp, result.confidence, result.unit)
     return {
         "depth": {
             "min": float(result.depth.min()),
@@ -55,6 +58,7 @@ def write_maps(
             "unit": result.unit,
         },
         "depth_png": scale,
+        "points": cloud,
         "disagreement_unit": f"{'diopter' if result.unit == 'metre' else result.unit}^2",
     }
 
@@ -68,6 +72,19 @@ def write_alignment(folder: Path, before: np.ndarray, names: Sequence[str], alig
     picture, energy = alignment_sheet(before, aligned, names)
     pictures.save_png(folder / ALIGNMENT, picture)
     return {"gradient_energy": energy}
+
+
+def _page(
+    frames: np.ndarray, names: Sequence[str], result: Result, sharp: np.ndarray, q: np.ndarray, title: str
+) -> str:
+    stages = [report.Stage(name, depth) for name, depth in result.stages.items()]
+    if not stages or not np.array_equal(stages[-1].depth, q):
+        stages.append(report.Stage("answer", q))
+    distinct = [one for i, one in enumerate(stages) if i == 0 or not np.array_equal(one.depth, stages[i - 1].depth)]
+    facts = f"{len(frames)} frames of {q.shape[1]} x {q.shape[0]}"
+    stack = report.shown_stack(title, frames, result.focus, names, distinct, result.confidence, sharp, facts=facts)
+    notes = [report.Table("Notes", ["what was assumed"], [[note] for note in result.notes])] if result.notes else []
+    return report.page("Depth from focus", f"dff_jax {__version__}, unit {result.unit}", result.unit, [stack], notes)
 
 
 def sixteen_bit(q: np.ndarray, unit: str) -> tuple[np.ndarray, dict[str, Any]]:

@@ -1,0 +1,53 @@
+"""A depth map as coloured points in space: a PLY file, which MeshLab, CloudCompare, Blender and others open."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+MOST = 1_000_000
+"""Points of a file; of larger pictures every second, third, ... row and column is taken."""
+FIELD_OF_VIEW = 50.0  # degrees across the width, where depth is metric; unknown, so a usual one is assumed
+RELIEF = 0.35  # of the picture's width between the farthest and the nearest, where depth is not metric
+_VERTEX = np.dtype([("xyz", "<f4", 3), ("rgb", "u1", 3), ("confidence", "<f4")])
+
+
+def write_points(path: Path, q: np.ndarray, rgb: np.ndarray, confidence: np.ndarray, unit: str) -> dict[str, Any]:
+    """Writes points with x to the right, y up and z towards the viewer; returns what to say about them.
+
+    Metres and diopters become metres in front of a pinhole camera in the origin; pixels at infinity are left out. Of
+    other units only the order of depth is known: a relief, one unit wide.
+
+    Args:
+      q: [H,W], `unit` is that of the focus axis.
+      rgb: [H,W,3] uint8.
+      confidence: [H,W] in [0,1], written along, so that a viewer can filter by it.
+    """
+    height, width = q.shape
+    step = max(1, math.ceil(math.sqrt(q.size / MOST)))
+    rows, columns = np.mgrid[0:height:step, 0:width:step]
+    x, y = (columns + 0.5) / width - 0.5, (height / 2 - rows - 0.5) / width
+    q, rgb, confidence = (values[::step, ::step] for values in (q, rgb, confidence))
+    if unit in ("metre", "diopter"):
+        keep = q > 1e-3  # nearer than a kilometre
+        distance = 1 / np.where(keep, q, 1.0)
+        wide = 2 * math.tan(math.radians(FIELD_OF_VIEW) / 2)
+        xyz = np.stack([x * wide * distance, y * wide * distance, -distance], -1)
+        says = f"metres, pinhole camera, {FIELD_OF_VIEW:g} degrees wide (assumed)"
+    else:
+        keep = np.isfinite(q)
+        low, high = np.percentile(q, (1, 99))
+        xyz = np.stack([x, y, RELIEF * ((q - low) / max(high - low, 1e-12)).clip(-0.2, 1.2)], -1)
+        says = "relief: the picture is one unit wide, its depth is not to scale"
+    points = np.empty(int(keep.sum()), _VERTEX)
+    points["xyz"], points["rgb"], points["confidence"] = xyz[keep], rgb[keep], confidence[keep]
+    names = [f"property float {name}" for name in "xyz"] + [f"property uchar {c}" for c in ("red", "green", "blue")]
+    header = ["ply", "format binary_little_endian 1.0", f"comment {says}", f"element vertex {len(points)}", *names]
+    header += ["property float confidence", "end_header", ""]
+    with open(path, "wb") as file:
+        file.write("\n".join(header).encode("ascii"))
+        points.tofile(file)
+    return {"count": len(points), "says": says}

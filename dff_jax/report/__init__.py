@@ -1,0 +1,5 @@
+"""A page to look at: one self-contained HTML file with sliders through the focal stack and the iterations."""
+
+from dff_jax.report.page import Shown, Stage, Table, page, shown_stack
+
+__all__ = ["Shown", "Stage", "Table", "page", "shown_stack"]

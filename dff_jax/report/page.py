@@ -1,0 +1,173 @@
+"""One self-contained HTML page: no network, no other file, opens from a disk.
+
+Maps travel as PNG files whose red and green bytes are a number of 12 bits, so that a browser decodes them quickly and
+without loss and can tell values under the pointer. Pictures and maps are scaled down to `MOST` pixels.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+from collections.abc import Sequence
+from importlib import resources
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from dff_jax import pictures
+
+MOST = 640
+"""Pixels of the longer side of what a page shows."""
+_LEVELS = 4094
+_THUMBNAIL, _QUALITY = 96, 85
+
+
+class Stage(NamedTuple):
+    """A depth map on the way to the answer."""
+
+    name: str
+    depth: np.ndarray  # [H,W] in q
+    mae: float | None = None  # in the unit of the page
+
+
+class Table(NamedTuple):
+    """A table of numbers and strings, or a picture, below the viewer."""
+
+    title: str
+    columns: Sequence[str] = ()
+    rows: Sequence[Sequence[Any]] = ()
+    note: str = ""
+    stacks: bool = False  # the first column names stacks: a click on a row opens it
+    picture: np.ndarray | None = None  # [H,W,3] uint8
+
+
+class Shown(NamedTuple):
+    """A stack as a page holds it: JSON-able, made by `shown_stack`."""
+
+    content: dict[str, Any]
+
+
+def shown_stack(
+    name: str, frames: np.ndarray, focus: Sequence[float], frame_names: Sequence[str], stages: Sequence[Stage],
+    confidence: np.ndarray, sharp: np.ndarray, *, truth: np.ndarray | None = None, mask: np.ndarray | None = None,
+    facts: str = "", label: str = "", most: int = MOST,
+) -> Shown:  # fmt: skip
+    """A stack for a page, scaled down.
+
+    Args:
+      frames: [Z,H,W,3] uint8, uint16 or float in [0,1], in the order of `focus` [Z], which is in the page's unit.
+      stages: at least one; the last is the answer.
+      confidence: [H,W] in [0,1].
+      sharp: [H,W,3], as `frames`.
+      truth, mask: [H,W] in q, bool; None: there is no truth.
+      facts, label: a line about it, and what stands below its thumbnail.
+    """
+    height, width = confidence.shape
+    step = max(1, -(-max(height, width) // most))
+    small = (slice(step // 2, None, step), slice(step // 2, None, step))
+    depths = [np.asarray(stage.depth, np.float32)[small] for stage in stages]
+    seen = np.concatenate([depth.ravel() for depth in depths])
+    known = None
+    if truth is not None:
+        known = np.where(mask, truth, np.nan)[small].astype(np.float32)
+        seen = np.concatenate([seen, known.ravel()])
+    low, high = float(np.nanmin(seen)), float(np.nanmax(seen))
+    high = high if high > low else low + 1.0
+    best = known if known is not None and np.isfinite(known).any() else depths[-1]
+    colour_low, colour_high = pictures.robust_range(best)
+    picture = _jpeg(_scaled(sharp, step))
+    return Shown({
+        "name": name,
+        "label": label or name,
+        "facts": facts,
+        "size": [height, width],
+        "low": colour_low,
+        "high": colour_high,
+        "error": (colour_high - colour_low) / 10,
+        "frames": [
+            {"name": one, "focus": float(at), "picture": _jpeg(_scaled(frame, step))}
+            for one, at, frame in zip(frame_names, focus, frames, strict=True)
+        ],
+        "stages": [
+            {"name": stage.name, "mae": stage.mae, "map": _coded(depth, low, high)}
+            for stage, depth in zip(stages, depths, strict=True)
+        ],
+        "truth": None if known is None else _coded(known, low, high),
+        "confidence": _coded(np.asarray(confidence, np.float32)[small], 0.0, 1.0),
+        "sharp": picture,
+        "thumbnail": _jpeg(_scaled(sharp, max(1, -(-max(height, width) // _THUMBNAIL)))),
+    })  # fmt: skip
+
+
+def page(title: str, about: str, unit: str, stacks: Sequence[Shown], tables: Sequence[Table] = ()) -> str:
+    """The page as HTML; `unit` is that of the focus axis, in which values are shown."""
+    from matplotlib import colormaps
+
+    def colours(name: str) -> str:
+        table = np.rint(colormaps[name](np.arange(256))[:, :3] * 255).astype(np.uint8)
+        return base64.b64encode(table.tobytes()).decode()
+
+    def rows(table: Table) -> list[list[Any]]:
+        known = lambda cell: not isinstance(cell, float) or np.isfinite(cell)  # noqa: E731
+        return [[cell if known(cell) else None for cell in row] for row in table.rows]
+
+    data = {
+        "title": title,
+        "about": about,
+        "unit": unit,
+        "colours": {
+            "depth": colours(pictures.COLOUR_MAP), "error": colours("inferno"), "confidence": colours("viridis")
+        },
+        "stacks": [stack.content for stack in stacks],
+        "tables": [
+            {
+                "title": table.title, "note": table.note, "stacks": table.stacks,
+                "columns": list(table.columns) or None, "rows": rows(table),
+                "picture": None if table.picture is None else _png(table.picture),
+            }
+            for table in tables
+        ],
+    }  # fmt: skip
+    # "<" must not appear: a name like "</script>" would end the element that holds the data
+    text = json.dumps(data, allow_nan=False, ensure_ascii=True).replace("<", "\\u003c")
+    read = lambda name: resources.files(__package__).joinpath(name).read_text("utf-8")  # noqa: E731
+    parts = {"title": _escaped(title), "style": read("viewer.css"), "script": read("viewer.js"), "data": text}
+    return re.sub(r"@(title|style|script|data)@", lambda found: parts[found[1]], read("viewer.html"))
+
+
+def _escaped(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;")
+
+
+def _scaled(picture: np.ndarray, step: int) -> np.ndarray:
+    """[H,W,3] as uint8, the mean over step x step pixels."""
+    if step == 1:
+        return pictures.to_uint8(picture)
+    size = -(-picture.shape[1] // step), -(-picture.shape[0] // step)
+    return np.asarray(Image.fromarray(pictures.to_uint8(picture)).resize(size, Image.Resampling.BOX))
+
+
+def _coded(values: np.ndarray, low: float, high: float) -> dict[str, Any]:
+    """A map as `viewer.js` decodes it: 0 where there is no value."""
+    known = np.isfinite(values)
+    share = np.where(known, (values - low) / (high - low), 0.0).clip(0.0, 1.0)
+    code = np.where(known, 1 + np.rint(share * _LEVELS), 0).astype(np.uint16)
+    rgb = np.stack([code >> 4, (code & 15) << 4, np.zeros_like(code)], -1).astype(np.uint8)
+    return {"png": _png(rgb), "low": low, "high": high}
+
+
+def _png(rgb: np.ndarray) -> str:
+    return _uri(rgb, "png", compress_level=4)
+
+
+def _jpeg(rgb: np.ndarray) -> str:
+    return _uri(rgb, "jpeg", quality=_QUALITY)
+
+
+def _uri(rgb: np.ndarray, kind: str, **options: Any) -> str:
+    file = io.BytesIO()
+    Image.fromarray(rgb).save(file, format=kind, **options)
+    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
