@@ -120,6 +120,10 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--resize", nargs=2, type=int, metavar=("H", "W"), help="of the frames; truth keeps values")
     evaluate.add_argument("--edge-pad", action="store_true", help="repeat edges up to multiples of 32, as DDL-GRU does")
     evaluate.add_argument("--figure-stacks", nargs="+", type=int, metavar="N", help="to show in the paper's figure")
+    evaluate.add_argument(
+        "--report", nargs="?", type=int, const=24, default=0, metavar="N", help="also a page to look at, report.html, "
+        "with the worst N stacks; default 24",
+    )  # fmt: skip
     evaluate.set_defaults(run=_evaluate)
 
     predict = commands.add_parser("predict", help="depth of your own photographs")
@@ -266,7 +270,7 @@ def _evaluate(args: argparse.Namespace, rest: list[str]) -> None:
         args.weights, args.output, dataset=args.dataset, source=args.source, unit=args.unit, split=args.split,
         data_dir=args.data_dir, iterations=args.iterations, batch_size=args.batch_size, limit=args.limit,
         convention=args.convention, resize=tuple(args.resize) if args.resize else None, edge_pad=args.edge_pad,
-        figure_stacks=args.figure_stacks,
+        figure_stacks=args.figure_stacks, page_stacks=args.report,
     )  # fmt: skip
     print((Path(args.output) / "table.md").read_text())
     print(f"written to {args.output}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -26,6 +27,7 @@ from dff_jax.types import Batch, Estimator, LoadedBatch, Prediction, Variables
 
 if TYPE_CHECKING:
     from dff_jax.data.parts import StackSource
+    from dff_jax.report import Shown
 
 
 @functools.cache
@@ -81,7 +83,7 @@ def evaluate(
     compiler = Compiler(tuple(tasks.values()), unit, convention)
     clocks = {name: Clock() for name in tasks}
     done = 0
-    mine = Measured([], [], [], [], [])
+    mine = Measured([], [], [], [], [], [])
     sizes: set[tuple[int, ...]] = set()
     while placed is not None:
         loaded, batch = placed.loaded, jax.block_until_ready(placed.batch)
@@ -91,7 +93,7 @@ def evaluate(
         ]
         found = compiler.measuring(placed, answers[0], [answers[i].depth for i in rows])
         following = next(coming, None)  # read while the device measures, copied while it predicts
-        regions, change = jax.device_get(found)  # the one transfer of this batch
+        regions, change, confident = jax.device_get(found)  # the one transfer of this batch
         sizes.add(loaded.batch.frames.shape[1:4])
         keep = np.array([bool(name) for name in loaded.names]) & (regions[0].pixels[0] > 0)
         mine += Measured(
@@ -100,6 +102,7 @@ def evaluate(
             [] if change is None else [change[:, keep]],
             [name for name, kept in zip(loaded.names, keep, strict=True) if kept],
             [name for name, kept in zip(loaded.names, keep, strict=True) if name and not kept],
+            [confident],
         )
         done += sum(bool(name) for name in loaded.names)
         if on_batch is not None:
@@ -140,8 +143,11 @@ def evaluate_to_folder(
     resize: tuple[int, int] | None = None,
     edge_pad: bool = False,
     figure_stacks: list[int] | None = None,
+    page_stacks: int = 0,
 ) -> dict[str, Any]:
     """Evaluates and writes `metrics.json`, `per_stack.csv`, `table.md` and `figures/*.png` into `output`.
+
+    With `page_stacks` also `report.html`, a page with so many stacks, the worst ones, to look at.
 
     Of data without ground truth only pictures come out; the tables are empty then.
 
@@ -169,12 +175,13 @@ def evaluate_to_folder(
     if resize is not None and edge_pad:
         raise InputError("evaluate: give either --resize or --edge-pad")
     smallest = {"--iterations": (iterations, 0), "--batch-size": (batch_size, 1), "--limit": (limit, 1)}
+    smallest["--report"] = (page_stacks, 0)
     for name, (value, least) in smallest.items():
         if value is not None and value < least:
             raise InputError(f"{name}: must be at least {least}, got {value}")
     from dff_jax.data import pipeline
     from dff_jax.estimators import weights
-    from dff_jax.evaluation import figures, paper_figures, resampling
+    from dff_jax.evaluation import figures, page, paper_figures, resampling
 
     loaded = weights.load_estimator(spec)
     method = loaded.model.method
@@ -198,7 +205,7 @@ def evaluate_to_folder(
         few = dataclasses.replace(data, length=len(numbers), read=lambda i: data.read(numbers[i]))
 
     pictures = Path(output) / "figures"
-    check_output(output, tables.FILES)
+    check_output(output, (*tables.FILES, page.FILE))
     check_output(pictures, (*figures.FILES, *paper_figures.FILES))
     meta = {
         "spec": str(spec),
@@ -234,8 +241,22 @@ def evaluate_to_folder(
             columns.append(paper_figures.column(name, batch, prediction, others, data.unit, loaded.label))
         report["meta"]["figure"] = {"file": f"figures/{layout.file}", "stacks": [one.name for one in columns]}
     shown = _predictions(task, batches(data), bucket_of, set(wanted))
+    pages: list[Shown] = []
+    if page_stacks and evaluation is not None:
+        first = page.worst(evaluation, page_stacks)
+        again = _predictions(task, batches(data), bucket_of, set(first))
+        made = (
+            (i, page.shown(evaluation.stacks[i], batch, answer, data.unit, rows=evaluation.of_stack(i)))
+            for i, batch, answer, _ in again
+        )
+        pages = page.in_order(first, made)
+    elif page_stacks:
+        some = itertools.islice(_answers(task, batches(data), bucket_of), page_stacks)
+        pages = [page.shown(name, batch, answer, data.unit) for name, (batch, answer, _) in some]
     with staged_output(output, last="metrics.json") as staging, staged_output(pictures) as drawn:
         tables.write(staging, report, evaluation.per_stack if evaluation else ())
+        if pages:
+            (staging / page.FILE).write_text(page.write(report, pages, evaluation), encoding="utf-8")
         if evaluation:
             figures.write(drawn, evaluation, wanted, shown)
         if layout is not None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from dff_jax import focus_axis
-from dff_jax.evaluation import tables
+from dff_jax.evaluation import calibration, tables
 from dff_jax.evaluation.rows import YARDSTICKS, Evaluation, row_maps, row_names
 from dff_jax.types import Batch, Prediction
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ROLES = ("first", "best", "median", "worst")
-FILES = ("mae.png", *(f"{role}.png" for role in ROLES))
+FILES = ("mae.png", "confidence.png", *(f"{role}.png" for role in ROLES))
 
 _ABBREVIATIONS = {"disparity": "px", "diopter": "dpt", "metre": "m", "index": "frames"}
 _NO_TRUTH = "0.6"  # grey
@@ -65,13 +65,15 @@ def write(
     chosen: dict[int, str],
     shown: Iterable[tuple[int, Batch, Prediction, list[np.ndarray]]],
 ) -> None:
-    """Writes `mae.png` and a sheet `<role>.png` for each of the chosen stacks into `folder`.
+    """Writes `mae.png`, `confidence.png` and a sheet `<role>.png` for each of the chosen stacks into `folder`.
 
     Args:
       shown: (position, batch, prediction, depths of `rows.YARDSTICKS`) of the chosen stacks, arrays [1,...] on
         the host.
     """
     save(error_chart(evaluation), folder / "mae.png")
+    if evaluation.calibration:
+        save(calibration.chart(evaluation.calibration), folder / "confidence.png")
     for position, batch, prediction, yardsticks in shown:
         role, name = chosen[position], evaluation.stacks[position]
         mae = {row: values["MAE"] for row, values in evaluation.of_stack(position).items()}
@@ -82,6 +84,12 @@ def write(
 def save(figure: Figure, path: Path) -> None:
     """Writes a figure as PNG."""
     figure.savefig(path, dpi=100, format="png")
+
+
+def pixels(figure: Figure) -> np.ndarray:
+    """The figure as [H,W,3] uint8."""
+    figure.canvas.draw()
+    return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
 
 
 def error_chart(evaluation: Evaluation) -> Figure:

@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dff_jax import extent, focus_axis
 from dff_jax.compilation import jit
-from dff_jax.evaluation import conventions, metrics
+from dff_jax.evaluation import calibration, conventions, metrics
 from dff_jax.evaluation.buckets import BucketOf, Size
 from dff_jax.evaluation.rows import row_maps
 from dff_jax.types import Batch, Estimator, LoadedBatch, Prediction, Variables
@@ -42,7 +42,7 @@ def predict(estimator, variables, frames, focus, size, num_iterations) -> Predic
 @functools.partial(jax.jit, static_argnames=("unit", "convention"))
 def measure(prediction, yardsticks, focus, depth, mask, size, unit, convention):
     """Sums, fields [rows,B], of both regions and of each variant of the convention; mean |D - the D before| over
-    valid pixels [stages-1,B], in `unit`."""
+    valid pixels [stages-1,B], in `unit`; and the histogram of `calibration`."""
     low, high = focus[:, 0, None, None], focus[:, -1, None, None]
     in_range = (depth >= low) & (depth <= high)
     truth = focus_axis.from_q(depth, unit)
@@ -54,11 +54,13 @@ def measure(prediction, yardsticks, focus, depth, mask, size, unit, convention):
 
     with extent.within(size, full=depth.shape[1:]):
         regions = jax.lax.map(of_row, maps)  # one after the other: a row's temporaries are several maps large
+    confident = calibration.histogram(prediction.confidence, prediction.depth, depth, mask, focus)
     if prediction.history is None:
-        return regions, None
+        return regions, None, confident
     h = prediction.history
     stages = focus_axis.from_q(jnp.concatenate([h.iterates, h.refined], axis=1), unit)
-    return regions, jax.vmap(metrics.mean_over, (1, None))(jnp.abs(stages[:, 1:] - stages[:, :-1]), mask)
+    changes = jax.vmap(metrics.mean_over, (1, None))(jnp.abs(stages[:, 1:] - stages[:, :-1]), mask)
+    return regions, changes, confident
 
 
 class Task(NamedTuple):

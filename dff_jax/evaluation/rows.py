@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dff_jax.evaluation import metrics
+from dff_jax.evaluation import calibration, metrics
 from dff_jax.evaluation.conventions import Convention
 from dff_jax.types import History, Prediction
 
@@ -40,6 +40,7 @@ class Evaluation(NamedTuple):
     notes: tuple[str, ...]  # what a reader of the numbers must know
     convention: Convention
     literature: dict[str, dict[str, dict[str, Any]]]
+    calibration: dict[str, Any] = {}  # of the answer's confidence, see `calibration.summarize`
 
     def of_stack(self, position: int, region: str = "all") -> dict[str, dict[str, Any]]:
         """Row -> metrics of one stack, by its position in `stacks`."""
@@ -79,6 +80,7 @@ class Measured(NamedTuple):
     changes: list[np.ndarray]  # of each batch, mean |D - the D before| [stages-1,stacks]; none without stages
     stacks: list[str]
     excluded: list[str]  # stacks without ground truth
+    confidence: list[np.ndarray]  # of each batch, `calibration.histogram` of the answer
 
     def __add__(self, other: Measured) -> Measured:
         return Measured(
@@ -91,7 +93,7 @@ def gather(
     measured: Measured, unit: str, seconds: dict[str, Any], convention: Convention, notes: Sequence[str] = ()
 ) -> Evaluation:
     """The batches' numbers as one Evaluation; `notes`: what else a reader must know."""
-    names, parts, changes, stacks, excluded = measured
+    names, parts, changes, stacks, excluded, confidence = measured
     variants = convention.variants
     regions = (*metrics.Regions._fields, *(variant.label for variant in variants))
     ratios = (*[not convention.signed] * 2, *(variant.ratios for variant in variants))
@@ -119,8 +121,9 @@ def gather(
     both = {name: metrics.Regions(*of_row[:2]) for name, of_row in sums.items()}
     notes = (*_notes(both, stacks, excluded, convention.signed), *notes)
     return Evaluation(
-        rows, dynamics, tuple(per_stack), tuple(stacks), tuple(excluded), unit, seconds, notes, convention, literature
-    )
+        rows, dynamics, tuple(per_stack), tuple(stacks), tuple(excluded), unit, seconds, notes, convention, literature,
+        calibration.summarize(confidence),
+    )  # fmt: skip
 
 
 def _join(parts: list[tuple[metrics.Sums, ...]], row: int, region: int) -> metrics.Sums:

@@ -44,6 +44,7 @@ def report(evaluation: Evaluation, **meta: Any) -> dict[str, Any]:
         "convention": evaluation.convention.name,
     }
     out = {"rows": evaluation.rows, "dynamics": evaluation.dynamics, "literature": evaluation.literature}
+    out["calibration"] = evaluation.calibration
     out = finite(out | {"meta": meta | machine()})
     return out | {"paper": paper_tables.tables(out)}
 
@@ -52,7 +53,8 @@ def report_without_truth(**meta: Any) -> dict[str, Any]:
     """The same of data without ground truth: no number, but what was run."""
     notes = ["the dataset has no ground truth: there is nothing to measure, only pictures to look at"]
     meta |= {"stacks": 0, "excluded": [], "notes": notes}
-    return finite({"rows": {}, "dynamics": {}, "literature": {}, "paper": [], "meta": meta | machine()})
+    empty = {"rows": {}, "dynamics": {}, "literature": {}, "calibration": {}, "paper": []}
+    return finite(empty | {"meta": meta | machine()})
 
 
 def machine() -> dict[str, Any]:
@@ -106,6 +108,9 @@ def markdown(report: dict[str, Any]) -> str:
     ]
     if report["dynamics"] and report["dynamics"]["step"]:
         lines += ["", "## What each step does", "", *_dynamics_table(report["dynamics"])]
+    half = report["calibration"].get("half")
+    if half is not None:
+        lines += ["", f"The most confident half of all pixels has {half:.2f} times the mean error of all."]
     seconds = meta["seconds"]
     speed = f"{seconds['per_stack']:.3g} s per stack on {meta['device']}"
     lines += ["", f"{speed}; {seconds['total']:.3g} s in all, {seconds['compilation']:.3g} s of it compiling."]

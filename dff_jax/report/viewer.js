@@ -151,7 +151,7 @@ async function choose(index) {
   const loaded = await load(stack);
   if (state.stack !== index) return; // another one was chosen meanwhile
   state.loaded = loaded;
-  state.frame = Math.min(state.frame, stack.frames.length - 1);
+  state.frame = Math.floor(stack.frames.length / 2);
   state.stage = stack.stages.length - 1;
   $("frame").max = stack.frames.length - 1;
   $("stage").max = stack.stages.length - 1;

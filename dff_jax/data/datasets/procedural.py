@@ -7,6 +7,7 @@ the same records again. What a reader needs (unit, focus range, seed, the world'
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterator
 from functools import partial
 
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import tensorflow_datasets as tfds
 
-from dff_jax.config import WorldConfig, to_json
+from dff_jax.config import WorldConfig, to_dict
 from dff_jax.data.datasets.progress import report
 from dff_jax.data.datasets.writing import StreamedBuilder
 from dff_jax.optics.scenes import make_stack
@@ -38,11 +39,20 @@ class ProceduralConfig(tfds.core.BuilderConfig):
     def fingerprint(self) -> dict[str, str]:
         """What decides the content; equal fingerprints mean equal data."""
         return {
-            "world": to_json(self.world),
+            "world": _description(self.world),
             "sizes": " ".join(map(str, self.sizes)),
             "seed": str(self.seed),
             "renderer_version": str(RENDERER_VERSION),
         }
+
+
+_LATER = {name: getattr(WorldConfig, name) for name in ("textures", "blur_radius", "apertures", "settings")}
+"""Fields that came after the first data was made, which they leave as it was at these values."""
+
+
+def _description(world: WorldConfig) -> str:
+    fields = to_dict(world).items()
+    return json.dumps({name: value for name, value in fields if name not in _LATER or value != _LATER[name]}, indent=2)
 
 
 _TINY_WORLD = WorldConfig(height=48, width=48, num_frames=5, num_objects=3, num_layers=8)

@@ -1,0 +1,92 @@
+"""Whether confidence means something: what error remains of the most confident pixels, and whether it is as foretold.
+
+Confidence stands for an expected error, a share of the focus range (`types.error_of_confidence`). Over all valid
+pixels of all stacks a histogram by expected error is enough: it adds up over batches and processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dff_jax import focus_axis
+from dff_jax.types import Array, error_of_confidence
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+BINS = 400
+_LOW, _HIGH = -4.0, 1.0  # decimal logarithms of the least and largest expected error that are told apart
+COVERAGES = tuple(round(0.05 * i, 2) for i in range(1, 21))
+
+
+@jax.jit
+def histogram(confidence: Array, depth: Array, truth: Array, mask: Array, focus: Array) -> Array:
+    """[B,H,W] maps in q, focus [B,Z] -> [BINS,3]: pixels, sum of |error| and of expected error, shares of the range."""
+    span = focus_axis.span(focus)[:, None, None]
+    error = jnp.where(mask, jnp.abs(depth - truth) / span, 0.0)
+    expected = error_of_confidence(jnp.clip(confidence, 1e-30, 1.0))
+    place = (jnp.log10(jnp.maximum(expected, 1e-9)) - _LOW) / (_HIGH - _LOW) * BINS
+    place = jnp.clip(place, 0, BINS - 1).astype(jnp.int32)
+    values = jnp.stack([mask.astype(jnp.float32), error, jnp.where(mask, expected, 0.0)], -1)
+    found = jnp.zeros((mask.shape[0], BINS, 3)).at[jnp.arange(mask.shape[0])[:, None, None], place].add(values)
+    return found.sum(0)
+
+
+def summarize(parts: Sequence[np.ndarray]) -> dict[str, Any]:
+    """What `parts`, histograms of batches, say together; JSON-able.
+
+    coverage, error: of the most confident share of all pixels, their mean |error|, a share of the focus range.
+    half: the error of the most confident half over that of all.
+    expected, found: of ten classes of pixels, from sure to unsure, the mean of expected and of real error.
+    """
+    total = np.sum(np.asarray(parts, np.float64), axis=0)
+    pixels = total[:, 0].cumsum()
+    if not pixels.size or pixels[-1] <= 0 or not np.isfinite(total).all():
+        return {}
+
+    def up_to(share: float) -> np.ndarray:
+        """Sums over the most confident pixels; the bin at the border counts in part."""
+        wanted = share * pixels[-1]
+        last = int(np.searchsorted(pixels, wanted * (1 - 1e-12)))
+        before = total[:last].sum(0)
+        part = (wanted - before[0]) / max(total[last, 0], 1e-30)
+        return before + part * total[last]
+
+    sums = {share: up_to(share) for share in COVERAGES}
+    error = [float(s[1] / s[0]) for s in sums.values()]
+    tenths = np.diff([np.zeros(3), *(sums[c] for c in COVERAGES[1::2])], axis=0)
+    return {
+        "coverage": list(COVERAGES),
+        "error": error,
+        "half": error[COVERAGES.index(0.5)] / error[-1] if error[-1] > 0 else None,
+        "expected": [float(x) for x in tenths[:, 2] / tenths[:, 0]],
+        "found": [float(x) for x in tenths[:, 1] / tenths[:, 0]],
+    }
+
+
+def chart(found: dict[str, Any]) -> Figure:
+    """Error over coverage, and found over expected error."""
+    from dff_jax.evaluation.figures import new_figure
+
+    figure = new_figure(8.0, 3.4)
+    figure.set_layout_engine("constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot(found["coverage"], found["error"], color="#3b6fb6")
+    left.set_xlabel("share of pixels kept, the most confident first")
+    left.set_ylabel("mean |error|, share of the focus range")
+    left.set_ylim(bottom=0)
+    half = found["half"]
+    left.set_title("" if half is None else f"most confident half: {half:.2f} of the error", fontsize=10, loc="left")
+    right.plot(found["expected"], found["found"], "o-", color="#3b6fb6", markersize=4)
+    ends = [min(found["expected"] + found["found"]), max(found["expected"] + found["found"])]
+    right.plot(ends, ends, color="0.6", linewidth=1)
+    right.set(xscale="log", yscale="log", xlabel="expected error (confidence)", ylabel="error found")
+    right.set_title("ten classes of pixels; grey: as expected", fontsize=10, loc="left")
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
