@@ -61,7 +61,7 @@ def store(content: bytes, *what: Any) -> None:
 
 
 def load_program(*what: Any) -> tuple[Any, dict[str, Any]] | None:
-    """A compiled program and what was noted about it; None: not kept, or not usable here."""
+    """A compiled program of one device and what was noted about it; None: not kept, or not usable here."""
     from jax.experimental import serialize_executable
 
     found = load("program", *what)
@@ -69,7 +69,8 @@ def load_program(*what: Any) -> tuple[Any, dict[str, Any]] | None:
         return None
     try:
         program, note = pickle.loads(found)  # written by `store_program`, in the user's own cache
-        return serialize_executable.deserialize_and_load(*program), json.loads(note)
+        one = jax.local_devices()[:1]
+        return serialize_executable.deserialize_and_load(*program, execution_devices=one), json.loads(note)
     except Exception:  # whatever another JAX says to it
         return None
 

@@ -16,8 +16,8 @@ FLOORS = {
     "optics": 1, "unroll": 1, "classical": 1,
     "network": 2,
     "estimators": 3, "data": 3, "pictures": 3, "output": 3, "tiles": 3, "tiled": 3, "points": 3, "report": 3,
-    "training": 4, "prediction": 4, "prediction_files": 4, "evaluation": 4,
-    "bench": 5, "comparison": 5, "cli": 5, "__init__": 5,
+    "training": 4, "prediction": 4, "packing": 4, "prediction_files": 4, "evaluation": 4,
+    "bench": 5, "comparison": 5, "cli": 5, "arguments": 5, "__init__": 5,
 }  # fmt: skip
 # on the fourth floor, who may know whom
 BESIDE = {("training", "evaluation"), ("prediction_files", "prediction"), ("prediction", "prediction_files")}

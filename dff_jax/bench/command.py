@@ -39,7 +39,6 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     bench.add_argument("--stacks", type=int, default=24, help="loader: of noise")
     bench.add_argument("--steps", type=int, default=4, help="loader: training steps to time; 0 for none")
     bench.add_argument("--output", help="folder for the table (.md) and the numbers (.json)")
-    bench.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace, rest: list[str]) -> None:

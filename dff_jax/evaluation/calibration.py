@@ -44,9 +44,9 @@ def summarize(parts: Sequence[np.ndarray]) -> dict[str, Any]:
     half: the error of the most confident half over that of all.
     expected, found: of ten classes of pixels, from sure to unsure, the mean of expected and of real error.
     """
-    total = np.sum(np.asarray(parts, np.float64), axis=0)
+    total = sum((np.asarray(part, np.float64) for part in parts), np.zeros((BINS, 3)))
     pixels = total[:, 0].cumsum()
-    if not pixels.size or pixels[-1] <= 0 or not np.isfinite(total).all():
+    if pixels[-1] <= 0 or not np.isfinite(total).all():
         return {}
 
     def up_to(share: float) -> np.ndarray:

@@ -70,7 +70,7 @@ def _light(key: Array, frames: Array, vignetting: float, exposure: float) -> Arr
     y, x = jnp.linspace(-1, 1, h)[:, None], jnp.linspace(-1, 1, w)[None]
     falloff = 1 - vignetting * random.uniform(k_loss) * (x**2 + y**2) / 2
     gain = jnp.exp(exposure * random.uniform(k_much) * jnp.clip(random.normal(k_frames, (z,)) / 2, -1.0, 1.0))
-    light = srgb_to_linear(frames) * falloff[..., None] * gain[:, None, None, None]
+    light = srgb_to_linear(frames) * falloff[None, ..., None] * gain[:, None, None, None]
     return linear_to_srgb(jnp.clip(light, 0.0, 1.0))
 
 
@@ -118,6 +118,7 @@ def _quantised(plane: Array, table: np.ndarray, factor: Array) -> Array:
     *lead, h, w = plane.shape
     blocks = plane.reshape(*lead, h // _BLOCK, _BLOCK, w // _BLOCK, _BLOCK)
     steps = jnp.maximum(jnp.floor(table * factor + 0.5), 1.0)
+    steps = steps[:, None, :].reshape((1,) * (blocks.ndim - 3) + (_BLOCK, 1, _BLOCK))
     cosines = jnp.einsum("...aibj,ui,vj->...aubv", blocks, _DCT, _DCT)
-    cosines = jnp.round(cosines / steps[:, None, :]) * steps[:, None, :]
+    cosines = jnp.round(cosines / steps) * steps
     return jnp.einsum("...aubv,ui,vj->...aibj", cosines, _DCT, _DCT).reshape(plane.shape)

@@ -139,7 +139,7 @@ def _leaves_texture(d: Draws, x: Array, y: Array) -> Array:
         (cy, cx), r, colour = leaf
         away = jnp.hypot((px - cx + 0.5) % 1.0 - 0.5, (py - cy + 0.5) % 1.0 - 0.5)
         cover = jnp.clip((r - away) * period + 0.5, 0.0, 1.0)[..., None]
-        return below + cover * (colour - below), None
+        return below + cover * (colour[None, None] - below), None
 
     ground = jnp.broadcast_to(paint(d.uniform[2], d.normal[:3]), (*x.shape, 3))
     leaves, _ = lax.scan(lay, ground, (place, radius, jnp.clip(colours, 0.02, 0.98)))

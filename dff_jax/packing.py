@@ -1,0 +1,59 @@
+"""Weights to give away: half precision, with the scores that were measured inside; `dff-jax pack`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dff_jax.errors import InputError
+from dff_jax.estimators.weights import FILE_NAME, load_weights, save_weights
+
+_METRICS = ("MAE", "RMS", "AbsRel", "Acc_1")
+
+
+def pack(run: str | Path, output: str | Path, evaluations: Mapping[str, str | Path]) -> dict[str, Any]:
+    """Writes the weights of a run as float16, with its config, command and step, and what evaluations found.
+
+    Args:
+      run: a run folder (its best weights), or a weights file, such as its `weights_last.safetensors`.
+      evaluations: name -> the output folder of `dff-jax evaluate` with these weights.
+
+    Returns:
+      What is known of the weights: `info` of the file.
+
+    Raises:
+      InputError: unusable weights or evaluations.
+    """
+    path = Path(run) / FILE_NAME if Path(run).is_dir() else Path(run)
+    found = load_weights(path)
+    scores = {name: _scores(folder) for name, folder in evaluations.items()}
+    count = sum(np.size(x) for x in _leaves(found.variables["params"]))
+    info = {**found.info, "parameters": count, "stored": "float16", "scores": scores}
+    save_weights(output, found.model, found.variables, info, half=True)
+    load_weights(output)  # what was written can be read
+    return info
+
+
+def _scores(folder: str | Path) -> dict[str, Any]:
+    path = Path(folder) / "metrics.json"
+    try:
+        found = json.loads(path.read_text())
+        rows, meta = found["rows"], found["meta"]
+        rows = {name: {metric: row[metric] for metric in _METRICS} for name, row in rows.items()}
+        kept = {name: rows[name] for name in ("final", "classical", "sml") if name in rows}
+        return {
+            "dataset": meta["dataset"], "unit": meta["unit"], "stacks": meta["stacks"], "rows": kept,
+            "most_confident_half": found.get("calibration", {}).get("half"),
+        }  # fmt: skip
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{path}: not the metrics of an evaluation ({error}); give the output of dff-jax evaluate"
+        ) from None
+
+
+def _leaves(tree: Any) -> list[Any]:
+    return [leaf for value in tree.values() for leaf in _leaves(value)] if isinstance(tree, Mapping) else [tree]
