@@ -55,6 +55,19 @@ def test_convolution_with_gradients_by_products_equals_xlas(key, size, stride, p
     same_values_and_gradients(by_products, plain, x, kernel)
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+def test_gradients_of_large_batches_picture_by_picture(key, stride, monkeypatch):
+    x, kernel = jax.random.normal(key, (3, 6, 8, 4)), jax.random.normal(key, (3, 3, 4, 5)) / 9
+    f = lambda x, kernel: convolutions.conv_by_products(x, kernel, stride, ((1, 1), (1, 1)))  # noqa: E731
+    expected, pull = jax.vjp(f, x, kernel)
+    at_once = pull(expected)
+    monkeypatch.setattr(convolutions, "_AT_ONCE", 10)
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    assert "scan" in str(jax.make_jaxpr(lambda x, k: jax.vjp(f, x, k)[1](expected))(x, kernel))
+    for a, b in zip(jax.vjp(f, x, kernel)[1](expected), at_once, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
 @pytest.mark.parametrize("outputs", [2, 32])  # the three taps as one convolution, and as three
 def test_convolution_by_taps_equals_xlas(key, outputs):
     x = jax.random.normal(key, (2, 4, 5, 6, 3))

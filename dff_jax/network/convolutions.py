@@ -12,6 +12,7 @@ from dff_jax import extent
 from dff_jax.types import Array
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
+_AT_ONCE = 2**20  # numbers; larger batches of pictures are gone through one by one
 _UNIT = ("lhs_dilation", "rhs_dilation")
 _NDHWC = ("NDHWC", "DHWIO", "NDHWC")
 
@@ -45,13 +46,19 @@ def _backward(stride: int, padding: tuple[tuple[int, int], ...], saved: tuple[Ar
         dkernel = (x.reshape(-1, c).T @ columns).reshape(c, 3, 3, out)
         return dx, jnp.transpose(dkernel, (1, 2, 0, 3))
     padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-    flat = g.reshape(-1, out)
 
-    def tap(i: int, j: int) -> Array:
-        seen = padded[:, i : i + stride * (h - 1) + 1 : stride, j : j + stride * (w - 1) + 1 : stride]
-        return seen.reshape(-1, c).T @ flat
+    def taps(padded: Array, g: Array) -> Array:
+        def tap(i: int, j: int) -> Array:
+            seen = padded[:, i : i + stride * (h - 1) + 1 : stride, j : j + stride * (w - 1) + 1 : stride]
+            return seen.reshape(-1, c).T @ g.reshape(-1, out)
 
-    return dx, jnp.stack([jnp.stack([tap(i, j) for j in range(kx)]) for i in range(ky)])
+        return jnp.stack([jnp.stack([tap(i, j) for j in range(kx)]) for i in range(ky)])
+
+    if jax.device_count() > 1 or max(x.size, g.size) < _AT_ONCE:  # pictures of other devices are not to be fetched
+        return dx, taps(padded, g)
+    # picture by picture, what the taps share stays near the processor
+    add = lambda total, one: (total + taps(*(a[None] for a in one)), None)  # noqa: E731
+    return dx, lax.scan(add, jnp.zeros((ky, kx, c, out), jnp.result_type(x, g)), (padded, g))[0]
 
 
 conv_by_products.defvjp(_forward, _backward)
