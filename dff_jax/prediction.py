@@ -260,7 +260,10 @@ def _predict(
             f"and here are {len(stack.focus)}"
         )
     held = 0 if allocate is None or on_disk(stack.frames) else stack.frames.nbytes * (1 if align is None else 2)
-    left = left_for_programs(means.memory, int(np.prod(stack.frames.shape[1:3])), held)
+    pixels = int(np.prod(stack.frames.shape[1:3]))
+    stages = pixels <= STAGES_UP_TO
+    held += 4 * pixels * ((chosen.iterations or 0) + 3) * stages
+    left = left_for_programs(means.memory, pixels, held)
     order = focus_axis.sort_order(stack.focus, stack.unit)
     if not np.array_equal(order, np.arange(len(order))):
         stack = stack._replace(frames=stack.frames[order], focus=stack.focus[order])
@@ -274,7 +277,7 @@ def _predict(
     maps, work = estimate(
         chosen.estimator, chosen.variables, stack, iterations=chosen.iterations, tile=means.tile, overlap=overlap,
         memory=left, expected=chosen.look.bytes, devices=means.devices, progress=means.progress,
-        identity=chosen.identity, stages=np.prod(stack.frames.shape[1:3]) <= STAGES_UP_TO,
+        identity=chosen.identity, stages=stages,
     )  # fmt: skip
     for name in ("depth", "confidence", "disagreement"):
         if not np.isfinite(getattr(maps, name)).all():

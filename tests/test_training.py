@@ -10,11 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import training_fakes as fakes
+from flax.traverse_util import flatten_dict
 
 from dff_jax import config as configs
 from dff_jax import estimators
 from dff_jax.data import pipeline
 from dff_jax.errors import ConfigError, InputError
+from dff_jax.estimators import weights
 from dff_jax.estimators.weights import load_weights
 from dff_jax.training import checkpoint, logging, loop, optimizer, parallel, state, validation
 from dff_jax.training.step import make_update
@@ -282,6 +284,23 @@ def test_interrupted_and_resumed_is_uninterrupted(
     assert_equal_trees(stored(tmp_path / "run"), stored(finished[0]))
     lines, want = logging.read_log(tmp_path / "run"), logging.read_log(finished[0])
     assert without_times(lines) == without_times(want)
+
+
+def test_a_running_average_is_resumed_and_is_what_is_exported(stacks, network, tmp_path):
+    config = fakes.small_config(stacks, average=0.9)
+    loop.train(config, tmp_path / "whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch_loader(patch, lambda loader: interrupting(loader, 7))
+        assert loop.train(config, tmp_path / "cut")["interrupted"]
+    loop.train(config, tmp_path / "cut")
+    assert_equal_trees(stored(tmp_path / "cut"), stored(tmp_path / "whole"))
+    last = stored(tmp_path / "whole")
+    exported = weights.read(tmp_path / "whole" / validation.LAST_WEIGHTS)[1]
+    kept = flatten_dict(last["average"], sep="/")
+    assert exported.keys() == kept.keys()
+    for name, value in exported.items():
+        np.testing.assert_array_equal(value, kept[name])
+    assert any(np.any(kept[f"params/{n}"] != x) for n, x in flatten_dict(last["params"], sep="/").items())
 
 
 def test_ctrl_c_during_an_evaluation(finished, stacks, network, tmp_path, monkeypatch):
