@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,9 +34,20 @@ def pack(run: str | Path, output: str | Path, evaluations: Mapping[str, str | Pa
     scores = {name: _scores(folder) for name, folder in evaluations.items()}
     count = sum(np.size(x) for x in _leaves(found.variables["params"]))
     info = {**found.info, "parameters": count, "stored": "float16", "scores": scores}
+    if isinstance(info.get("command"), str):
+        info["command"] = _to_repeat(info["command"])
     save_weights(output, found.model, found.variables, info, half=True)
     load_weights(output)  # what was written can be read
     return info
+
+
+def _to_repeat(command: str) -> str:
+    """The command that anyone could type: without where the program lay and where the run went."""
+    words = shlex.split(command)[1:]
+    if "--output" in words[:-1]:
+        at = words.index("--output")
+        del words[at : at + 2]
+    return shlex.join(["dff-jax", *words])
 
 
 def _scores(folder: str | Path) -> dict[str, Any]:
