@@ -16,6 +16,7 @@ import pickle
 import platform
 import secrets
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def folder() -> Path | None:
 def load(*what: Any) -> bytes | None:
     """What `store` has kept under the same key, on a machine like this one, by this version of the code."""
     where = folder()
-    if where is None:
+    if where is None or _code() != _AT_IMPORT:
         return None
     try:
         found = (where / _key(what)).read_bytes()
@@ -48,7 +49,7 @@ def load(*what: Any) -> bytes | None:
 def store(content: bytes, *what: Any) -> None:
     """Keeps `content` under a key of anything that has a faithful repr."""
     where = folder()
-    if where is None:
+    if where is None or _code() != _AT_IMPORT:  # what runs here may be older than the files
         return
     trial = where / f".{os.getpid()}-{secrets.token_hex(4)}"
     with contextlib.suppress(OSError):
@@ -94,18 +95,21 @@ def _surroundings() -> tuple[Any, ...]:
     devices = [(device.platform, device.device_kind) for device in jax.local_devices()]
     options = {name: os.environ.get(name) for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")}
     switches = (jax.config.jax_enable_x64, jax.config.jax_default_matmul_precision, jax.config.jax_default_prng_impl)
-    versions = (jax.__version__, jaxlib.__version__, sys.version)
-    return versions, _code(), devices, _processor(), os.cpu_count(), sorted(options.items()), switches
+    runtime = jax.local_devices()[0].client.platform_version
+    versions = (jax.__version__, jaxlib.__version__, version("flax"), version("numpy"), sys.version, runtime)
+    return versions, _AT_IMPORT, devices, _processor(), os.cpu_count(), sorted(options.items()), switches
 
 
-@functools.cache
 def _code() -> str:
-    """A digest of every module of this package."""
+    """A digest of every module of this package, as it lies on the disk."""
     digest, root = hashlib.sha256(), Path(__file__).parent
     for file in sorted(root.rglob("*.py")):
         digest.update(f"{file.relative_to(root)} ".encode())
         digest.update(file.read_bytes())
     return digest.hexdigest()
+
+
+_AT_IMPORT = _code()
 
 
 def _processor() -> str:

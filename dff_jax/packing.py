@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from dff_jax.errors import InputError
-from dff_jax.estimators.weights import FILE_NAME, load_weights, save_weights
+from dff_jax.estimators.weights import FILE_NAME, load_weights, path_of, save_weights
 
 _METRICS = ("MAE", "RMS", "AbsRel", "Acc_1")
 
@@ -29,7 +29,8 @@ def pack(run: str | Path, output: str | Path, evaluations: Mapping[str, str | Pa
     Raises:
       InputError: unusable weights or evaluations.
     """
-    path = Path(run) / FILE_NAME if Path(run).is_dir() else Path(run)
+    path = path_of(run)
+    path = path / FILE_NAME if path.is_dir() else path
     found = load_weights(path)
     scores = {name: _scores(folder) for name, folder in evaluations.items()}
     count = sum(np.size(x) for x in _leaves(found.variables["params"]))

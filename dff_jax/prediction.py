@@ -147,8 +147,8 @@ def predict_to_folder(
     """Depth of a folder, glob or list of photographs, written to `output`; `dff-jax predict`.
 
     Writes depth.npy [H,W] float32 in the unit of the focus axis, depth.png (16 bit, scale in the summary),
-    depth_color.png, confidence.npy, disagreement.npy, all_in_focus.png, overview.png and summary.json; with
-    `align` also alignment.png, before and after.
+    depth_color.png, confidence.npy, disagreement.npy, all_in_focus.png, overview.png, report.html, points.ply
+    and summary.json; with `align` also alignment.png, before and after.
     Arguments are those of `predict` and `folder.read_stack`; `max_size` makes all outputs smaller too. The frames are
     decoded one by one, and many of them kept in a file without a name on the disk of `output`, so that the process
     stays within `memory` with them.
@@ -171,7 +171,7 @@ def predict_to_folder(
     if Path(output).resolve() in {file.resolve().parent for file in read.files}:
         raise InputError(f"{output}: is the folder of the frames; write the maps to another one")
     pixels = int(np.prod(stack.frames.shape[1:3]))
-    check_output(output, files, needed=30 * pixels + 2**21)
+    check_output(output, files, needed=50 * pixels + 2**18 * (len(read.files) + 8))
     names = [file.name for file in read.files]
     result = _predict(stack, chosen, means, read.notes, align, names, allocate)
     summary = {
@@ -261,8 +261,9 @@ def _predict(
         )
     held = 0 if allocate is None or on_disk(stack.frames) else stack.frames.nbytes * (1 if align is None else 2)
     pixels = int(np.prod(stack.frames.shape[1:3]))
-    stages = pixels <= STAGES_UP_TO
-    held += 4 * pixels * ((chosen.iterations or 0) + 3) * stages
+    size = 4 * pixels * ((chosen.iterations or 0) + 3)
+    stages = pixels <= STAGES_UP_TO and size <= means.memory * 1e9 / 16
+    held += size * stages
     left = left_for_programs(means.memory, pixels, held)
     order = focus_axis.sort_order(stack.focus, stack.unit)
     if not np.array_equal(order, np.arange(len(order))):

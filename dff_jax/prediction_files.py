@@ -78,11 +78,13 @@ def _page(
     frames: np.ndarray, names: Sequence[str], result: Result, sharp: np.ndarray, q: np.ndarray, title: str
 ) -> str:
     stages = [report.Stage(name, depth) for name, depth in result.stages.items()]
-    if not stages or not np.array_equal(stages[-1].depth, q):
+    if not stages or not np.allclose(stages[-1].depth, q, rtol=1e-4, atol=1e-6):
         stages.append(report.Stage("answer", q))
     distinct = [one for i, one in enumerate(stages) if i == 0 or not np.array_equal(one.depth, stages[i - 1].depth)]
     facts = f"{len(frames)} frames of {q.shape[1]} x {q.shape[0]}"
-    stack = report.shown_stack(title, frames, result.focus, names, distinct, result.confidence, sharp, facts=facts)
+    stack = report.shown_stack(
+        title, frames, result.focus, names, distinct, result.confidence, sharp, unit=result.unit, facts=facts
+    )
     notes = [report.Table("Notes", ["what was assumed"], [[note] for note in result.notes])] if result.notes else []
     return report.page("Depth from focus", f"dff_jax {__version__}, unit {result.unit}", result.unit, [stack], notes)
 

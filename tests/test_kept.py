@@ -28,11 +28,22 @@ def test_what_is_kept_is_found_under_its_own_key_only(cache):
 
 def test_another_version_of_the_code_finds_nothing(cache, monkeypatch):
     kept.store(b"content", "a")
+    monkeypatch.setattr(kept, "_AT_IMPORT", "another")
     monkeypatch.setattr(kept, "_code", lambda: "another")
     kept._surroundings.cache_clear()
     assert kept.load("a") is None
     monkeypatch.undo()
     kept._surroundings.cache_clear()
+    assert kept.load("a") == b"content"
+
+
+def test_code_that_was_edited_after_it_was_loaded_keeps_and_finds_nothing(cache, monkeypatch):
+    kept.store(b"content", "a")
+    monkeypatch.setattr(kept, "_code", lambda: "edited")
+    assert kept.load("a") is None
+    kept.store(b"other", "b")
+    monkeypatch.undo()
+    assert kept.load("a") == b"content" and kept.load("b") is None
 
 
 def test_damage_and_a_cache_that_cannot_be_written_are_as_if_nothing_was_kept(cache):

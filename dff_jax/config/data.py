@@ -87,7 +87,7 @@ class CameraConfig(Checked):
     _section = "data.camera"
 
     share: float = 1.0
-    """Of the stacks to which any of this happens."""
+    """Of the stacks to which any of this but JPEG happens."""
     shift: float = 0.0
     """Largest translation of a frame against the truth, pixels."""
     breathing: float = 0.0

@@ -24,6 +24,12 @@ class Config(Checked):
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
     def _check(self) -> None:
+        learned = self.model.method == "proximal" and self.model.uncertainty == "learned"
+        if learned != (self.loss.uncertainty > 0):
+            raise ConfigError(
+                "loss.uncertainty: greater than 0 goes with model.uncertainty=learned, and 0 with spread; got "
+                f"{self.loss.uncertainty!r} and {self.model.uncertainty}"
+            )
         if self.model.method == "proximal" and self.model.num_planes is None:  # C = Z is a shape of the weights
             numbers = {part.frames for part in self.data.parts()}
             varied = any(frames and frames[0] < frames[1] for frames in numbers)

@@ -216,7 +216,7 @@ def load_estimator(spec: str | Path) -> LoadedEstimator:
     if str(spec) in configs.UNTRAINED:
         model = configs.model_preset(str(spec))
         return LoadedEstimator(model, estimators.build(model), {}, str(spec))
-    path = PRETRAINED_FILE if str(spec) == PRETRAINED else Path(spec)
+    path = path_of(spec)
     label = path.stem
     if path.is_dir():
         path = path / FILE_NAME
@@ -232,6 +232,18 @@ def load_estimator(spec: str | Path) -> LoadedEstimator:
         )
     model, variables, info = load_weights(path)
     return LoadedEstimator(model, estimators.build(model), jax.device_put(variables), label, info)
+
+
+def path_of(spec: str | Path) -> Path:
+    """The file or folder that `spec` names; raises WeightsError where the package should have weights and has none."""
+    if str(spec) != PRETRAINED:
+        return Path(spec)
+    if not PRETRAINED_FILE.is_file():
+        raise WeightsError(
+            f"{PRETRAINED_FILE}: this copy of the package has no weights; install it again, make them with "
+            "scripts/pretrained, give --weights, or use --method classical"
+        )
+    return PRETRAINED_FILE
 
 
 def check_frames(loaded: LoadedEstimator, num_frames: int) -> None:

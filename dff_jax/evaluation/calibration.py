@@ -1,7 +1,8 @@
 """Whether confidence means something: what error remains of the most confident pixels, and whether it is as foretold.
 
-Confidence stands for an expected error, a share of the focus range (`types.error_of_confidence`). Over all valid
-pixels of all stacks a histogram by expected error is enough: it adds up over batches and processes.
+Confidence stands for an expected error, a share of the focus range (`types.error_of_confidence`); that of methods
+without training only orders pixels. Over all valid pixels of all stacks a histogram by expected error is enough: it
+adds up over batches and processes.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ def histogram(confidence: Array, depth: Array, truth: Array, mask: Array, focus:
     span = focus_axis.span(focus)[:, None, None]
     error = jnp.where(mask, jnp.abs(depth - truth) / span, 0.0)
     expected = error_of_confidence(jnp.clip(confidence, 1e-30, 1.0))
+    mask = mask & jnp.isfinite(error) & jnp.isfinite(expected)  # a failed prediction shows in the metrics
+    error, expected = (jnp.where(mask, x, 0.0) for x in (error, expected))
     place = (jnp.log10(jnp.maximum(expected, 1e-9)) - _LOW) / (_HIGH - _LOW) * BINS
     place = jnp.clip(place, 0, BINS - 1).astype(jnp.int32)
     values = jnp.stack([mask.astype(jnp.float32), error, jnp.where(mask, expected, 0.0)], -1)

@@ -264,6 +264,8 @@ def evaluate_to_folder(
         stale = {*figures.FILES, *paper_figures.FILES} - {path.name for path in drawn.iterdir()}
     for name in stale:  # of an earlier evaluation, of more or of other stacks
         (pictures / name).unlink(missing_ok=True)
+    if not pages:
+        (Path(output) / page.FILE).unlink(missing_ok=True)
     return report
 
 

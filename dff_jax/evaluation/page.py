@@ -50,8 +50,8 @@ def shown(
     focus = focus_axis.from_q(np.asarray(batch.focus[0], np.float64), unit)
     return shown_stack(
         name, batch.frames[0], focus, [f"frame {i + 1}" for i in range(len(focus))], stages, prediction.confidence[0],
-        prediction.all_in_focus[0], truth=batch.depth[0] if rows else None, mask=batch.mask[0], facts=facts,
-        label=label, most=_MOST,
+        prediction.all_in_focus[0], truth=batch.depth[0] if rows else None, mask=batch.mask[0], unit=unit,
+        facts=facts, label=label, most=_MOST,
     )  # fmt: skip
 
 

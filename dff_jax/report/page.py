@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from dff_jax import pictures
+from dff_jax import focus_axis, pictures
 
 MOST = 640
 """Pixels of the longer side of what a page shows."""
@@ -53,7 +53,7 @@ class Shown(NamedTuple):
 def shown_stack(
     name: str, frames: np.ndarray, focus: Sequence[float], frame_names: Sequence[str], stages: Sequence[Stage],
     confidence: np.ndarray, sharp: np.ndarray, *, truth: np.ndarray | None = None, mask: np.ndarray | None = None,
-    facts: str = "", label: str = "", most: int = MOST,
+    unit: str = "index", facts: str = "", label: str = "", most: int = MOST,
 ) -> Shown:  # fmt: skip
     """A stack for a page, scaled down.
 
@@ -63,6 +63,7 @@ def shown_stack(
       confidence: [H,W] in [0,1].
       sharp: [H,W,3], as `frames`.
       truth, mask: [H,W] in q, bool; None: there is no truth.
+      unit: of the page.
       facts, label: a line about it, and what stands below its thumbnail.
     """
     height, width = confidence.shape
@@ -74,10 +75,12 @@ def shown_stack(
     if truth is not None:
         known = np.where(mask, truth, np.nan)[small].astype(np.float32)
         seen = np.concatenate([seen, known.ravel()])
-    low, high = float(np.nanmin(seen)), float(np.nanmax(seen))
+    seen = seen[np.isfinite(seen)]  # of a failed prediction nothing may be
+    low, high = (float(seen.min()), float(seen.max())) if seen.size else (0.0, 1.0)
     high = high if high > low else low + 1.0
     best = known if known is not None and np.isfinite(known).any() else depths[-1]
     colour_low, colour_high = pictures.robust_range(best)
+    ends = focus_axis.from_q(np.array([colour_low, colour_high]), unit)
     picture = _jpeg(_scaled(sharp, step))
     return Shown({
         "name": name,
@@ -86,7 +89,7 @@ def shown_stack(
         "size": [height, width],
         "low": colour_low,
         "high": colour_high,
-        "error": (colour_high - colour_low) / 10,
+        "error": float(min(np.ptp(ends), np.min(ends) if unit == "metre" else np.inf)) / 10,
         "frames": [
             {"name": one, "focus": float(at), "picture": _jpeg(_scaled(frame, step))}
             for one, at, frame in zip(frame_names, focus, frames, strict=True)

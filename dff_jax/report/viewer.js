@@ -61,7 +61,7 @@ const show = (canvas, image) => {
 };
 
 // Depth maps are in q, in which blur is linear; people read the unit of the stack.
-const inUnit = (q) => report.unit === "metre" ? 1 / q : q;
+const inUnit = (q) => report.unit !== "metre" ? q : Number.isNaN(q) ? NaN : q > 1e-9 ? 1 / q : Infinity;
 const number = (x) => x === null || Number.isNaN(x) ? "-" : !Number.isFinite(x) ? "∞" : String(Number(x.toPrecision(4)));
 const suffix = { metre: " m", diopter: " dpt", disparity: " px", index: "" }[report.unit];
 

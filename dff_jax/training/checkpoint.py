@@ -97,7 +97,7 @@ def save(
     meta = {"config": configs.to_dict(config), "progress": progress._asdict() | {"best_mae": best_mae}}
     metrics = {"MAE": progress.best_mae} if progress.best_step == step == progress.evaluated else None
     items = {
-        "state": ocp.args.StandardSave(state._asdict()),
+        "state": ocp.args.StandardSave(_items(state)),
         "data": ocp.args.JsonSave(data),
         "meta": ocp.args.JsonSave(meta),
     }
@@ -106,6 +106,11 @@ def save(
     except OSError as error:
         reason = error.strerror or error
         raise InputError(f"{manager.directory}: cannot write a checkpoint ({reason})") from None
+
+
+def _items(state: TrainState) -> dict[str, Any]:
+    """The state as it is stored: without an average if none is kept, as runs were before there was one."""
+    return {name: value for name, value in state._asdict().items() if name != "average" or value}
 
 
 def restore(manager: ocp.CheckpointManager, config: Config, abstract_state: TrainState) -> Restored | None:
@@ -123,7 +128,7 @@ def restore(manager: ocp.CheckpointManager, config: Config, abstract_state: Trai
     plain = ocp.args.Composite(data=ocp.args.JsonRestore(), meta=ocp.args.JsonRestore())
     found = manager.restore(step, args=plain)
     check_config(found.meta["config"], configs.to_dict(config), manager.directory)
-    wanted = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state._asdict()))
+    wanted = ocp.args.Composite(state=ocp.args.StandardRestore(_items(abstract_state)))
     try:
         state = manager.restore(step, args=wanted).state
     except ValueError as error:  # the same config, but the code that makes a network of it has changed

@@ -77,17 +77,21 @@ def attach_implicit(step: Step, state: Any, theta: Any) -> Any:
 
 
 def contraction(step: Step, state: Any, theta: Any) -> Array:
-    """Estimate of the spectral radius of dT/dstate at `state`, by power iteration, []: below 1, T contracts there."""
+    """Estimate of the spectral radius of dT/dstate at `state`, by power iteration, []: below 1, T contracts there.
+
+    Of its transpose, which has the same one: convolutions on CPU (`network.convolutions`) know no forward mode.
+    """
     values, rebuild = _floats(lax.stop_gradient(state))
     theta = lax.stop_gradient(theta)
     once = lambda x: _floats(step(rebuild(x), theta))[0]  # noqa: E731
+    _, pull = jax.vjp(once, values)
     keys = jax.random.split(jax.random.key(0), len(values))
     start = [jax.random.normal(key, x.shape, x.dtype) for key, x in zip(keys, values, strict=True)]
 
     def body(_, carry):
         direction, _ = carry
         scale = jnp.maximum(_norm(direction), jnp.finfo(direction[0].dtype).tiny)
-        moved = jax.jvp(once, (values,), ([x / scale for x in direction],))[1]
+        moved = pull([x / scale for x in direction])[0]
         return moved, _norm(moved)
 
     return lax.fori_loop(0, POWER_ITERATIONS, body, (start, jnp.zeros_like(_norm(start))))[1]
