@@ -106,7 +106,8 @@ def test_predict_classical_from_the_command_line(capsys, tmp_path, photographs):
 
 def test_predict_takes_a_shell_expanded_glob(capsys, tmp_path, photographs):
     files = sorted(photographs.glob("*.png"))
-    status, _, _ = run(capsys, "predict", *files, "--output", tmp_path / "out", "--focus", "1.5", "2.5", "4")
+    focus = ["--focus", "1.5", "2.5", "4"]
+    status, _, _ = run(capsys, "predict", *files, "--output", tmp_path / "out", *focus, "--method", "sml")
     assert status == 0
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["focus"] == [1.5, 2.5, 4.0] and summary["frames"][-1] == "frame10.png"

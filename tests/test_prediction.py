@@ -52,8 +52,8 @@ def save(folder, frames, names=None):
 def test_classical_finds_both_planes_in_any_order_and_unit():
     frames = photographs()
     left, right = np.s_[8:-8, 8:20], np.s_[8:-8, 36:-8]
-    result = predict(frames)
-    assert result.unit == "index" and "frame index" in result.notes[-1] and "classical" in result.notes[0]
+    result = predict(frames, method="classical")
+    assert result.unit == "index" and "frame index" in result.notes[-1]
     assert np.median(result.depth[left]) < 0.5 and np.median(result.depth[right]) > Z - 1.5
     for name, shape in (("depth", (H, W)), ("confidence", (H, W)), ("disagreement", (H, W)),
                         ("all_in_focus", (H, W, 3))):  # fmt: skip
@@ -65,16 +65,17 @@ def test_classical_finds_both_planes_in_any_order_and_unit():
         metres.focus.tolist() == [8, 3, 2, 1] and metres.order.tolist() == [3, 2, 1, 0] and metres.notes == ()
     )
     assert np.median(metres.depth[left]) < 1.2 and np.median(metres.depth[right]) > 5
-    shuffled = predict(list(frames[[2, 0, 3, 1]]), [3.0, 1.0, 8.0, 2.0], unit="metre")
+    shuffled = predict(list(frames[[2, 0, 3, 1]]), [3.0, 1.0, 8.0, 2.0], unit="metre", method="classical")
     np.testing.assert_array_equal(shuffled.depth, metres.depth)
     assert shuffled.order.tolist() == [2, 0, 3, 1]
-    floats = predict(frames / 255.0, [1.0, 2.0, 3.0, 8.0], unit="metre")
+    floats = predict(frames / 255.0, [1.0, 2.0, 3.0, 8.0], unit="metre", method="classical")
     np.testing.assert_allclose(floats.depth, metres.depth, rtol=1e-3)
 
 
 def test_grey_frames_are_repeated():
     grey = photographs()[..., 0]
-    np.testing.assert_array_equal(predict(grey).depth, predict(np.stack([grey] * 3, -1)).depth)
+    one, other = predict(grey, method="classical"), predict(np.stack([grey] * 3, -1), method="classical")
+    np.testing.assert_array_equal(one.depth, other.depth)
 
 
 @pytest.mark.parametrize(
