@@ -6,6 +6,7 @@
 Fresh worlds in every step, with the lenses and faults of real photographs: 4 to 40 frames, focus settings of any
 spacing, blur from half a pixel to twenty, apertures of many shapes, frames that do not quite lie on each other,
 vignetting, changing exposure, noise, JPEG. No photograph was used.
+Scored, MAE in disparity, beside `classical`: 24 stacks of procedural/quickstart 2.90 and 3.83; the README has more.
 """
 
 import dataclasses

@@ -46,6 +46,14 @@ def forget_programs():
     gc.collect()
 
 
+@pytest.fixture(autouse=True)
+def nothing_kept(monkeypatch):
+    """Some tests put a network of their own in the place of a preset's: its programs must not outlive them."""
+    from dff_jax import kept
+
+    monkeypatch.setattr(kept, "folder", lambda: None)
+
+
 @pytest.fixture
 def key():
     """A PRNG key."""

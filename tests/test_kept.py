@@ -11,8 +11,16 @@ from dff_jax import config, estimators, kept
 from dff_jax.estimators import weights
 
 
+FOLDER = kept.folder
+
+
+@pytest.fixture(autouse=True)
+def folder(nothing_kept, monkeypatch):
+    monkeypatch.setattr(kept, "folder", FOLDER)
+
+
 @pytest.fixture
-def cache(tmp_path, monkeypatch):
+def cache(tmp_path):
     before = jax.config.jax_compilation_cache_dir
     jax.config.update("jax_compilation_cache_dir", str(tmp_path / "jax"))
     yield tmp_path / "jax"

@@ -150,7 +150,7 @@ def test_existing_output_keeps_other_files_and_takes_new_maps(tmp_path):
     assert sorted(p.name for p in target.iterdir()) == sorted([*FILES, "mine.txt"])
     assert np.load(target / "depth.npy").shape == (20, 28) and summary["photograph_size"] == [H, W]
     notes = " ".join(summary["notes"])
-    assert "frame index" in notes and "scaled" in notes and "no weights" in notes
+    assert "frame index" in notes and "scaled" in notes and "network of this package" in notes
     assert summary["unit"] == "index" and summary["near"] == "unknown" and summary["iterations"] == 2
     plain = predict(photographs(), method="sml", iterations=2)
     assert "iterations has no effect on sml" in plain.notes
@@ -212,7 +212,7 @@ def test_bad_outputs_are_found_before_the_work(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         usage = namedtuple("usage", "total used free")(10**9, 10**9 - 5000, 5000)
         patch.setattr(output.shutil, "disk_usage", lambda path: usage)
-        with pytest.raises(InputError, match="0 MB free where about 2 MB are needed"):
+        with pytest.raises(InputError, match="0 MB free where about 3 MB are needed"):
             predict_to_folder(source, tmp_path / "new", progress=False)
     assert sorted(tmp_path.rglob("*")) == before
 
