@@ -10,7 +10,6 @@ import pytest
 from dff_jax import config, estimators, kept
 from dff_jax.estimators import weights
 
-
 FOLDER = kept.folder
 
 

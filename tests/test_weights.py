@@ -174,8 +174,8 @@ def test_specs_that_lead_nowhere(tmp_path):
     (tmp_path / "run").mkdir()
     for spec, words in (
         (tmp_path / "run", "no weights.safetensors inside"),
-        (tmp_path / "absent.safetensors", "neither one of classical, sml, .* nor an existing weights file"),
-        ("clasical", "neither one of classical, sml, .* nor"),
+        (tmp_path / "absent.safetensors", "neither one of pretrained, classical, sml, .* nor an existing weights file"),
+        ("clasical", "neither one of pretrained, classical, sml, .* nor"),
     ):
         with pytest.raises(WeightsError, match=words):
             load_estimator(spec)
