@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from flax.traverse_util import empty_node, flatten_dict
 
 from dff_jax.errors import InputError
 from dff_jax.estimators.weights import FILE_NAME, load_weights, path_of, save_weights
@@ -34,7 +35,9 @@ def pack(run: str | Path, output: str | Path, evaluations: Mapping[str, str | Pa
     found = load_weights(path)
     scores = {name: _scores(folder) for name, folder in evaluations.items()}
     count = sum(np.size(x) for x in _leaves(found.variables["params"]))
-    info = {**found.info, "parameters": count, "stored": "float16", "scores": scores}
+    flat = flatten_dict(found.variables, sep="/", keep_empty_nodes=True)
+    empty = sorted(key for key, value in flat.items() if value is empty_node)
+    info = {**found.info, "parameters": count, "stored": "float16", "scores": scores, "empty": empty}
     if isinstance(info.get("command"), str):
         info["command"] = _to_repeat(info["command"])
     save_weights(output, found.model, found.variables, info, half=True)

@@ -50,6 +50,9 @@ def test_it_fits_its_network_and_is_read_as_float32():
     found = weights.load_estimator("pretrained")
     assert found.label == "pretrained"
     assert {x.dtype.name for x in jax.tree.leaves(found.variables)} == {"float32"}
+    checked = weights.load_weights(FILE).variables
+    assert jax.tree.structure(found.variables) == jax.tree.structure(checked)
+    jax.tree.map(np.testing.assert_array_equal, found.variables, checked)
 
 
 def damaged(path, change):
