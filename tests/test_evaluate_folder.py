@@ -71,7 +71,7 @@ def test_classical_from_folder_to_folder(tmp_path):
     # fewer stacks: nothing of the earlier run stays
     report = evaluate_to_folder("classical", output, source=source, limit=1)
     assert report["meta"]["stacks"] == 1
-    assert {p.name for p in (output / "figures").iterdir()} == {"mae.png", "worst.png"}
+    assert {p.name for p in (output / "figures").iterdir()} == {"confidence.png", "mae.png", "worst.png"}
 
 
 def test_metres_and_disparity_of_the_same_scene_agree_on_where_things_are(tmp_path):
