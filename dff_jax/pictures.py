@@ -144,7 +144,7 @@ def color_bar(height: int, bar: Bar) -> np.ndarray:
     dpi = max(80.0, height / 6.0)  # type grows with the picture
     figure, canvas = _figure(width / dpi, height / dpi, dpi)
     _draw_bar(figure.add_axes((0.12, 0.05, 0.2, 0.9)), bar)
-    return _pixels(canvas)[:height, :width]
+    return pixels(canvas)[:height, :width]
 
 
 def sheet(
@@ -192,7 +192,7 @@ def sheet(
                 drawn = min(height, panel_width * panel.image.shape[0] / panel.image.shape[1])
                 _draw_bar(figure.add_axes(place(x - 0.04, top + 0.05, 0.16, drawn - 0.1)), panel.bar)
                 x += panel_width * bar_share
-    return _pixels(canvas)
+    return pixels(canvas)
 
 
 def save_png(path: str | Path, picture: np.ndarray) -> None:
@@ -235,6 +235,7 @@ def _figure(width: float, height: float, dpi: float):
     return figure, FigureCanvasAgg(figure)
 
 
-def _pixels(canvas) -> np.ndarray:
+def pixels(canvas) -> np.ndarray:
+    """What is drawn on a canvas of matplotlib, [H,W,3] uint8."""
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()

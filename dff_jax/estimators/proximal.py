@@ -39,6 +39,11 @@ class Seen(NamedTuple):
     sharp: Array  # [B,H,W,3] soft all-in-focus image
 
 
+def apart(problem: Problem) -> Array:
+    """How far the candidates lie apart, their weighted standard deviation sqrt(2 V / S), [B,H,W]."""
+    return jnp.sqrt(2 * disagreement(problem) / jnp.maximum(problem.S, EPS) + 1e-8)
+
+
 def proximal(config: ModelConfig, axis_name: str | None = None) -> Estimator:
     """The estimator of `config`; see `estimators.build`."""
     volume_net, candidate_net = FocusVolume(config, axis_name), Candidates(config)
@@ -88,8 +93,7 @@ def proximal(config: ModelConfig, axis_name: str | None = None) -> Estimator:
         confidence = evidence = None
         if config.prox_inputs != "equation_17":
             S = problem.S
-            apart = jnp.sqrt(2 * disagreement(problem) / jnp.maximum(S, EPS) + 1e-8)
-            confidence = jnp.stack([S / (1 + S), jnp.tanh(DISAGREEMENT_SCALE * apart)], -1)
+            confidence = jnp.stack([S / (1 + S), jnp.tanh(DISAGREEMENT_SCALE * apart(problem))], -1)
         if config.prox_inputs == "with_lookup":
             logits = seen.features[..., : config.num_planes] / VOLUME_SCALE
             evidence = EVIDENCE_SCALE * jnp.maximum(jax.nn.log_softmax(logits, -1), LEAST_LOG_P)
@@ -119,8 +123,7 @@ def proximal(config: ModelConfig, axis_name: str | None = None) -> Estimator:
     def look_back(seen: Seen, problem: Problem, answer: Array) -> tuple[Array, Array]:
         """What the error to expect is read from: features, and how much the method disagrees with itself."""
         S = problem.S
-        apart = jnp.sqrt(2 * disagreement(problem) / jnp.maximum(S, EPS) + 1e-8)
-        doubts = [jnp.sqrt(seen.spread + 1e-8), apart, jnp.abs(answer - seen.expected)]
+        doubts = [jnp.sqrt(seen.spread + 1e-8), apart(problem), jnp.abs(answer - seen.expected)]
         doubts = [jnp.tanh(DISAGREEMENT_SCALE * doubt) for doubt in doubts] + [S / (1 + S), answer]
         return jax.lax.stop_gradient((seen.features, jnp.stack(doubts, -1)))
 
@@ -177,9 +180,9 @@ def proximal(config: ModelConfig, axis_name: str | None = None) -> Estimator:
         to_q = (lambda x: from_unit_coordinate(x, focus)) if unit else (lambda x: x)
         q_squared = span(focus)[:, None, None] ** 2 if unit else 1.0
         V = disagreement(problem)
-        apart = 2 * V / jnp.maximum(problem.S, EPS) * q_squared / span(focus)[:, None, None] ** 2
+        variance = 2 * V / jnp.maximum(problem.S, EPS) * q_squared / span(focus)[:, None, None] ** 2
         if config.uncertainty == "spread":
-            certain = confidence_of_error(jnp.sqrt(seen.spread + apart + 1e-12))
+            certain = confidence_of_error(jnp.sqrt(seen.spread + variance + 1e-12))
         return Prediction(
             depth=crop(to_q(answer)),
             confidence=crop(certain),

@@ -86,12 +86,6 @@ def save(figure: Figure, path: Path) -> None:
     figure.savefig(path, dpi=100, format="png")
 
 
-def pixels(figure: Figure) -> np.ndarray:
-    """The figure as [H,W,3] uint8."""
-    figure.canvas.draw()
-    return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
-
-
 def error_chart(evaluation: Evaluation) -> Figure:
     """MAE of every row, over all valid and over in-range pixels, in the order of the method."""
     distinct, names = tables.distinct(evaluation.rows)

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from dff_jax import focus_axis
-from dff_jax.evaluation import calibration, figures, tables
+from dff_jax import focus_axis, pictures
+from dff_jax.evaluation import calibration, tables
 from dff_jax.evaluation.metrics import METRICS
 from dff_jax.evaluation.rows import Evaluation, row_maps, row_names
 from dff_jax.report import Shown, Stage, Table, page, shown_stack
@@ -65,7 +65,7 @@ def write(report: dict[str, Any], stacks: Sequence[Shown], evaluation: Evaluatio
             found.append(Table(title, ["row", *METRICS], cells))
         if evaluation.calibration:
             note = "The mean error of the most confident pixels, and whether it is as large as confidence foretells."
-            picture = figures.pixels(calibration.chart(evaluation.calibration))
+            picture = pictures.pixels(calibration.chart(evaluation.calibration).canvas)
             found.append(Table("Confidence", note=note, picture=picture))
         order = worst(evaluation, len(evaluation.stacks))
         each = [[evaluation.stacks[i], *(_known(evaluation.of_stack(i)["final"][m]) for m in METRICS)] for i in order]
