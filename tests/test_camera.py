@@ -1,6 +1,7 @@
 """What cameras do to frames, and the worlds that they photograph."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from dff_jax.config import CameraConfig, WorldConfig
 from dff_jax.errors import ConfigError
 from dff_jax.optics import camera
 from dff_jax.optics.render import Aperture, blur_kernels, linear_to_srgb, render_stack, srgb_to_linear
-from dff_jax.optics.scenes import draw_lens, make_stack
+from dff_jax.optics.scenes import LAYER_STEP, draw_lens, make_stack
 
 
 @pytest.fixture
@@ -110,6 +111,27 @@ def test_apertures_have_the_area_of_the_disc_and_sum_to_one():
     assert spread(np.asarray(blur_kernels(radii, 9, Aperture(softness=1.0)))) > spread(disc)
 
 
+def test_points_of_a_light_field():
+    kernels = np.asarray(blur_kernels(jnp.array([0.0, 3.0, 4.0]), 5, Aperture(views=3.0)))
+    np.testing.assert_allclose(kernels.sum((0, 1)), 1, rtol=1e-6)
+    assert kernels[5, 5, 0] == 1
+    for i, radius in ((1, 3), (2, 4)):
+        want = np.zeros((11, 11))
+        want[5 - radius : 6 + radius : radius, 5 - radius : 6 + radius : radius] = 1 / 9
+        np.testing.assert_allclose(kernels[..., i], want, atol=1e-7)
+    between = np.asarray(blur_kernels(jnp.array([2.5]), 5, Aperture(views=2.0)))[..., 0]  # points between two pixels
+    np.testing.assert_allclose(between[5], 0)
+    np.testing.assert_allclose(between[2], [0, 0, 1 / 16, 1 / 16, 0, 0, 0, 1 / 16, 1 / 16, 0, 0])
+
+
+def test_fewer_layers_where_they_would_be_close():
+    rgb, depth = jax.random.uniform(jax.random.key(0), (24, 24, 3)), jnp.linspace(0.0, 40.0, 24 * 24).reshape(24, 24)
+    focus = jnp.array([0.0, 20.0, 40.0])
+    render = partial(render_stack, rgb, depth, focus, blur_per_q=0.1, max_radius=4)
+    np.testing.assert_allclose(render(num_layers=30, layer_step=0.5), render(num_layers=9), atol=1e-5)
+    np.testing.assert_allclose(render(num_layers=9, layer_step=0.1), render(num_layers=9), atol=1e-5)
+
+
 # Worlds ----------------------------------------------------------------------------------------------------------
 
 VARIED = WorldConfig(
@@ -148,7 +170,7 @@ def test_a_varied_world_is_a_function_of_its_key_and_its_truth_is_what_was_rende
     lens = draw_lens(jax.random.split(key, 3)[1], VARIED)
     frames = render_stack(
         stack.all_in_focus, stack.depth, stack.focus, blur_per_q=lens.blur_per_disparity, max_radius=5, num_layers=6,
-        aperture=lens.aperture,
+        aperture=lens.aperture, layer_step=LAYER_STEP,
     )  # fmt: skip
     np.testing.assert_allclose(frames, stack.frames, atol=1e-5)
 

@@ -35,6 +35,7 @@ PENALTIES = {
     "mse": lambda e: e**2,
     "l1": np.abs,
     "charbonnier": lambda e: np.sqrt(e**2 + 1e-6) - 1e-3,
+    "log_l1": lambda e: 0.1 * np.log1p((np.sqrt(e**2 + 1e-6) - 1e-3) / 0.1),
 }
 
 

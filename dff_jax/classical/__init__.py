@@ -1,7 +1,15 @@
 """Depth from focus with no training: focus measures, peak interpolation, candidates with their weights."""
 
 from dff_jax.classical.aggregation import guided_mean
-from dff_jax.classical.candidates import Candidates, candidate_weights, measure_candidates, squared_excess
+from dff_jax.classical.candidates import (
+    REACH,
+    Candidates,
+    candidate_weights,
+    excess_prominence,
+    measure_candidates,
+    propose,
+    squared_excess,
+)
 from dff_jax.classical.focus_measures import (
     box_mean,
     disc_ring_difference,
@@ -14,11 +22,13 @@ from dff_jax.classical.focus_measures import (
 from dff_jax.classical.peak import Peak, fitted_peak, gaussian_peak, peak_confidence, sharp_composite
 
 __all__ = [
+    "REACH",
     "Candidates",
     "Peak",
     "box_mean",
     "candidate_weights",
     "disc_ring_difference",
+    "excess_prominence",
     "fitted_peak",
     "gaussian_peak",
     "gradient_magnitude",
@@ -27,6 +37,7 @@ __all__ = [
     "measure_candidates",
     "modified_laplacian",
     "peak_confidence",
+    "propose",
     "ring_difference",
     "sharp_composite",
     "squared_excess",

@@ -12,8 +12,14 @@ from jax import lax
 
 from dff_jax import extent
 from dff_jax.classical.aggregation import guided_mean, pool
-from dff_jax.classical.focus_measures import box_mean, gradient_magnitude, modified_laplacian, ring_difference
-from dff_jax.classical.peak import fitted_peak
+from dff_jax.classical.focus_measures import (
+    box_mean,
+    gradient_magnitude,
+    luminance,
+    modified_laplacian,
+    ring_difference,
+)
+from dff_jax.classical.peak import fitted_peak, gaussian_peak, sharp_composite
 from dff_jax.types import Array
 
 Measure = Callable[[Array], Array]  # [...,H,W] luminance -> [...,H,W] >= 0
@@ -40,6 +46,7 @@ RADIUS = 4  # of the windows, pixels of a scale
 EPSILON = 1e-3
 FINE_FIRST = 3  # power of 1 / scale in a candidate's weight
 AGREEMENT = 4  # power of the others' support
+REACH = 0.1  # of the working coordinate t: candidates so far apart support each other half
 
 
 def measure_candidates(image: Array, focus: Array, guide: Array) -> Candidates:
@@ -71,9 +78,21 @@ def measure_candidates(image: Array, focus: Array, guide: Array) -> Candidates:
     return Candidates(depth, prominence, jnp.array(noise, image.dtype))
 
 
+def propose(frames: Array, focus: Array) -> tuple[Array, Candidates]:
+    """A first depth [B,H,W], the peak of the sum-modified-Laplacian, and the candidates, guided by what it shows sharp.
+
+    Args:
+      frames: [B,Z,H,W,3] in [0,1].
+      focus: [B,Z] q, ascending.
+    """
+    image = luminance(frames)
+    first = gaussian_peak(box_mean(modified_laplacian(image), 9), focus)
+    return first, measure_candidates(image, focus, luminance(sharp_composite(frames, first, focus)))
+
+
 def squared_excess(candidates: Candidates) -> Array:
     """p_i^2 [B,H,W,N], see `candidate_weights`, which looks at its mean over the picture."""
-    return _excess(candidates) ** 2
+    return excess_prominence(candidates) ** 2
 
 
 def candidate_weights(candidates: Candidates, reach: Array, mean_square: Array | None = None) -> Array:
@@ -94,7 +113,7 @@ def candidate_weights(candidates: Candidates, reach: Array, mean_square: Array |
         p_typical is the largest of their roots.
     """
     depth, _, noise = candidates
-    excess = _excess(candidates)
+    excess = excess_prominence(candidates)
     square = extent.mean(excess**2, first=1) if mean_square is None else mean_square[None]
     typical = jnp.sqrt(square).max(-1)[:, None, None, None]
     rank = jnp.repeat(jnp.array(SCALES, depth.dtype) ** -FINE_FIRST, len(MEASURES))
@@ -109,8 +128,8 @@ def candidate_weights(candidates: Candidates, reach: Array, mean_square: Array |
     return sharp * jnp.moveaxis(support, 0, -1) ** AGREEMENT / rank.sum()
 
 
-def _excess(candidates: Candidates) -> Array:
-    """p_i [B,H,W,N]."""
+def excess_prominence(candidates: Candidates) -> Array:
+    """p_i [B,H,W,N] >= 0: what of the prominence noise does not explain."""
     return jnp.maximum(candidates.prominence - candidates.noise.reshape(1, 1, 1, -1), 0.0)
 
 

@@ -36,7 +36,7 @@ class WorldConfig(Checked):
     """In pixels, at one end of the focus range when the other is in focus, drawn evenly in its logarithm; in place of
     `blur_per_disparity`."""
     apertures: Literal["disc", "varied"] = "disc"
-    """`varied`: also polygons, soft edges, bright or dim rims."""
+    """`varied`: also polygons, soft edges, bright or dim rims, and the points of refocused light fields."""
     settings: Literal["uniform", "varied"] = "uniform"
     """`varied`: focus settings over most of `depth_range`, their ends and spacing drawn; half of the scenes are
     shallower."""

@@ -60,6 +60,9 @@ class ModelConfig(Checked):
     num_candidates: int = 3
     candidate_source: Literal["residual_heads", "per_scale"] = "residual_heads"
     """`per_scale`: the soft-argmax of each of the N finest score maps is a candidate, N <= 4; no heads."""
+    measured_candidates: bool = False
+    """Adds the nine candidates of `classical` (three focus measures at three scales, no parameters) to those of the
+    network, which sees them and how sharply they peak and weighs all together: precise from the first step on."""
     weight_norm: Literal["softmax", "softmax_squared", "sigmoid", "softplus"] = "softplus"
     guide: Literal["none", "all_in_focus"] = "all_in_focus"
 
@@ -112,6 +115,8 @@ class ModelConfig(Checked):
                 f"model.gradient: {self.gradient!r} is not a choice; choose one of auto, backprop, remat, "
                 "truncated(n) with n of 1 or more, jacobian_free, implicit"
             )
+        if self.measured_candidates and self.coordinate == "raw":
+            raise ConfigError("model.measured_candidates: needs coordinate=unit")
         if self.uncertainty == "learned" and self.coordinate == "raw":
             raise ConfigError("model.uncertainty: learned needs coordinate=unit")
         if self.prox_inputs == "with_lookup" and (self.num_planes is None or self.coordinate == "raw"):

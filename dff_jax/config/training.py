@@ -21,8 +21,9 @@ class LossConfig(Checked):
     gamma: float = 0.8
     scale_weights: tuple[float, ...] = (1.0,)
     """One for each scale, the answer's first."""
-    penalty: Literal["mse", "l1", "smooth_l1", "charbonnier"] = "charbonnier"
-    """Of each stage or scale. In coordinate `unit` errors are shares of the focus range."""
+    penalty: Literal["mse", "l1", "smooth_l1", "charbonnier", "log_l1"] = "charbonnier"
+    """Of each stage or scale. In coordinate `unit` errors are shares of the focus range. `log_l1` counts large errors
+    less, so that pixels where nothing can be known do not drown the others."""
     region: Literal["valid", "in_range"] = "valid"
     """Pixels that count: all with truth, or those whose truth lies within the stack's focus range."""
     uncertainty: float = 0.0
@@ -89,10 +90,15 @@ class TrainingConfig(Checked):
     encoder_weights: str | None = None
     """An encoder from `dff-jax import-weights --model resnet18`, to begin with instead of random numbers; not read when
     a run is resumed. Needs encoder=resnet18, norm=batch and width=1. ImageNet's weights want input_range=imagenet."""
+    initial_weights: str | None = None
+    """Weights to begin with: a run folder, a file, or `pretrained`. Arrays whose name and shape agree are taken, the
+    others begin as random numbers and are named. Not read when a run is resumed."""
     transfer: str | None = None
     """A folder of stacks to evaluate beside the validation split, to see transfer while training."""
 
     def _check(self) -> None:
         self._at_least(1, "num_steps", "log_every", "eval_every", "save_every", "keep", "num_devices", "accumulate")
+        if self.initial_weights is not None and self.encoder_weights is not None:
+            raise ConfigError("training.encoder_weights: give these or initial_weights, not both")
         if not 0 <= self.average < 1:
             raise ConfigError(f"training.average: from 0 to below 1, got {self.average!r}")

@@ -114,7 +114,10 @@ class LivePart:
             world = dataclasses.replace(world, num_frames=count)
         numbers = share.stacks(number)
         keys = jax.vmap(partial(_key, share.seed, "train"))(jnp.array([n % 2**32 for n in numbers], jnp.uint32))
-        batch = make_batch(keys, world, data.colour, data.noise, data.camera)
+        # on a CPU one by one: inside the loop over stacks every operation would have but one core
+        apart = len(keys) if jax.default_backend() == "cpu" else 1
+        parts = [make_batch(own, world, data.colour, data.noise, data.camera) for own in jnp.split(keys, apart)]
+        batch = parts[0] if apart == 1 else jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
         if data.reverse or data.focus_jitter:
             draws = [draw_focus(world.num_frames, share.generator(n), data) for n in numbers]
             batch = refocus_batch(batch, *(np.stack(x) for x in zip(*draws, strict=True)))

@@ -12,13 +12,9 @@ import jax.numpy as jnp
 
 from dff_jax import focus_axis
 from dff_jax.classical import (
-    Candidates,
-    box_mean,
+    REACH,
     candidate_weights,
-    gaussian_peak,
-    luminance,
-    measure_candidates,
-    modified_laplacian,
+    propose,
     sharp_composite,
     squared_excess,
 )
@@ -27,7 +23,6 @@ from dff_jax.unroll import Problem, Scheme, disagreement, edge_tv, initial_depth
 
 NUM_ITERATIONS = 3
 LAMBDA = 0.01
-REACH = 0.1  # of the working coordinate
 LEAST_S = 0.02  # of S in the step size: caps the steps where nothing is known
 SHARPNESS = 30.0  # of the edges in the guide
 DUAL_STEPS = 40  # in each iteration
@@ -55,22 +50,15 @@ def classical(num_iterations: int = NUM_ITERATIONS, regularization: float = LAMB
     def init(key: Array, frames: Array, focus: Array) -> Variables:
         return {"params": {}, "batch_stats": {}}
 
-    def propose(frames: Array, focus: Array) -> tuple[Array, Array, Candidates]:
-        """t [B,Z], a first depth [B,H,W] in t, and the candidates."""
-        t = focus_axis.to_unit_coordinate(focus, focus)
-        image = luminance(frames)
-        first = gaussian_peak(box_mean(modified_laplacian(image), 9), t)  # for the guide
-        guide = luminance(sharp_composite(frames, first, t))
-        return t, first, measure_candidates(image, t, guide)
-
     def survey(frames: Array, focus: Array) -> Array:
-        return squared_excess(propose(frames, focus)[2])
+        return squared_excess(propose(frames, focus_axis.to_unit_coordinate(focus, focus))[1])
 
     def apply(
         variables: Variables, frames: Array, focus: Array, *, train: bool = False, num_iterations: int | None = None
     ) -> tuple[Prediction, dict]:
         K = default_iterations if num_iterations is None else num_iterations
-        t, first, candidates = propose(frames, focus)
+        t = focus_axis.to_unit_coordinate(focus, focus)
+        first, candidates = propose(frames, t)
         weights = candidate_weights(candidates, jnp.full_like(first[:, :1, :1], REACH), variables.get("survey"))
         problem = Problem(candidates.depth, weights, regularization)
         sharp = sharp_composite(frames, initial_depth(problem), t)

@@ -17,6 +17,7 @@ from dff_jax.focus_axis import from_unit_coordinate, span, to_unit_coordinate
 from dff_jax.network.candidates import Candidates
 from dff_jax.network.context import ContextHeads, PixelContext, has_context
 from dff_jax.network.focus_volume import FocusVolume, resample_planes
+from dff_jax.network.measured import Measured, measure
 from dff_jax.network.refiner import Refiner
 from dff_jax.network.uncertainty import ExpectedError
 from dff_jax.types import Array, Estimator, History, Prediction, Variables, confidence_of_error
@@ -37,6 +38,7 @@ class Seen(NamedTuple):
     per_scale: Array | None  # [B,H,W,N] soft-argmax of each of the N finest score maps
     spread: Array  # [B,H,W] variance of the distribution over planes, in t^2
     sharp: Array  # [B,H,W,3] soft all-in-focus image
+    measured: Measured | None  # candidates that need no learning
 
 
 def apart(problem: Problem) -> Array:
@@ -76,12 +78,14 @@ def proximal(config: ModelConfig, axis_name: str | None = None) -> Estimator:
             features = VOLUME_SCALE * resample_planes(volume, t, config.num_planes)
         if config.guide == "all_in_focus":
             features = jnp.concatenate([features, 2 * sharp - 1], -1)
-        return stats, Seen(features, mean(probability, planes), per_scale, spread, sharp)
+        measured = measure(frames, t) if config.measured_candidates else None
+        return stats, Seen(features, mean(probability, planes), per_scale, spread, sharp, measured)
 
     def fuse(params: dict, seen: Seen) -> Problem:
         """Candidates and weights as a problem for the solver (6-14)."""
         variables = {"params": params["candidates"]}
-        candidates, weights = candidate_net.apply(variables, seen.features, seen.expected, seen.per_scale)
+        inputs = seen.features, seen.expected, seen.per_scale, seen.measured
+        candidates, weights = candidate_net.apply(variables, *inputs)
         pixel = PixelContext(None, None, None)
         if has_context(config):
             pixel = context_net.apply({"params": params["context"]}, seen.features)
@@ -109,11 +113,14 @@ def proximal(config: ModelConfig, axis_name: str | None = None) -> Estimator:
             iterates, trace = history.depth, history
         return depth, jnp.moveaxis(iterates, 0, 1), trace
 
+    def refiner_features(problem: Problem) -> Array:
+        if config.refiner_inputs == "depth_volume":
+            return problem.context.features
+        return jnp.concatenate([problem.context.features, problem.candidates], -1)
+
     def refine(params: dict, depth: Array, problem: Problem) -> Array:
         """Dhat(1)..Dhat(T), [B,T,H,W] (15, 16)."""
-        features, refined = problem.context.features, []
-        if config.refiner_inputs == "depth_volume_candidates":
-            features = jnp.concatenate([features, problem.candidates], -1)
+        features, refined = refiner_features(problem), []
         for _ in range(config.refiner_steps):
             depth = depth + refiner_net.apply({"params": params["refiner"]}, depth, features)
             refined.append(depth)
@@ -134,16 +141,16 @@ def proximal(config: ModelConfig, axis_name: str | None = None) -> Estimator:
         volume = volume_net.init(k_volume, small, False)
         params, stats = {"volume": volume["params"]}, volume.get("batch_stats", {})
         _, seen = look(params, stats, small, focus, False)
-        inputs = seen.features, seen.expected, seen.per_scale
+        inputs = seen.features, seen.expected, seen.per_scale, seen.measured
         params["candidates"] = candidate_net.init(k_candidates, *inputs)["params"]
         if has_context(config):
             k_context = jax.random.fold_in(key, 4)
             params["context"] = context_net.init(k_context, seen.features)["params"]
         start = {**params, "unroll": {"shared": {}, "per_iteration": {}}}
-        params |= unroll.init(k_unroll, fuse(start, seen))
+        problem = fuse(start, seen)
+        params |= unroll.init(k_unroll, problem)
         if config.refiner_steps:
-            seen_too = config.num_candidates if config.refiner_inputs == "depth_volume_candidates" else 0
-            features = jnp.zeros((*seen.expected.shape, seen.features.shape[-1] + seen_too))
+            features = jnp.zeros_like(refiner_features(problem))
             params["refiner"] = refiner_net.init(k_refiner, seen.expected, features)["params"]
         if config.uncertainty == "learned":
             k_error = jax.random.fold_in(key, 5)

@@ -76,7 +76,7 @@ def save_weights(
     if half:
         shrunk = {key: x.astype(np.float16) for key, x in tensors.items() if key.startswith("params/")}
         if bad := [key for key, x in shrunk.items() if not np.isfinite(x).all()]:
-            raise InputError(f"{path}: not to be had in half precision ({_shorten(bad)})")
+            raise InputError(f"{path}: not to be had in half precision ({shorten(bad)})")
         tensors |= shrunk
     metadata = {"format": FORMAT, "version": VERSION, "model": configs.to_json(model)}
     metadata |= {"info": json.dumps(dict(info)), "sha256": _checksum(tensors)}
@@ -196,11 +196,11 @@ def differences(want: Mapping[str, tuple[int, ...]], have: Mapping[str, tuple[in
     """Both sides of two sets of shapes by key, in words; "" if they are the same."""
     complaints = []
     if missing := sorted(want.keys() - have.keys()):
-        complaints.append(f"missing {_shorten(missing)}")
+        complaints.append(f"missing {shorten(missing)}")
     if unknown := sorted(have.keys() - want.keys()):
-        complaints.append(f"unknown {_shorten(unknown)}")
+        complaints.append(f"unknown {shorten(unknown)}")
     if wrong := sorted(k for k in want.keys() & have.keys() if want[k] != have[k]):
-        complaints.append("wrong shape " + _shorten([f"{k} {have[k]}, expected {want[k]}" for k in wrong]))
+        complaints.append("wrong shape " + shorten([f"{k} {have[k]}, expected {want[k]}" for k in wrong]))
     return "; ".join(complaints)
 
 
@@ -279,7 +279,8 @@ def _checksum_text(metadata: Mapping[str, str]) -> str:
     return hashlib.sha256(f"{metadata['model']}\n{metadata['info']}".encode()).hexdigest()
 
 
-def _shorten(items: list[str], most: int = 4) -> str:
+def shorten(items: list[str], most: int = 4) -> str:
+    """The first few, and how many more there are."""
     rest = f" and {len(items) - most} more" if len(items) > most else ""
     return ", ".join(items[:most]) + rest
 

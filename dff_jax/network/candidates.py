@@ -10,11 +10,14 @@ import jax.numpy as jnp
 
 from dff_jax.config import ModelConfig
 from dff_jax.network.layers import ACTIVATIONS, Conv, channels, he_fan_in, torch_default
+from dff_jax.network.measured import Measured
 from dff_jax.types import Array
 
 # Weights start small (S about 1 with three candidates), so that eta S < 1 and what the prox adds outlives the next
 # data step; softmax weights do not feel it.
 WEIGHT_BIAS = -1.0
+# Of measured candidates: what brings a distance from Dbar to unit scale, and the first weight of one without a peak
+DISTANCE_SCALE, LEAST_WEIGHT = 8.0, 1e-3
 
 
 def normalize_weights(logits: Array, kind: str) -> Array:
@@ -53,22 +56,37 @@ class Candidates(nn.Module):
     """Features [B,H,W,c] (F, and the guide) and Dbar [B,H,W] -> D_i and W_i^2, both [B,H,W,N].
 
     With candidate_source="per_scale" the N candidates are given, `per_scale` [B,H,W,N], and there are no heads psi_i.
+    The `measured` ones follow, with the weights they bring, which attention multiplies.
     """
 
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, features: Array, expected: Array, per_scale: Array | None = None) -> tuple[Array, Array]:
+    def __call__(
+        self, features: Array, expected: Array, per_scale: Array | None = None, measured: Measured | None = None
+    ) -> tuple[Array, Array]:
         c = self.config
-        hidden = channels(32, c.head_width)
-        attention = Head(c.num_candidates, 1, hidden, c.activation, last_bias=WEIGHT_BIAS, name="attention")
+        hidden, own, more = channels(32, c.head_width), c.num_candidates, 0
+        if measured is not None:
+            distance = jnp.tanh(DISTANCE_SCALE * (measured.depth - expected[..., None]))
+            features = jnp.concatenate([features, distance, measured.sharpness], -1)
+            more = measured.depth.shape[-1]
+        attention = Head(own + more, 1, hidden, c.activation, last_bias=WEIGHT_BIAS, name="attention")
         features = features.astype(c.dtype)
-        weights = normalize_weights(attention(features).astype(jnp.float32), c.weight_norm)
+        logits = attention(features).astype(jnp.float32)
+        if measured is not None:  # exp(logit) = weight where the head says nothing yet
+            brought = jnp.log(measured.weights + LEAST_WEIGHT) - WEIGHT_BIAS
+            logits = jnp.concatenate([logits[..., :own], logits[..., own:] + brought], -1)
+        weights = normalize_weights(logits, c.weight_norm)
+
+        def joined(depths: Array) -> tuple[Array, Array]:
+            return (depths if measured is None else jnp.concatenate([depths, measured.depth], -1)), weights
+
         if per_scale is not None:
-            return per_scale, weights
+            return joined(per_scale)
         # in the unit coordinate a candidate starts near Dbar; in dataset units it has far to go
         last = torch_default if c.coordinate == "raw" else nn.initializers.variance_scaling(0.01, "fan_in", "uniform")
         residuals = [
             Head(1, 3, hidden, c.activation, last, name=f"residual{i}")(features) for i in range(c.num_candidates)
         ]
-        return expected[..., None] + jnp.concatenate(residuals, -1).astype(jnp.float32), weights
+        return joined(expected[..., None] + jnp.concatenate(residuals, -1).astype(jnp.float32))

@@ -35,6 +35,9 @@ def linear_to_srgb(light: Array) -> Array:
     return jnp.where(light <= 0.0031308, 12.92 * light, curve)
 
 
+MOST_VIEWS = 9
+
+
 class Aperture(NamedTuple):
     """The shape of a lens's blur, each a number or []."""
 
@@ -42,6 +45,7 @@ class Aperture(NamedTuple):
     rotation: Array | float = 0.0  # of the polygon, radians
     softness: Array | float = 0.0  # width of the edge, as a share of the radius, beside the pixel's own
     rim: Array | float = 0.0  # brightness of the edge above the centre's: > 0 a ring, < 0 a bell
+    views: Array | float = 0.0  # 2 or more: so many squared points on a square, as a refocused light field's
 
 
 
@@ -69,7 +73,18 @@ def blur_kernels(radii: Array, max_radius: int, aperture: Aperture | None = None
         coverage = jnp.clip(0.5 + (radii - distance) / width, 0.0, 1.0)
         inside = jnp.minimum(distance / jnp.maximum(radii, 1e-3), 1.0)
         coverage = coverage * (1 + aperture.rim * (2 * inside**2 - 1) * jnp.clip(radii - 0.5, 0.0, 1.0))
+        if not isinstance(aperture.views, (int, float)) or aperture.views:
+            coverage = jnp.where(jnp.asarray(aperture.views) >= 2, _points(radii, max_radius, aperture.views), coverage)
     return coverage / coverage.sum((0, 1), keepdims=True)
+
+
+def _points(radii: Array, max_radius: int, views: Array | float) -> Array:
+    """[2R+1,2R+1,...]: `views` x `views` points, evenly over the square of half side `radii` [...] pixels."""
+    x = jnp.arange(-max_radius, max_radius + 1.0).reshape((-1, 1) + (1,) * (radii.ndim - 2))
+    number = jnp.arange(MOST_VIEWS, dtype=jnp.float32).reshape((1, -1) + (1,) * (radii.ndim - 2))
+    at = radii * (2 * number / (jnp.asarray(views) - 1) - 1)
+    line = jnp.where(number < views, jnp.maximum(1 - jnp.abs(x - at), 0.0), 0.0).sum(1)
+    return line[:, None] * line[None]
 
 
 def _pool_sum(x: Array) -> Array:
@@ -127,10 +142,10 @@ def _fft_size(n: int) -> int:
         n += 1
 
 
-@partial(jax.jit, static_argnames=("max_radius", "num_layers"))
+@partial(jax.jit, static_argnames=("max_radius", "num_layers", "layer_step"))
 def render_stack(
     rgb: Array, depth: Array, focus: Array, *, blur_per_q: Array | float, max_radius: int, num_layers: int,
-    aperture: Aperture | None = None,
+    aperture: Aperture | None = None, layer_step: float | None = None,
 ) -> Array:
     """Photographs a scene at several focus settings. Jitted; differentiable in rgb, depth, focus and blur_per_q.
 
@@ -142,6 +157,7 @@ def render_stack(
       max_radius: largest blur radius in pixels; larger ones are cut to it.
       aperture: its shape, the same everywhere; None: a circle.
       num_layers: L; choose it so that neighbouring layers differ by less than about a pixel of blur radius.
+      layer_step: where L layers would be nearer to each other than so many pixels of blur radius, there are fewer.
 
     Returns:
       [Z,H,W,3] frames, display-coded, in [0,1], without noise.
@@ -150,10 +166,17 @@ def render_stack(
     use_fft = max_radius > FFT_ABOVE
     near, far = depth.max(), depth.min()
     spacing = jnp.maximum((near - far) / (num_layers - 1), 1e-5 * jnp.maximum(jnp.abs(near), jnp.abs(far)) + 1e-12)
+    if layer_step is not None:
+        spacing = jnp.maximum(spacing, layer_step / blur_per_q)
     layers = far + spacing * jnp.arange(num_layers, dtype=depth.dtype)
     scene = jnp.concatenate([srgb_to_linear(rgb), depth[..., None]], -1)
 
     def add_layer(carry, layer):
+        if layer_step is None:
+            return blend(carry, layer), None
+        return lax.cond(layer < near + spacing, blend, lambda carry, _: carry, carry, layer), None
+
+    def blend(carry, layer):
         light, cover = carry  # [3,H,W,Z], [1,H,W,Z]
         seen = (depth < layer + spacing).astype(scene.dtype)[..., None]
         filled, reach = continue_behind(scene, seen, levels)
@@ -164,7 +187,7 @@ def render_stack(
         blurred = _blur(planes, kernels, use_fft)
         light = blurred[:3] + (1 - blurred[3:]) * light
         cover = blurred[3:] + (1 - blurred[3:]) * cover
-        return (light, cover), None
+        return light, cover
 
     shape = depth.shape + focus.shape
     start = (jnp.zeros((3, *shape), scene.dtype), jnp.zeros((1, *shape), scene.dtype))

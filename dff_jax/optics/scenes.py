@@ -20,9 +20,11 @@ import jax.numpy as jnp
 from jax import lax, random
 
 from dff_jax.config import WorldConfig
-from dff_jax.optics.render import Aperture, add_sensor_noise, render_stack
+from dff_jax.optics.render import MOST_VIEWS, Aperture, add_sensor_noise, render_stack
 from dff_jax.optics.textures import Draws, between, draw, log_between, pick, texture
 from dff_jax.types import Array
+
+LAYER_STEP = 0.65  # pixels of blur radius between two layers, where `num_layers` allows it
 
 
 class World(NamedTuple):
@@ -169,9 +171,11 @@ def draw_lens(key: Array, config: WorldConfig) -> Lens:
         blur_per_disparity = log_between(blur, *config.blur_radius) / (focus[-1] - focus[0])
     aperture = None
     if config.apertures == "varied":
+        v = random.uniform(random.fold_in(k_rest, 1), (2,))
         aperture = Aperture(
             blades=jnp.where(u[3] < 0.5, 0.0, jnp.floor(between(u[4], 5.0, 9.99))), rotation=2 * math.pi * u[5],
             softness=jnp.where(u[6] < 0.5, 0.0, between(2 * u[6] - 1, 0.0, 1.2)), rim=between(u[7], -0.7, 0.7),
+            views=jnp.where(v[0] < 0.12, jnp.floor(between(v[1], 5.0, MOST_VIEWS + 0.99)), 0.0),
         )  # fmt: skip
     return Lens(focus, blur_per_disparity, aperture, noise, squeeze)
 
@@ -204,6 +208,7 @@ def make_stack(key: Array, config: WorldConfig) -> RenderedStack:
     frames = render_stack(
         world.rgb, depth, lens.focus, blur_per_q=lens.blur_per_disparity, max_radius=config.max_blur_radius,
         num_layers=config.num_layers, aperture=lens.aperture,
+        layer_step=None if config.blur_radius is None else LAYER_STEP,
     )  # fmt: skip
     frames = add_sensor_noise(k_noise, frames, lens.noise)
     return RenderedStack(frames, lens.focus, depth, world.rgb)

@@ -83,6 +83,7 @@ def small(config: Config, data_dir: Path) -> Config:
         ),
         training=dataclasses.replace(
             config.training, **steps, num_devices=1, tensorboard=False, transfer=None, encoder_weights=None,
+            initial_weights=None,
         ),
     )  # fmt: skip
 

@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,14 +21,16 @@ import numpy as np
 
 from dff_jax import config as configs
 from dff_jax import estimators, processes
-from dff_jax.config import Config
+from dff_jax.config import Config, TrainingConfig
 from dff_jax.data import pipeline
 from dff_jax.errors import ConfigError, InputError
+from dff_jax.estimators.initial_weights import place_common, place_encoder
 from dff_jax.output import check_output
 from dff_jax.training import checkpoint, optimizer, parallel, state, validation
 from dff_jax.training import logging as logs
 from dff_jax.training.step import make_update
 from dff_jax.training.stopping import Stop, stop_on_signal
+from dff_jax.types import Variables
 
 
 class _Run(NamedTuple):
@@ -45,6 +48,17 @@ class _Run(NamedTuple):
 
 class TrainingDiverged(RuntimeError):
     """The loss, a gradient or a parameter is no longer a finite number. Nothing of it has been saved."""
+
+
+def _begin(config: TrainingConfig, variables: Variables) -> Variables:
+    """The variables with those in place with which the config wants to begin."""
+    if config.encoder_weights is not None:
+        return place_encoder(config.encoder_weights, variables)
+    if config.initial_weights is None:
+        return variables
+    begun, new = place_common(config.initial_weights, variables)
+    logs.say(f"begins with {config.initial_weights}" + (f"; new: {new}" if new else ""))
+    return begun
 
 
 def train(config: Config, output: str | Path, *, resume: bool = True) -> dict[str, Any]:
@@ -89,16 +103,16 @@ def train(config: Config, output: str | Path, *, resume: bool = True) -> dict[st
         tx = optimizer.build(config.optimizer, config.training.num_steps)
         estimator = estimators.build(config.model)
 
-        def fresh(encoder_weights: str | None = None):
+        def fresh(begin: Callable[[Variables], Variables] | None = None):
             average = config.training.average > 0
-            return state.create(jax.random.key(config.seed), estimator, tx, *shapes, encoder_weights, average)
+            return state.create(jax.random.key(config.seed), estimator, tx, *shapes, average, begin)
 
         abstract = checkpoint.abstract(jax.eval_shape(fresh), devices.whole)
         restored = checkpoint.restore(manager, config, abstract)
         if restored is not None:
             loader.set_state(restored.data)
         else:
-            begun = fresh(config.training.encoder_weights)
+            begun = fresh(partial(_begin, config.training))
             restored = checkpoint.Restored(begun, loader.get_state(), checkpoint.Progress())
         step = int(restored.state.step)
         if jax.process_index() == 0:

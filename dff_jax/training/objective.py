@@ -18,6 +18,7 @@ from dff_jax.config import LossConfig
 from dff_jax.errors import ConfigError
 from dff_jax.types import Array, Batch, Prediction, error_of_confidence
 
+LOG_SCALE = 0.1  # of log_l1: an error so large pulls half as hard as a small one
 CHARBONNIER_EPSILON = 1e-3  # in the unit of the error: a thousandth of the focus range in coordinate `unit`
 
 
@@ -123,7 +124,8 @@ def stage_weights(num_stages: int, gamma: float) -> list[float]:
 
 
 def penalize(error: Array, penalty: str) -> Array:
-    """Squared, absolute, smooth absolute (PyTorch's, beta 1) or Charbonnier error, elementwise; each is 0 at 0."""
+    """Squared, absolute, smooth absolute (PyTorch's, beta 1) or Charbonnier error, or c log(1 + Charbonnier / c),
+    elementwise; each is 0 at 0."""
     if penalty == "mse":
         return jnp.square(error)
     if penalty == "l1":
@@ -131,4 +133,5 @@ def penalize(error: Array, penalty: str) -> Array:
     if penalty == "smooth_l1":
         size = jnp.abs(error)
         return jnp.where(size < 1, 0.5 * jnp.square(error), size - 0.5)
-    return jnp.sqrt(jnp.square(error) + CHARBONNIER_EPSILON**2) - CHARBONNIER_EPSILON
+    charbonnier = jnp.sqrt(jnp.square(error) + CHARBONNIER_EPSILON**2) - CHARBONNIER_EPSILON
+    return LOG_SCALE * jnp.log1p(charbonnier / LOG_SCALE) if penalty == "log_l1" else charbonnier

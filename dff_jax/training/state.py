@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from dff_jax.estimators.encoder_weights import place_encoder
 from dff_jax.types import Array, Estimator, Variables
 
 
@@ -29,20 +29,17 @@ def create(
     optimizer: optax.GradientTransformation,
     frames: Any,
     focus: Any,
-    encoder_weights: str | None = None,
     average: bool = False,
+    begin: Callable[[Variables], Variables] | None = None,
 ) -> TrainState:
     """A fresh state. `frames` [B,Z,H,W,3] and `focus` [B,Z] lend their shapes only (arrays or
-    ShapeDtypeStructs).
-
-    Raises:
-      WeightsError: the file `encoder_weights` holds no encoder that fits.
+    ShapeDtypeStructs). `begin` may put other weights in place of the random ones (`estimators.initial_weights`).
     """
 
     # Not under jit: as one program, the random numbers of all parameters take minutes to compile on a CPU.
     given = estimator.init(key, *(jnp.zeros(a.shape, jnp.float32) for a in (frames, focus)))
-    if encoder_weights is not None:
-        given = place_encoder(encoder_weights, given)
+    if begin is not None:
+        given = begin(given)
     params, stats = given["params"], given["batch_stats"]
     # a copy, as the state is donated: no buffer may be in it twice
     kept = jax.tree.map(jnp.copy, {"params": params, "batch_stats": stats}) if average else {}

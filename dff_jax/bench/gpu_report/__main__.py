@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parts = f"of {', '.join(PARTS)}; default all"
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help=parts)
-    parser.add_argument("--minutes", type=float, help="of training, compilation included; default 5, small 1")
+    parser.add_argument("--minutes", type=float, help="of training, compilation included; default 5, small 3")
     parser.add_argument("--limit", type=float, help="minutes for everything; default 9.5, small 30")
     parser.add_argument("--small", action="store_true", help="tiny shapes and networks: a trial of the report on a CPU")
     parser.add_argument("--output", default="runs/gpu_report", help="folder of report.json and report.md")
@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(args: argparse.Namespace) -> int:
     began = time.monotonic()
-    minutes = args.minutes or (1.0 if args.small else 5.0)
+    minutes = args.minutes or (3.0 if args.small else 5.0)
     limit = args.limit or (30.0 if args.small else 9.5)
     if min(minutes, limit) <= 0:
         raise InputError("--minutes, --limit: give more than 0")

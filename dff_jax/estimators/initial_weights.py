@@ -1,4 +1,4 @@
-"""A trained encoder into a fresh network, to begin training with."""
+"""Trained weights into a fresh network, to begin training with."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax.traverse_util import empty_node, flatten_dict, unflatten_dict
 
 from dff_jax.errors import WeightsError
-from dff_jax.estimators.weights import differences, read
+from dff_jax.estimators.weights import FILE_NAME, differences, path_of, read, shorten
 from dff_jax.types import Variables
 
 
@@ -38,3 +38,24 @@ def place_encoder(path: str | Path, variables: Variables) -> Variables:
             f"model.width=1 for it: {complaint}"
         )
     return unflatten_dict(flat | {places[name]: jnp.asarray(x) for name, x in tensors.items()}, sep="/")
+
+
+def place_common(spec: str | Path, variables: Variables) -> tuple[Variables, str]:
+    """The variables with every array replaced that `spec` has by the same name and in the same shape, and the others
+    in words ("" if there are none).
+
+    Args:
+      spec: a weights file, a run folder (its best weights) or "pretrained".
+
+    Raises:
+      WeightsError: as `weights.read`; nothing in common.
+    """
+    path = path_of(spec)
+    _, tensors, _ = read(path / FILE_NAME if path.is_dir() else path)
+    flat = flatten_dict(variables, sep="/", keep_empty_nodes=True)
+    arrays = {key for key, x in flat.items() if x is not empty_node}
+    same = {key: tensors[key] for key in arrays & tensors.keys() if tensors[key].shape == flat[key].shape}
+    if not same:
+        raise WeightsError(f"{path}: has no array of this network's; training.initial_weights wants one like it")
+    begun = unflatten_dict(flat | {key: jnp.asarray(x, flat[key].dtype) for key, x in same.items()}, sep="/")
+    return begun, shorten(sorted(arrays - same.keys()))
