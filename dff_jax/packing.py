@@ -12,7 +12,7 @@ import numpy as np
 from flax.traverse_util import empty_node, flatten_dict
 
 from dff_jax.errors import InputError
-from dff_jax.estimators.weights import FILE_NAME, load_weights, path_of, save_weights
+from dff_jax.estimators.weights import file_of, load_weights, save_weights
 
 _METRICS = ("MAE", "RMS", "AbsRel", "Acc_1")
 
@@ -30,9 +30,7 @@ def pack(run: str | Path, output: str | Path, evaluations: Mapping[str, str | Pa
     Raises:
       InputError: unusable weights or evaluations.
     """
-    path = path_of(run)
-    path = path / FILE_NAME if path.is_dir() else path
-    found = load_weights(path)
+    found = load_weights(file_of(run))
     scores = {name: _scores(folder) for name, folder in evaluations.items()}
     count = sum(np.size(x) for x in _leaves(found.variables["params"]))
     flat = flatten_dict(found.variables, sep="/", keep_empty_nodes=True)
@@ -40,6 +38,8 @@ def pack(run: str | Path, output: str | Path, evaluations: Mapping[str, str | Pa
     info = {**found.info, "parameters": count, "stored": "float16", "scores": scores, "empty": empty}
     if isinstance(info.get("command"), str):
         info["command"] = _to_repeat(info["command"])
+    if "config" in info:
+        info["config"] = _without_folders(info["config"])
     save_weights(output, found.model, found.variables, info, half=True)
     load_weights(output)  # what was written can be read
     return info
@@ -51,7 +51,16 @@ def _to_repeat(command: str) -> str:
     if "--output" in words[:-1]:
         at = words.index("--output")
         del words[at : at + 2]
-    return shlex.join(["dff-jax", *words])
+    return shlex.join(["dff-jax", *_without_folders(words)])
+
+
+def _without_folders(value: Any) -> Any:
+    """The same with every absolute path in it reduced to its name: those who are given the file have other folders."""
+    if isinstance(value, Mapping):
+        return {key: _without_folders(x) for key, x in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_folders(x) for x in value]
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def _scores(folder: str | Path) -> dict[str, Any]:

@@ -11,7 +11,14 @@ import pytest
 from dff_jax.config import CameraConfig, WorldConfig
 from dff_jax.errors import ConfigError
 from dff_jax.optics import camera
-from dff_jax.optics.render import Aperture, blur_kernels, linear_to_srgb, render_stack, srgb_to_linear
+from dff_jax.optics.render import (
+    MOST_VIEWS,
+    Aperture,
+    blur_kernels,
+    linear_to_srgb,
+    render_stack,
+    srgb_to_linear,
+)
 from dff_jax.optics.scenes import LAYER_STEP, draw_lens, make_stack
 
 
@@ -26,6 +33,30 @@ def test_a_perfect_camera_changes_nothing(key, frames):
     np.testing.assert_array_equal(camera.photographed(key, frames, CameraConfig()), frames)
     faulty = CameraConfig(share=0.0, shift=2.0, vignetting=0.5, exposure=0.3, softness=1.0)
     np.testing.assert_array_equal(camera.photographed(key, frames, faulty), frames)
+
+
+def test_a_share_of_stacks_has_all_faults_one_after_the_other_and_half_are_compressed(frames):
+    config = CameraConfig(share=0.5, shift=1.0, breathing=0.01, vignetting=0.3, exposure=0.1, softness=0.7)
+    hits, photographed = [], jax.jit(partial(camera.photographed, config=config))
+    for seed in range(12):
+        key = jax.random.key(seed)
+        found = photographed(key, frames)
+        hits.append(bool((found != frames).any()))
+        if hits[-1]:
+            _, k_move, k_light, k_soft = jax.random.split(key, 4)
+            want = camera._light(k_light, camera._move(k_move, frames, 1.0, 0.01), 0.3, 0.1)
+            want = camera._soften(want, 0.7 * jax.random.uniform(k_soft))
+            np.testing.assert_allclose(found, want, atol=1e-5)
+    assert 2 < sum(hits) < 10
+    small = frames[:1]
+    found = [np.asarray(camera.compress(jax.random.key(seed), small, (50, 50))) for seed in range(12)]
+    changed = [(x != small).any() for x in found]
+    assert 2 < sum(changed) < 10
+    np.testing.assert_allclose(found[changed.index(True)], camera.jpeg(small, 50.0), atol=1e-5)
+    keys = jax.vmap(jax.random.key)(jnp.arange(4))  # as on an accelerator
+    at_once = jax.vmap(partial(camera.photographed, config=config), (0, None))(keys, frames)
+    for seed in range(4):
+        np.testing.assert_allclose(at_once[seed], photographed(jax.random.key(seed), frames), atol=1e-5)
 
 
 def test_frames_move_by_no_more_than_told_and_the_middle_of_the_stack_hardly_breathes(key):
@@ -142,7 +173,7 @@ VARIED = WorldConfig(
 
 def test_varied_lenses_keep_to_their_limits():
     low, high = VARIED.depth_range
-    shares, uneven, blades = [], [], set()
+    shares, uneven, blades, views = [], [], set(), set()
     for seed in range(60):
         lens = draw_lens(jax.random.key(seed), VARIED)
         focus = np.asarray(lens.focus)
@@ -157,8 +188,9 @@ def test_varied_lenses_keep_to_their_limits():
         shares.append(squeeze[1])
         uneven.append(np.diff(focus).std() / np.diff(focus).mean())
         blades.add(int(lens.aperture.blades))
+        views.add(int(lens.aperture.views))
     assert min(shares) < 0.6 and max(shares) == 1 and min(uneven) < 1e-4 and max(uneven) > 0.3
-    assert blades >= {0, 5, 7, 9}
+    assert blades >= {0, 5, 7, 9} and 0 in views and len(views) > 3 and views - {0} <= set(range(5, MOST_VIEWS + 1))
 
 
 def test_a_varied_world_is_a_function_of_its_key_and_its_truth_is_what_was_rendered(key):

@@ -82,6 +82,30 @@ def test_a_crop_finds_what_the_whole_finds(stack):
         np.testing.assert_allclose(a[:, 2:-2, :12], b[:, 2:-2, :12], atol=1e-4)
 
 
+def test_measured_beside_a_candidate_of_each_scale(stack):
+    frames, focus, _ = stack
+    estimator = estimators.build(dataclasses.replace(MODEL, candidate_source="per_scale", num_candidates=2))
+    variables = jax.eval_shape(estimator.init, jax.random.key(0), frames, focus)
+    found = jax.eval_shape(estimator.apply, variables, frames, focus)
+    assert found[0].history.candidates.shape == found[0].history.weights.shape == (1, 64, 64, 2 + 9)
+
+
+@pytest.mark.slow
+def test_it_learns_from_what_is_measured(stack, network):
+    """Gradients are finite, and reach the head that weighs measured candidates."""
+    frames, focus, truth = stack
+    estimator, variables = network
+
+    def loss(params):
+        found, _ = estimator.apply({**variables, "params": params}, frames, focus, train=True)
+        return jnp.mean(jnp.abs(found.depth - truth))
+
+    slope = jax.jit(jax.grad(loss))(variables["params"])
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(slope))
+    last = slope["candidates"]["attention"]["Conv_2"]["Conv_0"]["kernel"]
+    assert np.abs(last[..., 3:]).max() > 0
+
+
 def test_measured_candidates_need_the_unit_coordinate():
     with pytest.raises(ConfigError, match="model.measured_candidates: needs coordinate=unit"):
         dataclasses.replace(configs.paper(), measured_candidates=True)

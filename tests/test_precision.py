@@ -45,7 +45,11 @@ def test_norms_keep_float32_statistics(key, kind):
             np.testing.assert_allclose(value, 0.1 * np.asarray(x, np.float64).mean((0, 1, 2)), rtol=1e-4)
 
 
-@pytest.mark.parametrize("preset", [tiny, physical, dfv_diff, aifdnet, dwild], ids=lambda f: f.__name__)
+def measured():
+    return dataclasses.replace(tiny(), measured_candidates=True)
+
+
+@pytest.mark.parametrize("preset", [tiny, measured, physical, dfv_diff, aifdnet, dwild], ids=lambda f: f.__name__)
 def test_answers_and_variables_are_float32(key, preset):
     frames = jax.ShapeDtypeStruct((1, 4, 64, 64, 3), jnp.float32)
     half = estimators.build(dataclasses.replace(preset(), dtype="bfloat16"))

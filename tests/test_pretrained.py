@@ -110,6 +110,11 @@ def test_it_answers_by_default_with_any_number_of_frames_and_says_so(frames):
 def test_a_packed_command_names_no_folder_of_this_machine():
     command = packing._to_repeat("/home/me/bin/cli.py train configs/a.py --output '/home/me/a b' --seed 3")
     assert command == "dff-jax train configs/a.py --seed 3"
+    command = packing._to_repeat("cli.py train a.py --training.initial-weights /home/me/first.safetensors")
+    assert command == "dff-jax train a.py --training.initial-weights first.safetensors"
+    config = {"training": {"initial_weights": "/home/me/w.safetensors", "steps": 3}, "data": [{"dataset": "a/b"}]}
+    want = {"training": {"initial_weights": "w.safetensors", "steps": 3}, "data": [{"dataset": "a/b"}]}
+    assert packing._without_folders(config) == want
 
 
 def test_packing_needs_an_evaluation(tmp_path):

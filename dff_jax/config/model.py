@@ -62,7 +62,7 @@ class ModelConfig(Checked):
     """`per_scale`: the soft-argmax of each of the N finest score maps is a candidate, N <= 4; no heads."""
     measured_candidates: bool = False
     """Adds the nine candidates of `classical` (three focus measures at three scales, no parameters) to those of the
-    network, which sees them and how sharply they peak and weighs all together: precise from the first step on."""
+    network, which sees them and how sharply they peak and weighs all together."""
     weight_norm: Literal["softmax", "softmax_squared", "sigmoid", "softplus"] = "softplus"
     guide: Literal["none", "all_in_focus"] = "all_in_focus"
 

@@ -23,7 +23,7 @@ class LossConfig(Checked):
     """One for each scale, the answer's first."""
     penalty: Literal["mse", "l1", "smooth_l1", "charbonnier", "log_l1"] = "charbonnier"
     """Of each stage or scale. In coordinate `unit` errors are shares of the focus range. `log_l1` counts large errors
-    less, so that pixels where nothing can be known do not drown the others."""
+    less (from 0.1 on half as much and less), so that pixels where nothing can be known do not drown the others."""
     region: Literal["valid", "in_range"] = "valid"
     """Pixels that count: all with truth, or those whose truth lies within the stack's focus range."""
     uncertainty: float = 0.0
@@ -91,8 +91,8 @@ class TrainingConfig(Checked):
     """An encoder from `dff-jax import-weights --model resnet18`, to begin with instead of random numbers; not read when
     a run is resumed. Needs encoder=resnet18, norm=batch and width=1. ImageNet's weights want input_range=imagenet."""
     initial_weights: str | None = None
-    """Weights to begin with: a run folder, a file, or `pretrained`. Arrays whose name and shape agree are taken, the
-    others begin as random numbers and are named. Not read when a run is resumed."""
+    """Weights to begin with: a run folder, a file, or `pretrained`. Arrays whose name and shape agree are taken; what
+    is new, and begins as random numbers, is said. Not read when a run is resumed."""
     transfer: str | None = None
     """A folder of stacks to evaluate beside the validation split, to see transfer while training."""
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax.traverse_util import empty_node, flatten_dict, unflatten_dict
 
 from dff_jax.errors import WeightsError
-from dff_jax.estimators.weights import FILE_NAME, differences, path_of, read, shorten
+from dff_jax.estimators.weights import differences, file_of, read, shorten
 from dff_jax.types import Variables
 
 
@@ -50,8 +50,10 @@ def place_common(spec: str | Path, variables: Variables) -> tuple[Variables, str
     Raises:
       WeightsError: as `weights.read`; nothing in common.
     """
-    path = path_of(spec)
-    _, tensors, _ = read(path / FILE_NAME if path.is_dir() else path)
+    path = file_of(spec)
+    _, tensors, info = read(path)
+    if info.get("part") == "encoder":
+        raise WeightsError(f"{path}: an encoder alone; name it in training.encoder_weights")
     flat = flatten_dict(variables, sep="/", keep_empty_nodes=True)
     arrays = {key for key, x in flat.items() if x is not empty_node}
     same = {key: tensors[key] for key in arrays & tensors.keys() if tensors[key].shape == flat[key].shape}

@@ -219,16 +219,9 @@ def load_estimator(spec: str | Path) -> LoadedEstimator:
     if str(spec) in configs.UNTRAINED:
         model = configs.model_preset(str(spec))
         return LoadedEstimator(model, estimators.build(model), {}, str(spec))
-    path = path_of(spec)
-    label = path.stem
-    if path.is_dir():
-        path = path / FILE_NAME
-        label = path.resolve().parent.name
-        if not path.is_file():
-            raise WeightsError(
-                f"{spec}: no {FILE_NAME} inside; a run folder has it once training came to an evaluation"
-            )
-    elif not path.exists():
+    path = file_of(spec)
+    label = path.resolve().parent.name if path_of(spec).is_dir() else path.stem
+    if not path.exists():
         raise WeightsError(
             f"{spec}: neither one of {', '.join((PRETRAINED, *configs.UNTRAINED))} nor an existing weights file "
             "(.safetensors) or run folder"
@@ -252,6 +245,16 @@ def path_of(spec: str | Path) -> Path:
             "scripts/pretrained, give --weights, or use --method classical"
         )
     return PRETRAINED_FILE
+
+
+def file_of(spec: str | Path) -> Path:
+    """The weights file that `spec` names, in a run folder its best; raises WeightsError where there is none yet."""
+    path = path_of(spec)
+    if not path.is_dir():
+        return path
+    if not (path / FILE_NAME).is_file():
+        raise WeightsError(f"{spec}: no {FILE_NAME} inside; a run folder has it once training came to an evaluation")
+    return path / FILE_NAME
 
 
 def check_frames(loaded: LoadedEstimator, num_frames: int) -> None:

@@ -1,4 +1,4 @@
-"""Depth candidates D_i = Dbar + psi_i(F) (6, 7), or one of each scale, and their weights W_i^2 (14)."""
+"""Depth candidates D_i = Dbar + psi_i(F) (6, 7), or one of each scale, measured ones, and the weights W_i^2 (14)."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from dff_jax.network.layers import ACTIVATIONS, Conv, channels, he_fan_in, torch
 from dff_jax.network.measured import Measured
 from dff_jax.types import Array
 
-# Weights start small (S about 1 with three candidates), so that eta S < 1 and what the prox adds outlives the next
-# data step; softmax weights do not feel it.
+# Weights start small (S about 1 with three candidates, below 2 with measured ones), so that eta S < 1 and what the prox
+# adds outlives the next data step; softmax weights do not feel it.
 WEIGHT_BIAS = -1.0
 # Of measured candidates: what brings a distance from Dbar to unit scale, and the first weight of one without a peak
 DISTANCE_SCALE, LEAST_WEIGHT = 8.0, 1e-3
@@ -53,10 +53,10 @@ class Head(nn.Module):
 
 
 class Candidates(nn.Module):
-    """Features [B,H,W,c] (F, and the guide) and Dbar [B,H,W] -> D_i and W_i^2, both [B,H,W,N].
+    """Features [B,H,W,c] (F, and the guide) and Dbar [B,H,W] -> D_i and W_i^2, both [B,H,W,N], or [B,H,W,N+M].
 
     With candidate_source="per_scale" the N candidates are given, `per_scale` [B,H,W,N], and there are no heads psi_i.
-    The `measured` ones follow, with the weights they bring, which attention multiplies.
+    The M `measured` ones follow, with the weights they bring, which attention multiplies.
     """
 
     config: ModelConfig

@@ -26,7 +26,7 @@ class Measured(NamedTuple):
 def measure(frames: Array, t: Array) -> Measured:
     """Frames [B,Z,H,W,3] in [0,1] at t [B,Z] -> what focus measures say. Sends no gradient back."""
     _, found = propose(frames, t)
-    reach = jnp.full((frames.shape[0], 1, 1), REACH)
-    weights = candidate_weights(found, reach, jnp.full(found.depth.shape[-1:], TYPICAL**2))
+    reach = jnp.full((frames.shape[0], 1, 1), REACH, found.depth.dtype)
+    weights = candidate_weights(found, reach, jnp.full(found.depth.shape[-1:], TYPICAL**2, found.depth.dtype))
     excess = excess_prominence(found)
     return jax.lax.stop_gradient(Measured(found.depth, weights, excess / (excess + TYPICAL)))

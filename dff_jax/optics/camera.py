@@ -46,7 +46,7 @@ def photographed(key: Array, frames: Array, config: CameraConfig) -> Array:
             seen = _soften(seen, config.softness * random.uniform(k_soft))
         return seen
 
-    return lax.cond(hit, faulty, lambda frames: frames, frames)  # as a choice of values it took four times as long
+    return lax.cond(hit, faulty, lambda frames: frames, frames)  # one by one, most cost nothing
 
 
 def _move(key: Array, frames: Array, shift: float, breathing: float) -> Array:

@@ -35,7 +35,7 @@ def linear_to_srgb(light: Array) -> Array:
     return jnp.where(light <= 0.0031308, 12.92 * light, curve)
 
 
-MOST_VIEWS = 9
+MOST_VIEWS = 9  # as the benchmarks' light fields have; more would be cut off
 
 
 class Aperture(NamedTuple):
@@ -45,7 +45,9 @@ class Aperture(NamedTuple):
     rotation: Array | float = 0.0  # of the polygon, radians
     softness: Array | float = 0.0  # width of the edge, as a share of the radius, beside the pixel's own
     rim: Array | float = 0.0  # brightness of the edge above the centre's: > 0 a ring, < 0 a bell
-    views: Array | float = 0.0  # 2 or more: so many squared points on a square, as a refocused light field's
+    # 2 to MOST_VIEWS: as many points squared, on a square of twice the radius, as a refocused light field has them, in
+    # place of all shapes above; 0: none
+    views: Array | float = 0.0
 
 
 
@@ -157,7 +159,8 @@ def render_stack(
       max_radius: largest blur radius in pixels; larger ones are cut to it.
       aperture: its shape, the same everywhere; None: a circle.
       num_layers: L; choose it so that neighbouring layers differ by less than about a pixel of blur radius.
-      layer_step: where L layers would be nearer to each other than so many pixels of blur radius, there are fewer.
+      layer_step: where L layers would be nearer to each other than so many pixels of blur radius, there are fewer,
+        which takes less time where stacks are rendered one by one.
 
     Returns:
       [Z,H,W,3] frames, display-coded, in [0,1], without noise.
