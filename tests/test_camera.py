@@ -38,7 +38,7 @@ def test_a_perfect_camera_changes_nothing(key, frames):
 def test_a_share_of_stacks_has_all_faults_one_after_the_other_and_half_are_compressed(frames):
     config = CameraConfig(share=0.5, shift=1.0, breathing=0.01, vignetting=0.3, exposure=0.1, softness=0.7)
     hits, photographed = [], jax.jit(partial(camera.photographed, config=config))
-    for seed in range(12):
+    for seed in range(24):
         key = jax.random.key(seed)
         found = photographed(key, frames)
         hits.append(bool((found != frames).any()))
@@ -47,11 +47,11 @@ def test_a_share_of_stacks_has_all_faults_one_after_the_other_and_half_are_compr
             want = camera._light(k_light, camera._move(k_move, frames, 1.0, 0.01), 0.3, 0.1)
             want = camera._soften(want, 0.7 * jax.random.uniform(k_soft))
             np.testing.assert_allclose(found, want, atol=1e-5)
-    assert 2 < sum(hits) < 10
+    assert 2 < sum(hits) < 22
     small = frames[:1]
-    found = [np.asarray(camera.compress(jax.random.key(seed), small, (50, 50))) for seed in range(12)]
+    found = [np.asarray(camera.compress(jax.random.key(seed), small, (50, 50))) for seed in range(24)]
     changed = [(x != small).any() for x in found]
-    assert 2 < sum(changed) < 10
+    assert 2 < sum(changed) < 22
     np.testing.assert_allclose(found[changed.index(True)], camera.jpeg(small, 50.0), atol=1e-5)
     keys = jax.vmap(jax.random.key)(jnp.arange(4))  # as on an accelerator
     at_once = jax.vmap(partial(camera.photographed, config=config), (0, None))(keys, frames)

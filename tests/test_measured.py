@@ -98,7 +98,7 @@ def test_it_learns_from_what_is_measured(stack, network):
 
     def loss(params):
         found, _ = estimator.apply({**variables, "params": params}, frames, focus, train=True)
-        return jnp.mean(jnp.abs(found.depth - truth))
+        return jnp.mean(jnp.abs(found.depth - truth[None]))
 
     slope = jax.jit(jax.grad(loss))(variables["params"])
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(slope))
