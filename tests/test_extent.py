@@ -116,7 +116,8 @@ def check_network(model, sizes):
     for size in sizes:
         alone, found = both(estimator, variables, pictures(size), np.nan)
         assert jnp.std(alone.depth) > 1e-4 * RANGE
-        assert_same(alone, found, 1e-5)
+        # measured peaks are found by logarithms, which magnify rounding where a curve is flat
+        assert_same(alone, found, 1e-4 if model.measured_candidates else 1e-5)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
