@@ -116,8 +116,13 @@ def check_network(model, sizes):
     for size in sizes:
         alone, found = both(estimator, variables, pictures(size), np.nan)
         assert jnp.std(alone.depth) > 1e-4 * RANGE
-        # measured peaks are found by logarithms, which magnify rounding where a curve is flat
-        assert_same(alone, found, 1e-4 if model.measured_candidates else 1e-5)
+        if not model.measured_candidates:
+            assert_same(alone, found, 1e-5)
+            continue
+        # Measured peaks are found by logarithms, which magnify rounding where a curve is flat. Energies are left out:
+        # their sums include the padding to whole strides, where what is measured depends on what lies there.
+        bare = [x._replace(history=x.history._replace(trace=None)) for x in (alone, found)]
+        assert_same(*bare, 1e-4)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
