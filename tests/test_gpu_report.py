@@ -1,6 +1,5 @@
 """The report of an accelerator, on a CPU: that it needs few packages, and that each part fails for itself."""
 
-import dataclasses
 import json
 import os
 import pathlib
@@ -117,17 +116,6 @@ def test_checks_of_convolutions_pass_and_can_fail(tmp_path):
     )
     error, tolerance = wrong()
     assert error > 100 * tolerance
-
-
-@pytest.mark.slow
-def test_the_check_of_pmap_passes_and_can_fail(monkeypatch):
-    monkeypatch.setattr(checks, "_small", lambda: dataclasses.replace(variant("tiny"), num_iterations=1, width=0.1))
-    error, tolerance = checks._jit_and_pmap()
-    assert error <= tolerance == 1
-    rates, build = iter((0.9, 0.5)), checks.OptimizerConfig
-    monkeypatch.setattr(checks, "OptimizerConfig", lambda: build(clip_norm=0.01 * next(rates)))  # other moments
-    error, tolerance = checks._jit_and_pmap()
-    assert error > tolerance
 
 
 def test_checks_of_the_unroll_pass():
