@@ -32,9 +32,9 @@ def pack(run: str | Path, output: str | Path, evaluations: Mapping[str, str | Pa
     """
     found = load_weights(file_of(run))
     scores = {name: _scores(folder) for name, folder in evaluations.items()}
-    count = sum(np.size(x) for x in _leaves(found.variables["params"]))
     flat = flatten_dict(found.variables, sep="/", keep_empty_nodes=True)
     empty = sorted(key for key, value in flat.items() if value is empty_node)
+    count = sum(np.size(x) for key, x in flat.items() if key.startswith("params/") and x is not empty_node)
     info = {**found.info, "parameters": count, "stored": "float16", "scores": scores, "empty": empty}
     if isinstance(info.get("command"), str):
         info["command"] = _to_repeat(info["command"])
@@ -78,7 +78,3 @@ def _scores(folder: str | Path) -> dict[str, Any]:
         raise InputError(
             f"{path}: not the metrics of an evaluation ({error}); give the output of dff-jax evaluate"
         ) from None
-
-
-def _leaves(tree: Any) -> list[Any]:
-    return [leaf for value in tree.values() for leaf in _leaves(value)] if isinstance(tree, Mapping) else [tree]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -63,16 +62,6 @@ def map_stacks(one: Callable, *arrays: Array):
     return jax.vmap(one)(*arrays)
 
 
-def one_by_one(make: Callable[[Any], Batch], stacks: Any) -> Batch:
-    """`make` of a pytree [B,...]; on a CPU of each stack on its own, as inside `map_stacks`' loop every operation would
-    have but one core."""
-    count = len(jax.tree.leaves(stacks)[0])
-    if jax.default_backend() != "cpu" or count == 1:
-        return make(stacks)
-    made = [make(jax.tree.map(lambda x, i=i: x[i : i + 1], stacks)) for i in range(count)]
-    return jax.tree.map(lambda *parts: jnp.concatenate(parts), *made)
-
-
 @partial(jax.jit, static_argnames=("world", "colour", "noise", "camera"))
 def make_batch(
     keys: Array, world: WorldConfig, colour: float = 0.0, noise: float = 0.0, camera: CameraConfig = PERFECT
@@ -125,7 +114,7 @@ class LivePart:
             world = dataclasses.replace(world, num_frames=count)
         numbers = share.stacks(number)
         keys = jax.vmap(partial(_key, share.seed, "train"))(jnp.array([n % 2**32 for n in numbers], jnp.uint32))
-        batch = one_by_one(lambda own: make_batch(own, world, data.colour, data.noise, data.camera), keys)
+        batch = make_batch(keys, world, data.colour, data.noise, data.camera)
         if data.reverse or data.focus_jitter:
             draws = [draw_focus(world.num_frames, share.generator(n), data) for n in numbers]
             batch = refocus_batch(batch, *(np.stack(x) for x in zip(*draws, strict=True)))

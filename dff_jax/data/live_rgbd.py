@@ -18,7 +18,7 @@ import numpy as np
 
 from dff_jax.config import CameraConfig, DataConfig, LensConfig
 from dff_jax.data.augment import crop_window, draw_frame_count
-from dff_jax.data.live import PERFECT, develop, draw_focus, map_stacks, one_by_one, refocus_batch
+from dff_jax.data.live import PERFECT, develop, draw_focus, map_stacks, refocus_batch
 from dff_jax.data.parts import Share
 from dff_jax.data.rgbd import SceneFiles, read_scene
 from dff_jax.errors import ConfigError, InputError
@@ -183,8 +183,9 @@ class RgbdPart:
         views, names = prepared
         data = self._data
         lens = data.lens
-        shot = lens.max_blur_radius, lens.num_layers, data.colour, data.noise, data.camera
-        batch = one_by_one(lambda own: photograph_batch(own, *shot), views)
+        batch = photograph_batch(
+            views, lens.max_blur_radius, lens.num_layers, data.colour, data.noise, data.camera
+        )
         if data.reverse or data.focus_jitter:
             batch = refocus_batch(batch, views.turn, views.shares)
         return LoadedBatch(batch, names)
