@@ -16,6 +16,7 @@ import pickle
 import platform
 import secrets
 import sys
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -76,8 +77,27 @@ def load_program(*what: Any) -> tuple[Any, dict[str, Any]] | None:
         return None
 
 
+@contextlib.contextmanager
+def compiled_anew() -> Iterator[None]:
+    """What is compiled in here is not taken from JAX's cache, nor put there.
+
+    A program that came out of that cache can be serialised, but lacks its functions when it is loaded again (on CPU,
+    jaxlib 0.10). So what goes to `store_program` is compiled in here.
+    """
+    from jax.experimental.compilation_cache import compilation_cache
+
+    before = jax.config.jax_enable_compilation_cache
+    try:
+        jax.config.update("jax_enable_compilation_cache", False)
+        compilation_cache.reset_cache()  # or it would not look at the switch again
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+        compilation_cache.reset_cache()
+
+
 def store_program(compiled: jax.stages.Compiled, note: dict[str, Any], *what: Any) -> None:
-    """Keeps a compiled program with a note of plain numbers and strings."""
+    """Keeps a program compiled under `compiled_anew` with a note of plain numbers and strings."""
     from jax.experimental import serialize_executable
 
     if folder() is None:

@@ -8,6 +8,7 @@ twice to four times as long to compile, while a smaller tile costs only its over
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 from collections.abc import Iterator
@@ -219,7 +220,8 @@ def _compiled(method: _Method, part: str, tree: Any, shapes: tuple[jax.ShapeDtyp
     keep = identity is not None and devices == 1
     if keep and (found := kept.load_program(*key)) is not None:
         return _Program(found[0], found[1]["memory"], tuple(found[1]["stages"]))
-    compiled, names = _compile(method, part, jax.tree.unflatten(tree, shapes))
+    with kept.compiled_anew() if keep and kept.folder() else contextlib.nullcontext():
+        compiled, names = _compile(method, part, jax.tree.unflatten(tree, shapes))
     found = compiled.memory_analysis()
     memory = found.temp_size_in_bytes + 2 * (found.argument_size_in_bytes + found.output_size_in_bytes)
     if keep:
