@@ -18,7 +18,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from dff_jax import config as configs
 from dff_jax.config import Config
-from dff_jax.errors import ConfigError, InputError
+from dff_jax.errors import ConfigError, InputError, one_line
 from dff_jax.training.state import TrainState
 
 FOLDER = "checkpoints"
@@ -121,26 +121,51 @@ def restore(manager: ocp.CheckpointManager, config: Config, abstract_state: Trai
 
     Raises:
       ConfigError: the checkpoint is of a run with another config; names the fields (see FREE_FIELDS).
+      InputError: it is damaged, or of a network that this version makes otherwise.
     """
     step = manager.latest_step()
     if step is None:
         return None
     plain = ocp.args.Composite(data=ocp.args.JsonRestore(), meta=ocp.args.JsonRestore())
-    found = manager.restore(step, args=plain)
+    try:
+        found = manager.restore(step, args=plain)
+    except Exception as error:  # orbax passes on whatever its storage raises
+        raise _damaged(manager, step, error) from None
     check_config(found.meta["config"], configs.to_dict(config), manager.directory)
     wanted = ocp.args.Composite(state=ocp.args.StandardRestore(_items(abstract_state)))
     try:
         state = manager.restore(step, args=wanted).state
-    except ValueError as error:  # the same config, but the code that makes a network of it has changed
-        reason = str(error).split("\n")[0]
-        raise InputError(
-            f"{manager.directory / str(step)}: does not fit the network of this version ({reason}); "
+    except Exception as error:
+        if not _other_network(manager, step, abstract_state):
+            raise _damaged(manager, step, error) from None
+        raise InputError(  # the same config, but the code that makes a network of it has changed
+            f"{manager.directory / str(step)}: does not fit the network of this version ({one_line(error)[:300]}); "
             "resume with the version that began the run"
         ) from None
     progress = Progress(**found.meta["progress"])
     if progress.best_mae is None:
         progress = progress._replace(best_mae=math.inf)
     return Restored(TrainState(**state), found.data, progress)
+
+
+def _damaged(manager: ocp.CheckpointManager, step: int, error: Exception) -> InputError:
+    older = [other for other in manager.all_steps() if other < step]
+    then = f"the run then goes on from step {max(older)}" if older else "no other is left, so the run then begins anew"
+    reason = one_line(error)[:300]
+    return InputError(f"{manager.directory / str(step)}: damaged ({reason}); move this folder away: {then}")
+
+
+def _other_network(manager: ocp.CheckpointManager, step: int, wanted: TrainState) -> bool:
+    """Whether the arrays stored have other names or shapes than those of `wanted`."""
+    try:
+        stored = manager.item_metadata(step)["state"]
+        paths = lambda tree: {  # noqa: E731
+            jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        }
+        return paths(stored) != paths(_items(wanted))
+    except Exception:  # what describes them cannot be read
+        return False
 
 
 def check_config(saved: dict[str, Any], now: dict[str, Any], where: Any) -> None:

@@ -91,6 +91,7 @@ def train(config: Config, output: str | Path, *, resume: bool = True) -> dict[st
         raise ConfigError(f"model.method: {config.model.method} has nothing to train; use it as it is")
     devices = parallel.choose_devices(config.training, config.data.batch_size)
     check_output(output)
+    estimator = estimators.build(config.model)  # first: it finds a wrong prox before data is made
     with ExitStack() as stack:
         loader = stack.enter_context(closing(_open_loader(config)))
         shapes = _first_shapes(loader)
@@ -101,7 +102,6 @@ def train(config: Config, output: str | Path, *, resume: bool = True) -> dict[st
             raise InputError(f"{output}: already holds a run; resume it, or choose another output folder")
 
         tx = optimizer.build(config.optimizer, config.training.num_steps)
-        estimator = estimators.build(config.model)
 
         def fresh(begin: Callable[[Variables], Variables] | None = None):
             average = config.training.average > 0
@@ -145,6 +145,8 @@ def train(config: Config, output: str | Path, *, resume: bool = True) -> dict[st
             stack.enter_context(closing(logs.Bar(step, config.training.num_steps, config.data.batch_size))),
             Stop(devices, stack.enter_context(stop_on_signal())),
         )
+        if step < config.training.num_steps:
+            logs.say("compiling the training step, which can take minutes the first time")
         with processes.watched(advice(output)):
             step, progress = _loop(run, parallel.to_devices(devices, restored.state), restored.progress)
         interrupted = step < config.training.num_steps or progress.evaluated != step
