@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import Any, NoReturn
 
 from dff_jax import __version__
 from dff_jax.bench import command as bench_command
-from dff_jax.config import UNTRAINED
-from dff_jax.focus_axis import UNITS
+from dff_jax.config import UNITS, UNTRAINED
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line, like every other error: all options would hide it."""
+        self.exit(2, f"{self.prog}: error: {message}; {self.prog} --help shows what there is\n")
 
 
 def make_parser() -> argparse.ArgumentParser:
     """All commands and their options; `command` says which was given."""
-    parser = argparse.ArgumentParser(prog="dff-jax", description="Depth from focus in JAX.")
+    parser = _Parser(prog="dff-jax", description="Depth from focus in JAX.")
     parser.add_argument("--version", action="version", version=f"dff-jax {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 

@@ -8,8 +8,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 from dff_jax.arguments import PREPARE_OPTIONS, make_parser
 from dff_jax.bench import command as bench_command
@@ -24,11 +29,12 @@ def main(argv: list[str] | None = None) -> int:
     args, rest = parser.parse_known_args(argv)
     if rest and args.command != "train":
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if args.command != "bench":  # which times compilation
-        _compilation_cache()
+    # XLA's alarms of slow compilation look like failures; what goes wrong is raised, not logged
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if os.getcwd() not in sys.path:  # a scheme or prox of the user's own, by its dotted name
         sys.path.append(os.getcwd())
-    status = _run(args, rest)
+    with _signals():
+        status = _run(args, rest)
     if args.command == "train" and _of_several(args):
         from dff_jax import processes
 
@@ -38,6 +44,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace, rest: list[str]) -> int:
     try:
+        if args.command != "bench":  # which times compilation
+            _compilation_cache()
         return _COMMANDS[args.command](args, rest) or 0
     except InputError as error:
         problems = getattr(error, "problems", ())  # of a SourceError: all that is missing or damaged
@@ -50,6 +58,37 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
         return 130
     except BrokenPipeError:
         return 1
+
+
+@contextmanager
+def _signals() -> Iterator[None]:
+    """SIGTERM cleans up as Ctrl-C does. While JAX is imported, and nothing is there to clean up, both end it at once:
+    an interrupted import leaves a long traceback, or is not interrupted at all."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    ours = [number for number, handler in before.items() if handler in (signal.SIG_DFL, signal.default_int_handler)]
+    if "jax" not in sys.modules:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
+        import jax  # noqa: F401
+    for number in ours:
+        signal.signal(number, _interrupt)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, before[number])
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Raises KeyboardInterrupt; a moment later where JAX is called back by Python's collector, which would drop it."""
+    if frame is None or frame.f_code.co_name != "_xla_gc_callback":
+        raise KeyboardInterrupt
+    again = threading.Timer(0.02, os.kill, (os.getpid(), number))
+    again.daemon = True
+    again.start()
 
 
 def _of_several(args: argparse.Namespace) -> bool:
@@ -170,8 +209,6 @@ def _predict(args: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _prepare(args: argparse.Namespace, rest: list[str]) -> None:
-    import signal
-
     from dff_jax.data import datasets
     from dff_jax.data.datasets.listing import describe_all, describe_made
 
@@ -184,7 +221,6 @@ def _prepare(args: argparse.Namespace, rest: list[str]) -> None:
         raise InputError(f"--limit: must be at least 1, got {args.limit}")
     if args.workers is not None and args.workers < 1:
         raise InputError(f"--workers: must be at least 1, got {args.workers}")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that nothing half made is left
     options = {flag.strip("-").replace("-", "_"): None for _, flag, _ in PREPARE_OPTIONS}
     options = {key: getattr(args, key) for key in options if getattr(args, key) is not None}
     options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}

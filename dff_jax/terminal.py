@@ -24,25 +24,28 @@ def shown(items: Sequence[Any], what: str, each: str, progress: bool) -> Iterato
 
 @contextlib.contextmanager
 def interrupt_held_back() -> Iterator[None]:
-    """Ctrl-C waits for the end of the block: raised inside XLA's compiler, it crashes Python on its way out.
+    """Ctrl-C and SIGTERM wait for the end of the block: raised inside XLA's compiler, they crash Python on its way out.
 
-    XLA could not be stopped half way in any case. A second Ctrl-C does not wait.
+    XLA could not be stopped half way in any case. A second one does not wait.
     """
-    handler = signal.getsignal(signal.SIGINT)
-    if not callable(handler) or threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
-    pressed: list[tuple] = []
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: handler for number, handler in handlers.items() if callable(handler)}
+    received: list[tuple] = []
 
-    def remember(*args) -> None:
-        if pressed:
-            handler(*args)
-        pressed.append(args)
+    def remember(number: int, frame: Any) -> None:
+        if received:
+            handlers[number](number, frame)
+        received.append((number, frame))
 
-    signal.signal(signal.SIGINT, remember)
+    for number in handlers:
+        signal.signal(number, remember)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, handler)
-    if pressed:
-        handler(*pressed[0])
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    if received:
+        handlers[received[0][0]](*received[0])

@@ -2,7 +2,12 @@
 
 import dataclasses
 import json
+import os
 import pathlib
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -146,3 +151,43 @@ def test_a_misspelt_field_in_a_config_file_is_one_line(capsys, tmp_path):
     status, _, err = run(capsys, "train", file)
     assert status == 2 and err.count("\n") == 1
     assert "mine.py, line 3: PartConfig has no field 'wieght'; choose one of weight" in err
+
+
+def test_names_with_dollar_signs_and_other_scripts(capsys, tmp_path, photographs):
+    folder = photographs.rename(tmp_path / "shots_$5_and_$6_日本")
+    for i, file in enumerate(sorted(folder.iterdir())):
+        file.rename(folder / f"$x_$y_{i}.5.png")
+    status, out, err = run(capsys, "predict", folder, "--output", tmp_path / "out", "--method", "sml")
+    assert status == 0 and "Glyph" not in err and (tmp_path / "out" / "overview.png").is_file()
+
+
+def test_photographs_in_other_formats_are_not_passed_over_in_silence(capsys, tmp_path, photographs):
+    (photographs / "frame3.heic").write_bytes(b"x")
+    (photographs / "frame1.CR2").write_bytes(b"x")  # beside frame1.png, as cameras write both
+    status, out, _ = run(capsys, "predict", photographs, "--output", tmp_path / "out", "--method", "sml")
+    assert status == 0 and "note: not read: frame3.heic; export" in out
+    (photographs / "focus_distance.txt").write_text("1\n2\n3\n4\n")
+    status, _, err = run(capsys, "predict", photographs, "--output", tmp_path / "other", "--method", "sml")
+    assert status == 2 and "4 distances for 3 frames" in err and "not read: frame3.heic" in err
+
+
+def test_wrong_usage_is_one_line(capsys):
+    for arguments in (["predict", "x", "--output", "y", "--unit", "feet"], ["bench", "--size", "big"], ["predict"]):
+        status, out, err = run(capsys, *arguments)
+        assert status == 2 and out == "" and err.count("\n") == 1 and "--help shows" in err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl_c", "terminated"])
+def test_stopped_at_any_moment_it_ends_without_a_traceback_and_leaves_nothing(tmp_path, photographs, number):
+    command = [sys.executable, "-m", "dff_jax.cli", "predict", photographs, "--output", tmp_path / "out"]
+    for seconds in (0.4, 1.0, 3.0):
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
+            env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")},
+        )  # fmt: skip
+        time.sleep(seconds)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode in (130, -number, -signal.SIGINT), err
+        assert err.splitlines()[-1:] in ([], ["dff-jax: interrupted"]) and "Traceback" not in err
+        assert not (tmp_path / "out").exists()

@@ -6,7 +6,7 @@ values (named first). Presets of the estimators are the functions of `presets`; 
 """
 
 from dff_jax.config.comparison import Comparison, Entrant, TestSet
-from dff_jax.config.data import CameraConfig, DataConfig, LensConfig, PartConfig, WorldConfig
+from dff_jax.config.data import UNITS, CameraConfig, DataConfig, LensConfig, PartConfig, WorldConfig
 from dff_jax.config.experiment import Config
 from dff_jax.config.json import from_dict, from_json, to_dict, to_json
 from dff_jax.config.model import DTYPES, UNTRAINED, ModelConfig
@@ -28,7 +28,7 @@ from dff_jax.config.presets import (
 from dff_jax.config.training import LossConfig, OptimizerConfig, TrainingConfig
 
 __all__ = [
-    "DTYPES", "MODEL_PRESETS", "UNTRAINED", "CameraConfig", "Comparison", "Config", "DataConfig", "Entrant",
+    "DTYPES", "MODEL_PRESETS", "UNITS", "UNTRAINED", "CameraConfig", "Comparison", "Config", "DataConfig", "Entrant",
     "LensConfig", "LossConfig", "ModelConfig", "OptimizerConfig", "PartConfig", "TestSet", "TrainingConfig",
     "WorldConfig", "aifdnet", "classical", "dfv_diff", "dfv_fv", "dwild", "from_dict", "from_json",
     "model_preset", "paper", "physical",

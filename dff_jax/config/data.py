@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from dff_jax.checked import Checked
 from dff_jax.errors import ConfigError
@@ -112,6 +112,7 @@ class CameraConfig(Checked):
 
 Source = Literal["tfds", "folder", "procedural_live", "rgbd"]
 Unit = Literal["disparity", "diopter", "metre", "index"]
+UNITS: tuple[str, ...] = get_args(Unit)
 
 
 def _check_frames(where: str, frames: tuple[int, int] | None) -> None:

@@ -123,6 +123,7 @@ def _start_worker(index: int, count: int) -> None:
 
     jax.config.update("jax_platforms", "cpu")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     parent = multiprocessing.parent_process()
 
     def end_with_parent():

@@ -164,3 +164,4 @@ def _taken(outcome: Outcome | InputError, path: Path) -> Outcome | InputError:
 def _start_worker() -> None:
     os.environ["JAX_PLATFORMS"] = "cpu"
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it and ends the pool
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
