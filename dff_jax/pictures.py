@@ -6,7 +6,9 @@ matplotlib is imported when a picture is drawn, and only its Agg canvas: no pypl
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,6 +45,19 @@ class Panel(NamedTuple):
     image: np.ndarray  # [H,W,3] uint8
     caption: str
     bar: Bar | None = None
+
+
+def literal(text: str) -> str:
+    """A name of the user's, as matplotlib shows it unchanged: between two dollar signs it would look for formulas."""
+    return text.replace("$", r"\$")
+
+
+@contextmanager
+def any_script() -> Iterator[None]:
+    """In here matplotlib draws boxes for letters that its font lacks without warning of each."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+", UserWarning)
+        yield
 
 
 def bands(picture: np.ndarray) -> Iterator[slice]:
@@ -178,7 +193,7 @@ def sheet(
         return x / size[0], 1 - (y + h) / size[1], w / size[0], h / size[1]
 
     if title:
-        figure.text(margin / size[0], 1 - 0.12 / size[1], title, va="top", fontsize=13, weight="bold")
+        figure.text(margin / size[0], 1 - 0.12 / size[1], literal(title), va="top", fontsize=13, weight="bold")
     for top, height, panel_width, row in layout:
         x = margin
         for panel in row:
@@ -186,7 +201,7 @@ def sheet(
             axes.imshow(_fit(panel.image, int(panel_width * dpi)), interpolation="antialiased")
             axes.set_axis_off()
             axes.set_anchor("N")
-            axes.set_title(panel.caption, fontsize=10, loc="left", pad=4, wrap=True)
+            axes.set_title(literal(panel.caption), fontsize=10, loc="left", pad=4, wrap=True)
             x += panel_width + gap
             if panel.bar:
                 drawn = min(height, panel_width * panel.image.shape[0] / panel.image.shape[1])
@@ -237,5 +252,6 @@ def _figure(width: float, height: float, dpi: float):
 
 def pixels(canvas) -> np.ndarray:
     """What is drawn on a canvas of matplotlib, [H,W,3] uint8."""
-    canvas.draw()
+    with any_script():
+        canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()

@@ -141,7 +141,7 @@ def convergence(courses: dict[str, dict[str, Any]], unit: str, title: str, train
       trained: K as trained, marked; None: not marked.
     """
     figure = _figure(11.5, 7.2)
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(pictures.literal(title), fontsize=11)
     quantities = (  # key, label, first k, smallest value of a logarithmic axis: below is rounding
         ("MAE", f"MAE of D(k) [{_ABBREVIATIONS[unit]}]", 0, None),
         ("data_energy", "data term above its minimum at D(0)\n½ S (D(k) - D(0))², mean per pixel", 0, 1e-12),
@@ -169,7 +169,7 @@ def convergence(courses: dict[str, dict[str, Any]], unit: str, title: str, train
 def comparison(reports: list[dict[str, Any]]) -> Figure:
     """MAE of every run's stages as bars, run below run."""
     stages = ("Dbar", "best D_i", "D(0)", "D(1)", "D(3)", "answer")
-    runs = [report["meta"]["run"] for report in reports]
+    runs = [pictures.literal(report["meta"]["run"]) for report in reports]
     figure = _figure(8.0, 1.2 + 0.85 * len(runs))
     axes = figure.subplots()
     height = 0.8 / len(stages)
@@ -182,9 +182,8 @@ def comparison(reports: list[dict[str, Any]]) -> Figure:
     axes.set_yticks(range(len(runs)), runs, fontsize=9)
     axes.invert_yaxis()
     meta = reports[0]["meta"]
-    axes.set_xlabel(
-        f"MAE [{_ABBREVIATIONS[meta['unit']]}], mean over {meta['stacks']} stacks of {meta['dataset']}", fontsize=9
-    )
+    over = f"{meta['stacks']} stacks of {pictures.literal(meta['dataset'])}"
+    axes.set_xlabel(f"MAE [{_ABBREVIATIONS[meta['unit']]}], mean over {over}", fontsize=9)
     _plain(axes)
     axes.legend(frameon=False, fontsize=8, ncols=len(stages), loc="lower left", bbox_to_anchor=(0, 1.0))
     return figure

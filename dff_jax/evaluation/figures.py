@@ -15,6 +15,7 @@ import numpy as np
 from dff_jax import focus_axis
 from dff_jax.evaluation import calibration, tables
 from dff_jax.evaluation.rows import YARDSTICKS, Evaluation, row_maps, row_names
+from dff_jax.pictures import any_script, literal
 from dff_jax.types import Batch, Prediction
 
 if TYPE_CHECKING:
@@ -83,7 +84,8 @@ def write(
 
 def save(figure: Figure, path: Path) -> None:
     """Writes a figure as PNG."""
-    figure.savefig(path, dpi=100, format="png")
+    with any_script():
+        figure.savefig(path, dpi=100, format="png")
 
 
 def error_chart(evaluation: Evaluation) -> Figure:
@@ -200,7 +202,7 @@ def _draw(lines: list[list[_Panel]], scales: dict[str, _Scale], title: str) -> F
     figure_width = _GAP + max(len(e) * (_PANEL + _GAP) + sum(e) * _BAR for e in ends)
     figure_height = len(lines) * (panel_height + _HEADING) + 0.35
     figure = new_figure(figure_width, figure_height)
-    figure.suptitle(title, fontsize=11, x=_GAP / figure_width, ha="left", y=1 - 0.08 / figure_height, va="top")
+    figure.suptitle(literal(title), fontsize=11, x=_GAP / figure_width, ha="left", y=1 - 0.08 / figure_height, va="top")
 
     def axes_at(x: float, bottom: float, w: float) -> Any:
         box = (x / figure_width, bottom / figure_height, w / figure_width, panel_height / figure_height)

@@ -12,6 +12,7 @@ import numpy as np
 
 from dff_jax import focus_axis
 from dff_jax.errors import InputError
+from dff_jax.pictures import literal
 from dff_jax.types import Batch, Prediction
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def draw(layout: Layout, columns: list[Column]) -> Figure:
     width = _MARGIN + len(columns) * (_SIDE + _GAP)
     height = 2 * _HEADING + sum(heights) + _GAP * len(rows) + _FOOT
     figure = new_figure(width, height)
-    figure.suptitle(layout.title, fontsize=11, x=_GAP / width, ha="left", y=1 - 0.05 / height, va="top")
+    figure.suptitle(literal(layout.title), fontsize=11, x=_GAP / width, ha="left", y=1 - 0.05 / height, va="top")
     top = height - 2 * _HEADING
     for (name, pictures), tall in zip(rows, heights, strict=True):
         top -= tall
@@ -120,9 +121,9 @@ def draw(layout: Layout, columns: list[Column]) -> Figure:
             axes.set_xticks([])
             axes.set_yticks([])
             if name == rows[0][0]:
-                axes.set_title(one.name, fontsize=8, pad=3)
+                axes.set_title(literal(one.name), fontsize=8, pad=3)
             if i == 0:
-                axes.set_ylabel(name, fontsize=9)
+                axes.set_ylabel(literal(name), fontsize=9)
             _show(axes, one, values)
         top -= _GAP
     for i, one in enumerate(columns):
