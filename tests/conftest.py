@@ -13,7 +13,7 @@ import jax
 import pytest
 
 # Tests compile much and compute little: five times quicker without the compiler's optimisations.
-QUICK = ["--xla_backend_optimization_level=0"]
+QUICK = ["--xla_backend_optimization_level=0", "--xla_cpu_parallel_codegen_split_count=1"]
 if jax.__version_info__ < (0, 11):  # an unknown flag ends the process, and this one may go
     QUICK.append("--xla_cpu_use_fusion_emitters=false")
 for flag in QUICK:

@@ -93,7 +93,7 @@ def test_distance_file(tmp_path):
     with pytest.raises(InputError, match="2 distances for 3 frames"):
         read_stack(tmp_path)
     (tmp_path / "focus_distance.txt").write_text("0.5\n2.0\nnan\n")
-    with pytest.raises(InputError, match="a10.png: focus setting nan"):
+    with pytest.raises(InputError, match="focus_distance.txt, line 3: .nan. is not a finite"):
         read_stack(tmp_path)
     (tmp_path / "focus_distance.txt").write_text("0.5\n2.0\n0.5\n")
     with pytest.raises(InputError, match="same focus setting"):

@@ -148,11 +148,16 @@ def _read_distances(path: Path, count: int) -> np.ndarray:
     values = []
     for number, line in enumerate(lines, start=1):
         if line.strip():
+            text = line.strip()[:40]
             try:
                 values.append(float(line))
             except ValueError:
-                text = line.strip()[:40]
                 raise InputError(f"{path}, line {number}: {text!r} is not a number") from None
+            if not np.isfinite(values[-1]):
+                raise InputError(f"{path}, line {number}: {text!r} is not a finite number")
     if len(values) != count:
-        raise InputError(f"{path}: {len(values)} distances for {count} frames; one a line, in name order")
+        raise InputError(
+            f"{path}: {len(values)} distances for {count} frames; one a line, in name order (for some of the frames "
+            "give theirs with --focus)"
+        )
     return np.array(values)

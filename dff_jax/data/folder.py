@@ -23,6 +23,10 @@ from dff_jax.errors import InputError
 from dff_jax.types import FocalStack
 
 TRUTH_FILES = ("disp.exr", "disp.npy")
+# Photographs that are not read. Their names are told, unless there is a frame of the same name, as cameras write both.
+OTHER_SUFFIXES = frozenset(
+    ".heic .heif .avif .webp .gif .jp2 .jxl .dng .cr2 .cr3 .nef .arw .raf .orf .rw2 .pef .srw .x3f".split()
+)
 MIN_SIDE = 16
 
 Source = str | Path | Sequence[str | Path]
@@ -66,7 +70,15 @@ def read_stack(
     if max_size is not None and max_size < MIN_SIDE:
         raise InputError(f"max_size: must be at least {MIN_SIDE} pixels, got {max_size}")
     files = find_frames(source)
-    values, unit, notes = focus_settings(files, focus, unit, reverse=reverse)
+    ignored = _not_read(source, files)
+    try:
+        values, unit, notes = focus_settings(files, focus, unit, reverse=reverse)
+    except InputError as error:
+        if not ignored:
+            raise
+        raise InputError(f"{error}; {ignored}") from None
+    if ignored:
+        notes += (ignored,)
     order = focus_axis.sort_order(values, unit, [str(file) for file in files])
     files = tuple(files[i] for i in order)
     frames, full_size = _read_frames(files, max_size, allocate)
@@ -181,13 +193,27 @@ def find_frames(source: Source) -> list[Path]:
     files = sorted(filter(_is_frame, found), key=natural_key)
     if len(files) < 2:
         what = f"only one image ({files[0].name})" if files else "no images (jpg, png, tif, bmp)"
-        raise InputError(f"{label}: {what}; a focal stack needs at least 2 frames")
+        ignored = _not_read(source, files)
+        raise InputError(f"{label}: {what}; a focal stack needs at least 2 frames{ignored and '; '}{ignored}")
     stems: dict[Path, Path] = {}
     for file in files:
         twin = stems.setdefault(file.with_suffix(""), file)
         if twin is not file:
             raise InputError(f"{twin} and {file.name}: one frame twice? choose with a glob such as '*.jpg'")
     return files
+
+
+def _not_read(source: Source, files: Sequence[Path]) -> str:
+    """What to say of photographs in the folder `source` that are in a format that is not read; "" if there are none."""
+    if not isinstance(source, str | Path) or not Path(source).is_dir():
+        return ""
+    twins = {file.stem for file in files}
+    others = (path for path in Path(source).iterdir() if path.suffix.lower() in OTHER_SUFFIXES)
+    names = sorted((path.name for path in others if path.stem not in twins and path.name[0] != "."), key=natural_key)
+    if not names:
+        return ""
+    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return f"not read: {shown}; export such photographs as JPEG, PNG or TIFF"
 
 
 def _is_frame(path: Path) -> bool:

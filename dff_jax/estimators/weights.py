@@ -253,7 +253,10 @@ def file_of(spec: str | Path) -> Path:
     if not path.is_dir():
         return path
     if not (path / FILE_NAME).is_file():
-        raise WeightsError(f"{spec}: no {FILE_NAME} inside; a run folder has it once training came to an evaluation")
+        raise WeightsError(
+            f"{spec}: no {FILE_NAME} inside; a run folder has it once training came to an evaluation, to which the "
+            "same train command goes on"
+        )
     return path / FILE_NAME
 
 
