@@ -10,8 +10,8 @@ vignetting, changing exposure, noise, JPEG. No photograph was used.
 
 `first` learns to see sharpness, from hard worlds. `config` takes its weights over and adds what makes answers precise:
 the measured candidates of `classical`, wider networks at full resolution, fewer faults and a penalty that pixels
-without any clue do not dominate. The weights in the package are those after 1800 of its 3600 steps, where the error
-still fell. (Their first stage saw worlds of an earlier renderer, without the points of light fields.)
+without any clue do not dominate. (The first stage of the weights in the package saw worlds of an earlier renderer,
+without the points of light fields.)
 """
 
 import dataclasses

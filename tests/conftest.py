@@ -13,9 +13,10 @@ import jax
 import pytest
 
 # Tests compile much and compute little: five times quicker without the compiler's optimisations.
-QUICK = ["--xla_backend_optimization_level=0", "--xla_cpu_parallel_codegen_split_count=1"]
-if jax.__version_info__ < (0, 11):  # an unknown flag ends the process, and this one may go
-    QUICK.append("--xla_cpu_use_fusion_emitters=false")
+# Split into many parts, to be compiled side by side, a program takes a quarter more work.
+QUICK = ["--xla_backend_optimization_level=0"]
+if jax.__version_info__ < (0, 11):  # an unknown flag ends the process, and these may go
+    QUICK += ["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"]
 for flag in QUICK:
     if flag.split("=")[0] not in os.environ["XLA_FLAGS"]:
         os.environ["XLA_FLAGS"] += f" {flag}"
