@@ -201,7 +201,7 @@ def _programs(method: _Method, variables: Variables, shape: tuple[int, ...], dty
         survey = _compiled(method._replace(iterations=None, stages=False), "survey", *_structure(({}, frames, q)))
         means = jax.eval_shape(look_over, jax.ShapeDtypeStruct((1, *shape[1:]), jnp.float32), q)
         variables = {**variables, "survey": jax.ShapeDtypeStruct(means.shape[-1:], np.float32)}
-    apply = _compiled(method, "apply", *_structure((variables, frames, q)))
+    apply = _compiled(method, "apply", *_structure((variables, frames, q)), quickly=not tiled)
     need = max(program.memory for program in (survey, apply) if program)
     return _Programs(apply.run, survey and survey.run, need * _sharers(shape[0]), apply.stages)
 
@@ -212,16 +212,19 @@ def _structure(arguments: Any) -> tuple[Any, tuple[jax.ShapeDtypeStruct, ...]]:
 
 
 @functools.lru_cache(maxsize=8)
-def _compiled(method: _Method, part: str, tree: Any, shapes: tuple[jax.ShapeDtypeStruct, ...]) -> _Program:
+def _compiled(
+    method: _Method, part: str, tree: Any, shapes: tuple[jax.ShapeDtypeStruct, ...], quickly: bool = False
+) -> _Program:
     """`apply` without its history, or `survey`, of tiles as photographed, each on a device of its own."""
     identity = method.identity
     devices = jax.tree.unflatten(tree, shapes)[1].shape[0]
-    key = (identity, part, method.iterations, method.stages, str(tree), [(x.shape, x.dtype.name) for x in shapes])
+    sizes = [(x.shape, x.dtype.name) for x in shapes]
+    key = (identity, part, method.iterations, method.stages, str(tree), sizes, quickly)
     keep = identity is not None and devices == 1
     if keep and (found := kept.load_program(*key)) is not None:
         return _Program(found[0], found[1]["memory"], tuple(found[1]["stages"]))
     with kept.compiled_anew() if keep and kept.folder() else contextlib.nullcontext():
-        compiled, names = _compile(method, part, jax.tree.unflatten(tree, shapes))
+        compiled, names = _compile(method, part, jax.tree.unflatten(tree, shapes), quickly)
     found = compiled.memory_analysis()
     memory = found.temp_size_in_bytes + 2 * (found.argument_size_in_bytes + found.output_size_in_bytes)
     if keep:
@@ -230,7 +233,7 @@ def _compiled(method: _Method, part: str, tree: Any, shapes: tuple[jax.ShapeDtyp
 
 
 def _compile(
-    method: _Method, part: str, arguments: tuple[Variables, Any, Any]
+    method: _Method, part: str, arguments: tuple[Variables, Any, Any], quickly: bool
 ) -> tuple[jax.stages.Compiled, tuple[str, ...]]:
     """The program, and the names of the stages that it gives."""
     estimator, names = method.estimator, []
@@ -248,7 +251,7 @@ def _compile(
 
     devices = arguments[1].shape[0]
     if devices == 1:
-        return jit(run).lower(*arguments).compile(), tuple(names)
+        return jit(run, quickly).lower(*arguments).compile(), tuple(names)
     mesh, tiles = _mesh(devices), PartitionSpec("tiles")
     each = jax.shard_map(
         run, mesh=mesh, in_specs=(PartitionSpec(), tiles, PartitionSpec()), out_specs=tiles, check_vma=False

@@ -24,16 +24,17 @@ def guided_mean(volume: Array, guide: Array, radius: int, epsilon: float) -> Arr
       epsilon: variance of the guide below which a window counts as one surface.
     """
 
-    def mean(x: Array) -> Array:  # kept apart: XLA would fuse these into each other and compute sums many times over
-        return optimization_barrier(box_mean(optimization_barrier(x), 2 * radius + 1))
+    def means(*volumes: Array) -> list[Array]:
+        """In one, which compiles sooner; kept apart, as XLA would fuse them and compute sums many times over."""
+        together = box_mean(optimization_barrier(jnp.concatenate(volumes, 1)), 2 * radius + 1)
+        return jnp.split(optimization_barrier(together), len(volumes), 1)
 
     guide = (guide - extent.mean(guide, keepdims=True))[:, None]  # centred: no cancellation in float32
-    mean_guide = mean(guide)
-    spread = mean(guide * guide) - mean_guide**2 + epsilon
-    mean_volume = mean(volume)
-    slope = (mean(guide * volume) - mean_guide * mean_volume) / spread
-    offset = mean(mean_volume - slope * mean_guide)
-    return optimization_barrier(jnp.maximum(mean(slope) * guide + offset, 0.0))
+    mean_guide, mean_square = means(guide, guide * guide)
+    mean_volume, mean_product = means(volume, guide * volume)
+    slope = (mean_product - mean_guide * mean_volume) / (mean_square - mean_guide**2 + epsilon)
+    slope, offset = means(slope, mean_volume - slope * mean_guide)
+    return optimization_barrier(jnp.maximum(slope * guide + offset, 0.0))
 
 
 def pool(x: Array, scale: int) -> Array:
