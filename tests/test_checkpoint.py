@@ -174,23 +174,33 @@ def test_network_that_has_changed_under_the_same_config(tmp_path):
 
 def test_a_damaged_one_is_named_with_what_to_do(tmp_path):
     """Whichever of its files is cut short: one line, or, where that file is not needed, all of the checkpoint."""
-    write(tmp_path / "run", [4, 5])
+    write(tmp_path / "run", [4, 5], [0.5, 0.4])
     whole = tmp_path / "run" / checkpoint.FOLDER / "5"
     errors = []
-    for file in sorted(f.relative_to(whole) for f in whole.rglob("*") if f.is_file() and f.stat().st_size > 100):
+    for file in sorted(f.relative_to(whole) for f in whole.rglob("*") if f.is_file()):
         shutil.copytree(tmp_path / "run", tmp_path / "copy")
         damaged = tmp_path / "copy" / checkpoint.FOLDER / "5" / file
-        damaged.write_bytes(damaged.read_bytes()[:60])
-        with checkpoint.open_manager(tmp_path / "copy", 2) as manager:
-            try:
+        damaged.write_bytes(damaged.read_bytes()[:-1][:60])
+        try:
+            with checkpoint.open_manager(tmp_path / "copy", 2) as manager:
                 assert int(checkpoint.restore(manager, CONFIG, abstract()).state.step) == 5
-            except InputError as error:
-                errors.append((file.parts[0], str(error)))
+        except InputError as error:
+            errors.append((file.parts[0], str(error)))
         shutil.rmtree(tmp_path / "copy")
-    assert {part for part, _ in errors} == {"state", "meta"}
-    for _, error in errors:
-        assert "/5: damaged (" in error and error.endswith("move this folder away: the run then goes on from step 4")
-        assert "\n" not in error
+    assert {part for part, _ in errors} == {"state", "meta", "data", "metrics"}
+    for part, error in errors:
+        assert "/5: damaged (" in error and "move this folder away" in error and "\n" not in error
+        assert part == "metrics" or error.endswith("the run then goes on from step 4")
+
+
+@pytest.mark.parametrize("error", [MemoryError(), jax.errors.JaxRuntimeError("FULL"), OSError(24, "many")])
+def test_a_sound_one_that_cannot_be_read_now_is_not_called_damaged(tmp_path, monkeypatch, error):
+    write(tmp_path, [4, 5])
+    with checkpoint.open_manager(tmp_path, 2) as manager:
+        monkeypatch.setattr(manager, "restore", lambda *_, **__: (_ for _ in ()).throw(error))
+        with pytest.raises((type(error), InputError)) as raised:
+            checkpoint.restore(manager, CONFIG, abstract())
+    assert "damaged" not in str(raised.value)
 
 
 def test_relative_folder(tmp_path, monkeypatch):

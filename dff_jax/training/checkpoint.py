@@ -6,9 +6,12 @@ it is complete, so that a process killed at any moment leaves either all of it o
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,6 +77,17 @@ def open_manager(run: Path, keep: int) -> ocp.CheckpointManager:
         return ocp.CheckpointManager(folder, item_names=("state", "data", "meta"), options=options)
     except OSError as error:
         raise InputError(f"{folder}: cannot hold checkpoints ({error.strerror or error})") from None
+    except ValueError as error:  # it reads the metrics of all
+        bad = (file.parent.parent for file in sorted(folder.glob("*/metrics/metrics")) if not _json(file))
+        damaged = next(bad, folder)
+        raise InputError(f"{damaged}: damaged ({one_line(error)}); move this folder away") from None
+
+
+def _json(file: Path) -> bool:
+    try:
+        return isinstance(json.loads(file.read_bytes()), dict)
+    except (OSError, ValueError):
+        return False
 
 
 def save(
@@ -127,38 +141,47 @@ def restore(manager: ocp.CheckpointManager, config: Config, abstract_state: Trai
     if step is None:
         return None
     plain = ocp.args.Composite(data=ocp.args.JsonRestore(), meta=ocp.args.JsonRestore())
-    try:
+    with _readable(manager, step):
         found = manager.restore(step, args=plain)
-    except Exception as error:  # orbax passes on whatever its storage raises
-        raise _damaged(manager, step, error) from None
-    check_config(found.meta["config"], configs.to_dict(config), manager.directory)
+        saved, progress, data = found.meta["config"], Progress(**found.meta["progress"]), dict(found.data)
+    check_config(saved, configs.to_dict(config), manager.directory)
     wanted = ocp.args.Composite(state=ocp.args.StandardRestore(_items(abstract_state)))
-    try:
+    with _readable(manager, step, abstract_state):
         state = manager.restore(step, args=wanted).state
-    except Exception as error:
-        if not _other_network(manager, step, abstract_state):
-            raise _damaged(manager, step, error) from None
-        raise InputError(  # the same config, but the code that makes a network of it has changed
-            f"{manager.directory / str(step)}: does not fit the network of this version ({one_line(error)[:300]}); "
-            "resume with the version that began the run"
-        ) from None
-    progress = Progress(**found.meta["progress"])
     if progress.best_mae is None:
         progress = progress._replace(best_mae=math.inf)
-    return Restored(TrainState(**state), found.data, progress)
+    return Restored(TrainState(**state), data, progress)
 
 
-def _damaged(manager: ocp.CheckpointManager, step: int, error: Exception) -> InputError:
-    older = [other for other in manager.all_steps() if other < step]
-    then = f"the run then goes on from step {max(older)}" if older else "no other is left, so the run then begins anew"
-    reason = one_line(error)[:300]
-    return InputError(f"{manager.directory / str(step)}: damaged ({reason}); move this folder away: {then}")
+@contextmanager
+def _readable(manager: ocp.CheckpointManager, step: int, wanted: TrainState | None = None) -> Iterator[None]:
+    """Turns what orbax passes on of its storage into one line; a device without memory or a lost process stays one."""
+    where = manager.directory / str(step)
+    try:
+        yield
+    except (MemoryError, jax.errors.JaxRuntimeError):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+            raise InputError(f"{where}: cannot be read ({error.strerror or one_line(error)})") from None
+        if wanted is not None and _other_network(manager, step, wanted):
+            raise InputError(  # the same config, but the code that makes a network of it has changed
+                f"{where}: does not fit the network of this version ({one_line(error)}); resume with the version that "
+                "began the run"
+            ) from None
+        older = [other for other in manager.all_steps() if other < step]
+        then = f"goes on from step {max(older)}" if older else "begins anew, as no other is left"
+        raise InputError(
+            f"{where}: damaged ({one_line(error)}); move this folder away: the run then {then}"
+        ) from None
 
 
 def _other_network(manager: ocp.CheckpointManager, step: int, wanted: TrainState) -> bool:
     """Whether the arrays stored have other names or shapes than those of `wanted`."""
     try:
         stored = manager.item_metadata(step)["state"]
+        if stored is None:
+            return False
         paths = lambda tree: {  # noqa: E731
             jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
             for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
