@@ -69,8 +69,7 @@ def read_stack(
     """
     if max_size is not None and max_size < MIN_SIDE:
         raise InputError(f"max_size: must be at least {MIN_SIDE} pixels, got {max_size}")
-    files = find_frames(source)
-    ignored = _not_read(source, files)
+    files, ignored = _look(source)
     try:
         values, unit, notes = focus_settings(files, focus, unit, reverse=reverse)
     except InputError as error:
@@ -170,6 +169,11 @@ def find_frames(source: Source) -> list[Path]:
     Raises:
       InputError: no such folder, no match, fewer than two frames, one frame in two formats, or a broken link.
     """
+    return _look(source)[0]
+
+
+def _look(source: Source) -> tuple[list[Path], str]:
+    """`find_frames`, and what to say of photographs that are not read."""
     if not isinstance(source, str | Path):
         label, found = f"{len(source)} files", [Path(item) for item in source]
         missing = next((path for path in found if not path.is_file()), None)
@@ -193,23 +197,21 @@ def find_frames(source: Source) -> list[Path]:
     files = sorted(filter(_is_frame, found), key=natural_key)
     if len(files) < 2:
         what = f"only one image ({files[0].name})" if files else "no images (jpg, png, tif, bmp)"
-        ignored = _not_read(source, files)
+        ignored = _not_read(found, files)
         raise InputError(f"{label}: {what}; a focal stack needs at least 2 frames{ignored and '; '}{ignored}")
     stems: dict[Path, Path] = {}
     for file in files:
         twin = stems.setdefault(file.with_suffix(""), file)
         if twin is not file:
             raise InputError(f"{twin} and {file.name}: one frame twice? choose with a glob such as '*.jpg'")
-    return files
+    return files, _not_read(found, files)
 
 
-def _not_read(source: Source, files: Sequence[Path]) -> str:
-    """What to say of photographs in the folder `source` that are in a format that is not read; "" if there are none."""
-    if not isinstance(source, str | Path) or not Path(source).is_dir():
-        return ""
-    twins = {file.stem for file in files}
-    others = (path for path in Path(source).iterdir() if path.suffix.lower() in OTHER_SUFFIXES)
-    names = sorted((path.name for path in others if path.stem not in twins and path.name[0] != "."), key=natural_key)
+def _not_read(found: Sequence[Path], files: Sequence[Path]) -> str:
+    """What to say of photographs among `found` in a format that is not read; "" if there are none."""
+    twins = {file.stem for file in files} | {"AiF"}
+    others = (path for path in found if path.suffix.lower() in OTHER_SUFFIXES and path.name[0] != ".")
+    names = sorted((path.name for path in others if path.stem not in twins), key=natural_key)
     if not names:
         return ""
     shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
