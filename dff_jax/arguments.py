@@ -10,17 +10,22 @@ from dff_jax.bench import command as bench_command
 from dff_jax.config import UNITS, UNTRAINED
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """`commands`: the parser of each command by its name."""
+
+    commands: dict[str, argparse.ArgumentParser]
+
     def error(self, message: str) -> NoReturn:
         """One line, like every other error: all options would hide it."""
         self.exit(2, f"{self.prog}: error: {message}; {self.prog} --help shows what there is\n")
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> Parser:
     """All commands and their options; `command` says which was given."""
-    parser = _Parser(prog="dff-jax", description="Depth from focus in JAX.")
+    parser = Parser(prog="dff-jax", description="Depth from focus in JAX.")
     parser.add_argument("--version", action="version", version=f"dff-jax {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    parser.commands = commands.choices
 
     train = commands.add_parser(
         "train", help="train a network", formatter_class=argparse.RawDescriptionHelpFormatter,

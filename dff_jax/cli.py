@@ -1,17 +1,19 @@
 """The command `dff-jax`: parse, call one function, print.
 
 Exit status: 0 done, 2 bad input or usage (one line says what to do; nothing was written), 1 training diverged,
-130 interrupted.
+130 interrupted (while JAX is imported, by the signal itself).
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -28,36 +30,38 @@ def main(argv: list[str] | None = None) -> int:
     parser = make_parser()
     args, rest = parser.parse_known_args(argv)
     if rest and args.command != "train":
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        parser.commands[args.command].error(f"unrecognized arguments: {' '.join(rest)}")
     # XLA's alarms of slow compilation look like failures; what goes wrong is raised, not logged
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if os.getcwd() not in sys.path:  # a scheme or prox of the user's own, by its dotted name
         sys.path.append(os.getcwd())
+    several = args.command == "train" and _of_several(args)
     with _signals():
-        status = _run(args, rest)
-    if args.command == "train" and _of_several(args):
+        status, agreed = _run(args, rest)
+    if several:
         from dff_jax import processes
 
-        processes.leave(status)
+        processes.leave(status, agreed)
     return status
 
 
-def _run(args: argparse.Namespace, rest: list[str]) -> int:
+def _run(args: argparse.Namespace, rest: list[str]) -> tuple[int, bool]:
+    """The exit status, and whether the command came to its own end."""
     try:
         if args.command != "bench":  # which times compilation
             _compilation_cache()
-        return _COMMANDS[args.command](args, rest) or 0
+        return _COMMANDS[args.command](args, rest) or 0, True
     except InputError as error:
         problems = getattr(error, "problems", ())  # of a SourceError: all that is missing or damaged
         if len(problems) > 1:
             print("\n".join(map(_one_line, problems)), file=sys.stderr)
         print(f"dff-jax: error: {_one_line(error)}", file=sys.stderr)
-        return 2
+        return 2, True
     except KeyboardInterrupt:
         print("dff-jax: interrupted", file=sys.stderr)
-        return 130
+        return 130, False
     except BrokenPipeError:
-        return 1
+        return 1, True
 
 
 @contextmanager
@@ -73,8 +77,9 @@ def _signals() -> Iterator[None]:
         for number in ours:
             signal.signal(number, signal.SIG_DFL)
         import jax  # noqa: F401
+    interrupt = _interrupter()
     for number in ours:
-        signal.signal(number, _interrupt)
+        signal.signal(number, interrupt)
     try:
         yield
     finally:
@@ -82,13 +87,22 @@ def _signals() -> Iterator[None]:
             signal.signal(number, before[number])
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Raises KeyboardInterrupt; a moment later where JAX is called back by Python's collector, which would drop it."""
-    if frame is None or frame.f_code.co_name != "_xla_gc_callback":
-        raise KeyboardInterrupt
-    again = threading.Timer(0.02, os.kill, (os.getpid(), number))
-    again.daemon = True
-    again.start()
+def _interrupter() -> Callable[[int, FrameType | None], None]:
+    """A handler that raises KeyboardInterrupt: a moment later where JAX is called back by Python's collector, which
+    would drop it, and once a second, so that impatience does not interrupt the cleaning up."""
+    last = -math.inf
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal last
+        if frame is not None and frame.f_code.co_name == "_xla_gc_callback":
+            again = threading.Timer(0.02, os.kill, (os.getpid(), number))
+            again.daemon = True
+            again.start()
+        elif time.monotonic() - last > 1:
+            last = time.monotonic()
+            raise KeyboardInterrupt
+
+    return interrupt
 
 
 def _of_several(args: argparse.Namespace) -> bool:

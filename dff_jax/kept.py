@@ -82,7 +82,8 @@ def compiled_anew() -> Iterator[None]:
     """What is compiled in here is not taken from JAX's cache, nor put there.
 
     A program that came out of that cache can be serialised, but lacks its functions when it is loaded again (on CPU,
-    jaxlib 0.10). So what goes to `store_program` is compiled in here.
+    jaxlib 0.10). So what goes to `store_program` is compiled in here. Where it then cannot be stored, it is compiled in
+    every run.
     """
     from jax.experimental.compilation_cache import compilation_cache
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -76,6 +77,8 @@ def join(
             f"processes: cannot join the others ({one_line(error)}); start all of them at about the same time, and "
             "outside of SLURM, TPU pods and Open MPI give --coordinator, --num-processes and --process-id"
         ) from None
+    for number in (signal.SIGINT, signal.SIGTERM):  # JAX has put a handler of its own under Python's
+        signal.signal(number, signal.getsignal(number))
     command = [sys.executable, "-S", "-c", _CHILD]
     _Joined.child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
     words = f"dff-jax: {_who()} was ended before its time, most likely because another one was lost; {advice}\n"
@@ -83,13 +86,13 @@ def join(
     _Joined.child.stdin.flush()
 
 
-def leave(status: int) -> None:
-    """Ends this process's part of the run. With a status that says failure, the program too: the others, who may be
-    waiting for what this process will no longer compute, are not waited for."""
+def leave(status: int, agreed: bool = True) -> None:
+    """Ends this process's part of the run. With a status that says failure, or if the others have not `agreed` to stop,
+    the program too: they may be waiting for what this process will no longer compute, and are not waited for."""
     if _Joined.child is not None:
         _Joined.child.stdin.write(b"\0")
         _Joined.child.stdin.close()
-    if status in (0, 130):  # done, or stopped by agreement
+    if agreed and status in (0, 130):
         jax.distributed.shutdown()
         return
     sys.stdout.flush()

@@ -37,7 +37,6 @@ def own_source(source, tmp_path):
 @pytest.fixture(autouse=True)
 def own_cache(monkeypatch):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "kept as conftest set it")
-    monkeypatch.setattr("signal.signal", lambda *_: None)  # pytest keeps its own
 
 
 def run(capsys, *arguments):
@@ -167,7 +166,6 @@ def test_interrupted_and_repeated_it_ends_the_same(monkeypatch, capsys, tmp_path
     assert status == 130 and "interrupted" in err
     assert not [p for p in (tmp_path / "d" / FT).rglob("*") if p.is_file()]
     monkeypatch.undo()
-    monkeypatch.setattr("signal.signal", lambda *_: None)
     assert _files(datasets.prepare(FT, tmp_path / "d", source=source)) == whole
 
     monkeypatch.setattr(reading, "read_one", lambda item: 1 / 0)  # made again, and failing: the old data stays

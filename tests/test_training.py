@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import signal
+import time
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from dff_jax.data import pipeline
 from dff_jax.errors import ConfigError, InputError
 from dff_jax.estimators import weights
 from dff_jax.estimators.weights import load_weights
-from dff_jax.training import checkpoint, logging, loop, optimizer, parallel, state, validation
+from dff_jax.training import checkpoint, logging, loop, optimizer, parallel, state, stopping, validation
 from dff_jax.training.step import make_update
 
 # Devices -------------------------------------------------------------------------------------------------------
@@ -301,6 +302,18 @@ def test_a_running_average_is_resumed_and_is_what_is_exported(stacks, network, t
     for name, value in exported.items():
         np.testing.assert_array_equal(value, kept[name])
     assert any(np.any(kept[f"params/{n}"] != x) for n, x in flatten_dict(last["params"], sep="/").items())
+
+
+def test_two_signals_at_once_are_one_and_a_later_one_stops_at_once():
+    """Ctrl-C in `scripts/train_local` reaches each process twice: from the terminal and from the script."""
+    with stopping.stop_on_signal() as asked:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+        assert asked.is_set()
+        time.sleep(1.1)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_ctrl_c_during_an_evaluation(finished, stacks, network, tmp_path, monkeypatch):

@@ -108,7 +108,8 @@ def train(config: Config, output: str | Path, *, resume: bool = True) -> dict[st
             return state.create(jax.random.key(config.seed), estimator, tx, *shapes, average, begin)
 
         abstract = checkpoint.abstract(jax.eval_shape(fresh), devices.whole)
-        restored = checkpoint.restore(manager, config, abstract)
+        with processes.watched(advice(output)):
+            restored = checkpoint.restore(manager, config, abstract)
         if restored is not None:
             loader.set_state(restored.data)
         else:
@@ -146,7 +147,7 @@ def train(config: Config, output: str | Path, *, resume: bool = True) -> dict[st
             Stop(devices, stack.enter_context(stop_on_signal())),
         )
         if step < config.training.num_steps:
-            logs.say("compiling the training step, which can take minutes the first time")
+            run.bar.say("compiling the training step, which can take minutes the first time")
         with processes.watched(advice(output)):
             step, progress = _loop(run, parallel.to_devices(devices, restored.state), restored.progress)
         interrupted = step < config.training.num_steps or progress.evaluated != step

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -52,7 +53,11 @@ class Stop:
 
 @contextmanager
 def stop_on_signal() -> Iterator[threading.Event]:
-    """An event that the first SIGINT or SIGTERM sets; the second acts as if this were not here."""
+    """An event that the first SIGINT or SIGTERM sets; the second acts as if this were not here.
+
+    Within a second they count as one: a terminal sends Ctrl-C to a launcher and to its processes, to which the launcher
+    passes it on.
+    """
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield asked  # only the main thread may install handlers
@@ -63,9 +68,17 @@ def stop_on_signal() -> Iterator[threading.Event]:
         for number, handler in before.items():
             signal.signal(number, handler or signal.SIG_DFL)
 
+    first = 0.0
+
     def ask(number, frame):
+        nonlocal first
+        if asked.is_set():
+            if time.monotonic() - first > 1:
+                restore()
+                signal.raise_signal(number)
+            return
         asked.set()
-        restore()
+        first = time.monotonic()
         # os.write: print may be interrupted inside itself by a signal, and refuses to be re-entered.
         os.write(2, b"\nstopping after this step and saving; once more to stop at once\n")
 
