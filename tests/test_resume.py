@@ -24,7 +24,7 @@ def command(stacks, run):
 
 def environment():
     """One CPU device, so that equality is exact."""
-    return os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    return os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0", "JAX_PLATFORMS": "cpu"}
 
 
 @pytest.mark.slow
