@@ -78,16 +78,16 @@ def open_manager(run: Path, keep: int) -> ocp.CheckpointManager:
     except OSError as error:
         raise InputError(f"{folder}: cannot hold checkpoints ({error.strerror or error})") from None
     except ValueError as error:  # it reads the metrics of all
-        bad = (file.parent.parent for file in sorted(folder.glob("*/metrics/metrics")) if not _json(file))
-        damaged = next(bad, folder)
-        raise InputError(f"{damaged}: damaged ({one_line(error)}); move this folder away") from None
+        bad = (file.parent.parent for file in sorted(folder.glob("*/metrics/metrics")) if not _is_json(file))
+        raise InputError(f"{next(bad, folder)}: damaged ({one_line(error)}); move this folder away") from None
 
 
-def _json(file: Path) -> bool:
+def _is_json(file: Path) -> bool:
     try:
-        return isinstance(json.loads(file.read_bytes()), dict)
-    except (OSError, ValueError):
+        json.loads(file.read_bytes())
+    except ValueError:
         return False
+    return True
 
 
 def save(

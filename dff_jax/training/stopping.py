@@ -63,22 +63,21 @@ def stop_on_signal() -> Iterator[threading.Event]:
         yield asked  # only the main thread may install handlers
         return
     before: dict[int, Any] = {}
+    first: float | None = None  # when the first came
 
     def restore():
         for number, handler in before.items():
             signal.signal(number, handler or signal.SIG_DFL)
 
-    first = 0.0
-
     def ask(number, frame):
         nonlocal first
-        if asked.is_set():
+        if first is not None:
             if time.monotonic() - first > 1:
                 restore()
                 signal.raise_signal(number)
             return
-        asked.set()
         first = time.monotonic()
+        asked.set()
         # os.write: print may be interrupted inside itself by a signal, and refuses to be re-entered.
         os.write(2, b"\nstopping after this step and saving; once more to stop at once\n")
 
