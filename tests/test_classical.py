@@ -9,7 +9,6 @@ from dff_jax.classical import (
     Candidates,
     box_mean,
     candidate_weights,
-    fitted_peak,
     gaussian_peak,
     gradient_magnitude,
     guided_mean,
@@ -19,6 +18,7 @@ from dff_jax.classical import (
     peak_confidence,
     ring_difference,
     sharp_composite,
+    symmetric_peak,
 )
 from dff_jax.classical.candidates import MEASURES, SCALES
 from dff_jax.classical.peak import interpolation_weights
@@ -90,43 +90,55 @@ def test_gradient_magnitude_and_ring_difference_closed_forms():
 
 
 @pytest.mark.parametrize("spacing", ["even", "uneven"])
-def test_fitted_peak_recovers_a_gaussian_between_frames(spacing):
+def test_symmetric_peak_recovers_a_gaussian_between_frames(spacing):
     q = jnp.linspace(10.0, 60.0, 15)
     if spacing == "uneven":
         q = q + jnp.sin(7 * q)
     truth = jnp.linspace(22.0, 48.0, 12).reshape(1, 3, 4)
     measure = 0.02 * jnp.exp(-0.5 * ((q[None, :, None, None] - truth[:, None]) / 6.0) ** 2)
-    found = jax.jit(fitted_peak)(measure, q[None])
-    np.testing.assert_allclose(found.position, truth, atol=0.02)
+    found = jax.jit(symmetric_peak)(measure, q[None])
+    np.testing.assert_allclose(found.position, truth, atol=0.07)  # flanks are read linearly; frames are 3.6 apart
     np.testing.assert_allclose(
         found.prominence, (measure.max(1) - measure.mean(1)) / measure.mean(1), rtol=1e-5
     )
 
 
-def test_fitted_peak_finds_the_middle_of_a_plateau_where_three_samples_follow_the_noise(key):
+def test_symmetric_peak_finds_the_middle_of_a_plateau_where_three_samples_follow_the_noise(key):
     """Depth of field: five frames are equally sharp, up to noise."""
     q = jnp.linspace(0.0, 14.0, 15)
     curve = 1 / (1 + jnp.maximum(jnp.abs(q - 7.0) - 2.4, 0.0) ** 2)
     measure = curve[None, :, None, None] * (1 + 0.02 * jax.random.normal(key, (1, 15, 20, 20)))
-    fitted = jnp.abs(fitted_peak(measure, q[None]).position - 7.0).mean()
+    fitted = jnp.abs(symmetric_peak(measure, q[None]).position - 7.0).mean()
     assert fitted < 0.1 < 0.8 < jnp.abs(gaussian_peak(measure, q[None]) - 7.0).mean()
 
 
-def test_fitted_peak_keeps_to_its_own_summit_and_to_the_frames():
+def test_symmetric_peak_is_not_drawn_to_the_nearest_of_few_frames():
+    """Photographed texture: sharpness falls from a sharp summit in a straight line, in its logarithm, or flatter."""
+    q = jnp.linspace(10.0, 60.0, 5)
+    truth = jnp.linspace(22.5, 47.5, 41)
+    off = jnp.abs(q[:, None] - truth[None]) / 12.5
+    for curve, most, least in ((0.02 + jnp.exp(-3 * off), 0.35, 0.8), ((1 + 6 * off**2) ** -1.5, 0.6, 1.2)):
+        measure = curve[None, :, :, None]
+        error = lambda peak: jnp.abs(peak[0, :, 0] - truth).max()  # noqa: E731
+        assert error(symmetric_peak(measure, q[None]).position) < most
+        assert error(gaussian_peak(measure, q[None])) > least
+
+
+def test_symmetric_peak_keeps_to_its_own_summit_and_to_the_frames():
     q = jnp.linspace(0.0, 14.0, 15)
     bump = lambda at, height: height * jnp.exp(-0.5 * (q - at) ** 2)  # noqa: E731
     two = (bump(3.3, 1.0) + bump(10.0, 0.8)).reshape(1, 15, 1, 1)
-    assert fitted_peak(two, q[None]).position[0, 0, 0] == pytest.approx(3.3, abs=0.05)
+    assert symmetric_peak(two, q[None]).position[0, 0, 0] == pytest.approx(3.3, abs=0.05)
     rising = jnp.exp(0.3 * q).reshape(1, 15, 1, 1)
-    assert fitted_peak(rising, q[None]).position[0, 0, 0] == pytest.approx(14.0, abs=0.5)
+    assert symmetric_peak(rising, q[None]).position[0, 0, 0] == pytest.approx(14.0, abs=0.5)
     steep = jnp.exp(3.0 * q[:4]).reshape(1, 4, 1, 1)  # one frame reaches the height that is fitted
     for scale in (1.0, 1.0000001, 0.3333333, 7.77):
-        assert fitted_peak(scale * steep, q[None, :4]).position[0, 0, 0] == pytest.approx(3.0, abs=1e-3)
-        assert fitted_peak(scale * steep[:, ::-1], q[None, :4]).position[0, 0, 0] == pytest.approx(0.0, abs=1e-3)
+        assert symmetric_peak(scale * steep, q[None, :4]).position[0, 0, 0] == pytest.approx(3.0, abs=1e-3)
+        assert symmetric_peak(scale * steep[:, ::-1], q[None, :4]).position[0, 0, 0] == pytest.approx(0.0, abs=1e-3)
     for num in (2, 3):
-        flat = fitted_peak(jnp.zeros((1, num, 1, 2)), q[None, :num])
+        flat = symmetric_peak(jnp.zeros((1, num, 1, 2)), q[None, :num])
         assert jnp.isfinite(flat.position).all() and (flat.prominence == 0).all()
-    assert fitted_peak(rising[:, :2], q[None, :2]).position[0, 0, 0] == 1.0
+    assert symmetric_peak(rising[:, :2], q[None, :2]).position[0, 0, 0] == 1.0
 
 
 def test_guided_mean_keeps_to_the_edges_of_its_guide(key):
@@ -193,8 +205,10 @@ def test_classical_is_better_than_sml_and_its_solver_lowers_the_energy(key):
     mae = lambda d: float(jnp.abs(d[0] - depth).mean())  # noqa: E731
     reference = plain.apply({}, frames[None], focus[None])[0].depth
     stages = [mae(answer.history.iterates[:, k]) for k in range(6)]
-    assert stages[-1] < 0.7 * mae(reference) and stages[-1] < stages[0]
+    assert stages[-1] < 0.7 * mae(reference) and stages[-1] < 1.01 * stages[0]
     patch = (slice(40, 52), slice(64, 76))
+    bare = jnp.abs(answer.history.iterates[0] - depth[None])[:, *patch].mean((1, 2))
+    assert bare[-1] < 0.95 * bare[0]  # total variation helps where nothing is seen
     assert jnp.abs(answer.depth[0] - depth)[patch].mean() < 3.0 < jnp.abs(reference[0] - depth)[patch].mean()
     assert answer.confidence[0][patch].mean() < 0.75 * answer.confidence[0].mean()
 

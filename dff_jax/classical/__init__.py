@@ -19,7 +19,8 @@ from dff_jax.classical.focus_measures import (
     ring_difference,
     sum_modified_laplacian,
 )
-from dff_jax.classical.peak import Peak, fitted_peak, gaussian_peak, peak_confidence, sharp_composite
+from dff_jax.classical.peak import Peak, gaussian_peak, peak_confidence, sharp_composite, symmetric_peak
+from dff_jax.classical.weighted_median import weighted_median
 
 __all__ = [
     "REACH",
@@ -29,7 +30,6 @@ __all__ = [
     "candidate_weights",
     "disc_ring_difference",
     "excess_prominence",
-    "fitted_peak",
     "gaussian_peak",
     "gradient_magnitude",
     "guided_mean",
@@ -42,4 +42,6 @@ __all__ = [
     "sharp_composite",
     "squared_excess",
     "sum_modified_laplacian",
+    "symmetric_peak",
+    "weighted_median",
 ]

@@ -19,7 +19,7 @@ from dff_jax.classical.focus_measures import (
     modified_laplacian,
     ring_difference,
 )
-from dff_jax.classical.peak import fitted_peak, gaussian_peak, sharp_composite
+from dff_jax.classical.peak import gaussian_peak, sharp_composite, symmetric_peak
 from dff_jax.types import Array
 
 Measure = Callable[[Array], Array]  # [...,H,W] luminance -> [...,H,W] >= 0
@@ -66,7 +66,7 @@ def measure_candidates(image: Array, focus: Array, guide: Array) -> Candidates:
         """Position and prominence at each scale, [B,h,w]."""
         pooled = [box_mean(volume, 3) if scale == 1 else pool(volume, scale) for scale in SCALES]
         means = [guided_mean(x, guide, RADIUS, EPSILON) for x, guide in zip(pooled, guides, strict=True)]
-        return [fitted_peak(mean, focus) for mean in means]
+        return [symmetric_peak(mean, focus) for mean in means]
 
     measures, variations = zip(*MEASURES.values(), strict=True)
     # one after the other: a volume is the largest thing in memory

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -9,7 +10,8 @@ from jax import lax
 
 from dff_jax.types import Array
 
-FLANK = 0.4  # of the peak's height: down to there its flanks are fitted
+LEVELS = (0.8, 0.5)  # of the peak's height, at which its flanks are read
+LEAST_HEIGHT = 1e-3  # of the peak's: below there is only noise
 BASE = 0.9  # share of the curve's least value that is taken off as unsharp background
 
 
@@ -49,14 +51,17 @@ def gaussian_peak(measure: Array, focus: Array, floor: float = 1e-6) -> Array:
     return jnp.where(peaked, jnp.clip(vertex, q0, q2), q_best)
 
 
-def fitted_peak(measure: Array, focus: Array) -> Peak:
-    """Peak of the Gaussian that fits all of the curve's summit, not only three samples.
+def symmetric_peak(measure: Array, focus: Array) -> Peak:
+    """Peak as the middle between the curve's flanks, which needs no model of its summit.
 
-    Frames within the depth of field are equally sharp: there three samples hold only noise, while the flanks to both
-    sides tell where the middle is. So a parabola is fitted by least squares to the logarithm of the curve, over the
-    frames that hang together with its maximum and reach more than `FLANK` of its height; their weight grows with
-    height. The three frames around the maximum always count a little. Where that is no peak (two frames, a maximum at
-    the end with a convex flank) the sharpest frame's setting is returned; never one outside the frames fitted.
+    Sharpness falls alike to both sides of the plane in focus, so the middle of two points of equal height is the peak,
+    whatever the shape. Frames within the depth of field are equally sharp and hold only noise, and a parabola through
+    the few frames of a coarse stack is drawn to the nearest of them (a curve of photographs has a sharper summit and
+    wider flanks than a Gaussian). The flanks are read, linearly in the logarithm, at `LEVELS` of the peak's height,
+    but no higher than the better neighbour of the sharpest frame, as above it a flank is cut by the summit; with three
+    frames that is the equiangular interpolation (Shimizu and Okutomi, ICCV 2001, for stereo). A flank is followed from
+    the maximum down, so that no second peak is taken for it. Where the curve ends above a level, that level is left
+    out; where the sharpest frame is the first or the last, its setting is returned.
 
     Args:
       measure: [B,Z,H,W], non-negative.
@@ -65,41 +70,46 @@ def fitted_peak(measure: Array, focus: Array) -> Peak:
     num = measure.shape[1]
     top, mean, least = measure.max(1), measure.mean(1), BASE * measure.min(1)
     height = jnp.moveaxis((measure - least[:, None]) / jnp.maximum(top - least, 1e-9)[:, None], 1, 0)
+    log_height = jnp.log(jnp.clip(height, LEAST_HEIGHT, 1.0))
     sharpest = jnp.argmax(measure, axis=1)
     best = jnp.take_along_axis(focus, sharpest.reshape(sharpest.shape[0], -1), 1).reshape(sharpest.shape)
-    unit = ((focus[:, -1] - focus[:, 0]) / max(num - 1, 1))[:, None, None]
-    z = jnp.arange(num).reshape(-1, 1, 1, 1)
-
-    def least_so_far(heights: Array, reverse: bool) -> Array:
-        """Running minimum along the focus axis: what hangs together with the maximum has no valley in between."""
-        both = lambda low, x: (jnp.minimum(low, x),) * 2  # noqa: E731
-        return lax.scan(both, jnp.ones_like(top), heights, reverse=reverse)[1]
-
-    right = least_so_far(jnp.where(z >= sharpest[None], height, 1.0), False)
-    left = least_so_far(jnp.where(z <= sharpest[None], height, 1.0), True)
-    middle = jnp.clip(sharpest, 1, max(num - 2, 1))  # three frames at least, or there is no parabola
-    beside = jnp.where(jnp.abs(z - middle[None]) <= 1, 0.05, 0.0)
-    weight = jnp.maximum((jnp.minimum(left, right) - FLANK) / (1 - FLANK), beside)
-    log_height = jnp.log(jnp.maximum(height, 1e-3))
-
-    def add(carry, frame):  # a scan, as XLA on CPU reduces the leading axes of a volume slowly
-        weight, y, q = frame
-        near, far, sums = carry
-        x = (q[:, None, None] - best) / unit
-        near, far = jnp.where(weight > 0, jnp.minimum(near, x), near), jnp.where(weight > 0, jnp.maximum(far, x), far)
-        terms = [weight * x**n for n in range(5)]
-        terms += [terms[n] * y for n in range(3)]
-        return (near, far, [a + b for a, b in zip(sums, terms, strict=True)]), None
-
     none = jnp.zeros_like(top)
-    (near, far, sums), _ = lax.scan(add, (none, none, [none] * 8), (weight, log_height, focus.T))
-    s0, s1, s2, s3, s4, t0, t1, t2 = sums
-    # Cramer's rule for y = c + b x + a x^2, without the common determinant, which is >= 0
-    a = t2 * (s0 * s2 - s1 * s1) - t1 * (s0 * s3 - s1 * s2) + t0 * (s1 * s3 - s2 * s2)
-    b = -t2 * (s0 * s3 - s1 * s2) + t1 * (s0 * s4 - s2 * s2) - t0 * (s1 * s4 - s2 * s3)
-    peaked = (a < 0) & (num > 2)
-    vertex = jnp.where(peaked, -0.5 * b / jnp.where(peaked, a, -1.0), 0.0)
-    return Peak(best + unit * jnp.clip(vertex, near, far), (top - mean) / jnp.maximum(mean, 1e-9))
+
+    def look(neighbour, frame):
+        return jnp.where(jnp.abs(frame[0] - sharpest) == 1, jnp.maximum(neighbour, frame[1]), neighbour), None
+
+    numbers = jnp.arange(num)
+    neighbour, _ = lax.scan(look, jnp.full_like(top, math.log(LEAST_HEIGHT)), (numbers, log_height))
+    levels = [jnp.minimum(math.log(level), neighbour) for level in LEVELS] + [neighbour]
+
+    def flank(beyond: Array, reverse: bool) -> list[Array]:
+        """Where the curve falls through each level, among the frames `beyond` [Z,B,H,W]; NaN where it does not."""
+
+        def follow(carry, frame):
+            above, q_above, places = carry
+            heights, q = frame
+            below, q = jnp.minimum(above, heights), q[:, None, None]
+            slope = (q - q_above) / jnp.maximum(above - below, 1e-9)
+            places = [
+                jnp.where((above > level) & (level >= below), q_above + (above - level) * slope, place)
+                for level, place in zip(levels, places, strict=True)
+            ]
+            return (below, q, places), None
+
+        start = none, focus[:, -1 if reverse else 0][:, None, None], [jnp.full_like(top, jnp.nan)] * len(levels)
+        frames = jnp.where(beyond, log_height, 0.0), focus.T
+        return lax.scan(follow, start, frames, reverse=reverse)[0][2]
+
+    z = numbers[:, None, None, None]
+    flanks = flank(z > sharpest[None], False), flank(z < sharpest[None], True)
+    total, count = none, none
+    *middles, last = [0.5 * (right + left) for right, left in zip(*flanks, strict=True)]
+    for middle in middles:
+        found = ~jnp.isnan(middle)
+        total, count = total + jnp.where(found, middle, 0.0), count + found
+    fallback = jnp.where(jnp.isnan(last), best, last)
+    position = jnp.where(count > 0, total / jnp.maximum(count, 1.0), fallback)
+    return Peak(position, (top - mean) / jnp.maximum(mean, 1e-9))
 
 
 def peak_confidence(measure: Array, noise: float = 0.01) -> Array:

@@ -94,7 +94,13 @@ class ModelConfig(Checked):
 
     # Refiner (15, 16)
     refiner_steps: int = 1
-    refiner_inputs: Literal["depth_volume", "depth_volume_candidates"] = "depth_volume"
+    refiner_inputs: Literal["depth_volume", "depth_volume_candidates", "with_settings"] = "depth_volume"
+    """`with_settings`: depth, volume, candidates and where between the focus settings the depth lies, as few settings
+    leave a bias towards the nearest."""
+
+    sharpen: Literal["none", "weighted_median"] = "none"
+    """What makes the answer of the refiner: at inference a weighted median, guided by the all-in-focus image, moves the
+    depth's edges to where the picture has them. Training does not see it."""
 
     # Uncertainty
     uncertainty: Literal["spread", "learned"] = "spread"
@@ -117,6 +123,8 @@ class ModelConfig(Checked):
             )
         if self.measured_candidates and self.coordinate == "raw":
             raise ConfigError("model.measured_candidates: needs coordinate=unit")
+        if self.refiner_inputs == "with_settings" and self.coordinate == "raw":
+            raise ConfigError("model.refiner_inputs: with_settings needs coordinate=unit")
         if self.uncertainty == "learned" and self.coordinate == "raw":
             raise ConfigError("model.uncertainty: learned needs coordinate=unit")
         if self.prox_inputs == "with_lookup" and (self.num_planes is None or self.coordinate == "raw"):

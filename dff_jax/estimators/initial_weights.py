@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import jax.numpy as jnp
+import numpy as np
 from flax.traverse_util import empty_node, flatten_dict, unflatten_dict
 
 from dff_jax.errors import WeightsError
@@ -42,7 +43,8 @@ def place_encoder(path: str | Path, variables: Variables) -> Variables:
 
 def place_common(spec: str | Path, variables: Variables) -> tuple[Variables, str]:
     """The variables with every array replaced that `spec` has by the same name and in the same shape, and the others
-    in words ("" if there are none).
+    in words ("" if there are none). A kernel that takes more inputs than the one in `spec` has that and zeros for the
+    further inputs: it begins as if they were not there.
 
     Args:
       spec: a weights file, a run folder (its best weights) or "pretrained".
@@ -56,8 +58,18 @@ def place_common(spec: str | Path, variables: Variables) -> tuple[Variables, str
         raise WeightsError(f"{path}: an encoder alone; name it in training.encoder_weights")
     flat = flatten_dict(variables, sep="/", keep_empty_nodes=True)
     arrays = {key for key, x in flat.items() if x is not empty_node}
-    same = {key: tensors[key] for key in arrays & tensors.keys() if tensors[key].shape == flat[key].shape}
+    fitted = {key: _with_more_inputs(tensors[key], flat[key].shape) for key in arrays & tensors.keys()}
+    same = {key: x for key, x in fitted.items() if x.shape == flat[key].shape}
     if not same:
         raise WeightsError(f"{path}: has no array of this network's; training.initial_weights wants one like it")
     begun = unflatten_dict(flat | {key: jnp.asarray(x, flat[key].dtype) for key, x in same.items()}, sep="/")
     return begun, shorten(sorted(arrays - same.keys()))
+
+
+def _with_more_inputs(kernel: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The kernel [...,in,out] with zeros for the further inputs of `shape`; as it is if it differs in anything else."""
+    if kernel.ndim < 2 or len(shape) != kernel.ndim or shape[-2] <= kernel.shape[-2]:
+        return kernel
+    if (*shape[:-2], shape[-1]) != (*kernel.shape[:-2], kernel.shape[-1]):
+        return kernel
+    return np.concatenate([kernel, np.zeros((*shape[:-2], shape[-2] - kernel.shape[-2], shape[-1]), kernel.dtype)], -2)

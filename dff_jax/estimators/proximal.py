@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from dff_jax.classical import weighted_median
 from dff_jax.config import ModelConfig
 from dff_jax.estimators.learned_prox import Context, build_unroll, not_within
 from dff_jax.estimators.padding import padded
@@ -18,7 +19,7 @@ from dff_jax.network.candidates import Candidates
 from dff_jax.network.context import ContextHeads, PixelContext, has_context
 from dff_jax.network.focus_volume import FocusVolume, resample_planes
 from dff_jax.network.measured import Measured, measure
-from dff_jax.network.refiner import Refiner
+from dff_jax.network.refiner import Refiner, between_settings
 from dff_jax.network.uncertainty import ExpectedError
 from dff_jax.types import Array, Estimator, History, Prediction, Variables, confidence_of_error
 from dff_jax.unroll import Problem, disagreement, initial_depth
@@ -28,6 +29,7 @@ from dff_jax.unroll.problem import EPS
 VOLUME_SCALE = 0.1
 DISAGREEMENT_SCALE = 10.0
 EVIDENCE_SCALE, LEAST_LOG_P = 0.2, -20.0
+LEAST_CONFIDENCE = 1e-3  # with which a depth still has a say in the median around it
 
 
 class Seen(NamedTuple):
@@ -113,15 +115,19 @@ def proximal(config: ModelConfig, axis_name: str | None = None) -> Estimator:
             iterates, trace = history.depth, history
         return depth, jnp.moveaxis(iterates, 0, 1), trace
 
-    def refiner_features(problem: Problem) -> Array:
-        if config.refiner_inputs == "depth_volume":
-            return problem.context.features
-        return jnp.concatenate([problem.context.features, problem.candidates], -1)
+    def refiner_features(depth: Array, problem: Problem, focus: Array) -> Array:
+        seen = [problem.context.features]
+        if config.refiner_inputs != "depth_volume":
+            seen.append(problem.candidates)
+        if config.refiner_inputs == "with_settings":
+            seen.append(between_settings(depth, to_unit_coordinate(focus, focus)))
+        return jnp.concatenate(seen, -1)
 
-    def refine(params: dict, depth: Array, problem: Problem) -> Array:
+    def refine(params: dict, depth: Array, problem: Problem, focus: Array) -> Array:
         """Dhat(1)..Dhat(T), [B,T,H,W] (15, 16)."""
-        features, refined = refiner_features(problem), []
+        refined = []
         for _ in range(config.refiner_steps):
+            features = refiner_features(depth, problem, focus)
             depth = depth + refiner_net.apply({"params": params["refiner"]}, depth, features)
             refined.append(depth)
         shape = (depth.shape[0], 0, *depth.shape[1:])
@@ -150,7 +156,7 @@ def proximal(config: ModelConfig, axis_name: str | None = None) -> Estimator:
         problem = fuse(start, seen)
         params |= unroll.init(k_unroll, problem)
         if config.refiner_steps:
-            features = jnp.zeros_like(refiner_features(problem))
+            features = jnp.zeros_like(refiner_features(seen.expected, problem, focus))
             params["refiner"] = refiner_net.init(k_refiner, seen.expected, features)["params"]
         if config.uncertainty == "learned":
             k_error = jax.random.fold_in(key, 5)
@@ -175,7 +181,7 @@ def proximal(config: ModelConfig, axis_name: str | None = None) -> Estimator:
             stats, seen = look(params, variables["batch_stats"], whole, focus, train)
             problem = fuse(params, seen)
             depth, iterates, trace = iterate(params, problem, K, train)
-            refined = refine(params, depth, problem)
+            refined = refine(params, depth, problem, focus)
             answer = refined[:, -1] if config.refiner_steps else depth
             if config.uncertainty == "learned":
                 given = look_back(seen, problem, answer)
@@ -190,11 +196,14 @@ def proximal(config: ModelConfig, axis_name: str | None = None) -> Estimator:
         variance = 2 * V / jnp.maximum(problem.S, EPS) * q_squared / span(focus)[:, None, None] ** 2
         if config.uncertainty == "spread":
             certain = confidence_of_error(jnp.sqrt(seen.spread + variance + 1e-12))
+        answer, certain, sharp = crop(answer), crop(certain), seen.sharp[:, :height, :width]
+        if config.sharpen == "weighted_median" and not train:
+            answer = weighted_median(answer, sharp, jnp.maximum(certain, LEAST_CONFIDENCE))
         return Prediction(
-            depth=crop(to_q(answer)),
-            confidence=crop(certain),
+            depth=to_q(answer),
+            confidence=certain,
             disagreement=crop(V * q_squared),
-            all_in_focus=seen.sharp[:, :height, :width],
+            all_in_focus=sharp,
             history=History(
                 expected=crop(to_q(seen.expected)),
                 candidates=to_q(problem.candidates)[:, :height, :width],

@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+import math
+
 import flax.linen as nn
 import jax.numpy as jnp
 
 from dff_jax.config import ModelConfig
 from dff_jax.network.layers import ACTIVATIONS, Conv, channels, he_fan_in, torch_default
 from dff_jax.types import Array
+
+GAP_SCALE = 4.0  # brings the distance of two settings to about one where they are few
+
+
+def between_settings(depth: Array, t: Array) -> Array:
+    """Where depth [B,H,W] lies between the settings t [B,Z] around it: [B,H,W,3].
+
+    With g the distance of the two settings and x in [0,1] the place between them: g sin(2 pi x), g cos(2 pi x) and g,
+    scaled; beyond the ends x is 0.
+    """
+    gaps = jnp.diff(t)[:, :, None, None]
+    x = (depth[:, None] - t[:, :-1, None, None]) / gaps  # [B,Z-1,H,W]
+    phase = 2 * math.pi * jnp.clip(x, 0.0, 1.0).sum(1)
+    z, last = jnp.arange(gaps.shape[1])[None, :, None, None], gaps.shape[1] - 1
+    here = ((x >= 0) | (z == 0)) & ((x < 1) | (z == last))
+    gap = GAP_SCALE * jnp.where(here, gaps, 0.0).sum(1)
+    return jnp.stack([gap * jnp.sin(phase), gap * jnp.cos(phase), gap], -1)
 
 
 class Refiner(nn.Module):

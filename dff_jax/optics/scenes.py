@@ -111,13 +111,14 @@ def make_world(key: Array, config: WorldConfig) -> World:
         d = draw(key, h, w)
         cx, cy = between(d.uniform[12], -0.05, 1.05) * w, between(d.uniform[13], -0.05, 1.05) * h
         angle = between(d.uniform[14], 0.0, 2 * math.pi)
-        size = log_between(d.uniform[15], 0.05, 0.32) * min(h, w)
+        # printed faces are large, as those of boxes, books and screens
+        size = log_between(d.uniform[15], 0.05, 0.32 if config.textures != "printed" else 0.6) * min(h, w)
         u = (x - cx) * jnp.cos(angle) + (y - cy) * jnp.sin(angle)
         v = (y - cy) * jnp.cos(angle) - (x - cx) * jnp.sin(angle)
         shape = jnp.where(is_background, _BACKGROUND, pick(d.uniform[16], _SHAPE_SHARE))
         inside = lax.switch(shape, _SHAPES, d, u, v, size)
         flat = jnp.where(is_background, 0.6 * scale, scale)  # a background is slanted less
-        natural = config.textures == "natural"
+        natural = config.textures != "flying"
         surface = _surface(d, q, flat * u, flat * v, flat * size, natural)
         if natural:  # half of the backgrounds are floors, walls and ceilings that run through much of the range
             steep = between(d.uniform[8], -0.9, 0.9) * (high - low) / max(h, w)

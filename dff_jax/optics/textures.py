@@ -1,8 +1,9 @@
 """Textures of procedural objects, each a pure function of the object's random numbers and pixel coordinates.
 
-Two sets: `flying`, in the image of FlyingThings3D, and `natural`, which adds what photographs are full of: details of
+Three sets: `flying`, in the image of FlyingThings3D, `natural`, which adds what photographs are full of: details of
 all sizes (dead leaves whose sizes follow a power law have the edges and the 1/f spectrum of natural images: Lee,
-Mumford and Huang, IJCV 2001), grain that runs in one direction, print on plain paper, and weak contrast.
+Mumford and Huang, IJCV 2001), grain that runs in one direction, print on plain paper, and weak contrast; `printed` adds
+labels: writing, bar codes and dots on faces that show nothing else.
 """
 
 from __future__ import annotations
@@ -175,6 +176,55 @@ def _print_texture(d: Draws, x: Array, y: Array) -> Array:
     return _two_colours(d, ink) + 0.004 * d.field[0, ..., None]
 
 
+def _hashed(*numbers: Array) -> Array:
+    """A pseudo-random number in [0,1) for each tuple of whole numbers."""
+    mixed = jnp.uint32(0x9E3779B9)
+    for number in numbers:
+        mixed = (mixed ^ number.astype(jnp.int32).astype(jnp.uint32)) * jnp.uint32(0x85EBCA6B)
+        mixed = mixed ^ (mixed >> 15)
+    mixed = mixed * jnp.uint32(0xC2B2AE35)
+    return ((mixed ^ (mixed >> 16)) >> 8) / jnp.float32(2**24)
+
+
+def _label_texture(d: Draws, x: Array, y: Array) -> Array:
+    """A face of one colour with fields of writing, bars or dots, dark on light or light on dark; much stays empty."""
+    seed = jnp.floor(d.uniform[0] * 2**20)
+    height = log_between(d.uniform[1], 4.0, 24.0)  # of a line of writing, pixels
+    line, across = jnp.floor(y / height), y / height - jnp.floor(y / height)
+    across = (across - 0.12) / 0.76  # lines have space between them
+    part = (jnp.floor(line / 4), jnp.floor(x / (height * between(d.uniform[2], 4.0, 16.0))))
+    kind = _hashed(seed, *part)
+    # writing: points of 5 x 4 to a letter, their edges run smoothly from one to the next
+    points = x / (0.16 * height)
+
+    def bits(vertical: Array) -> Array:
+        lower, share = jnp.floor(points), points - jnp.floor(points)
+        here = [_hashed(seed, line, vertical, lower + i) * (jnp.mod(lower + i, 5) < 4) for i in (0, 1)]
+        return here[0] + (here[1] - here[0]) * share
+
+    rows = jnp.clip(across, 0.0, 1.0) * 4
+    upper = jnp.minimum(jnp.floor(rows), 3)
+    written = bits(upper) + (bits(upper + 1) - bits(upper)) * (rows - upper)
+
+    def edge(value: Array, pixels: Array | float) -> Array:
+        return jnp.clip(value * pixels + 0.5, 0.0, 1.0)
+
+    inside = edge(0.5 - jnp.abs(across - 0.5), height)
+    writing = edge(written - 0.42, 0.3 * height) * inside
+    bars = edge(_hashed(seed, *part, jnp.floor(x / jnp.maximum(1.5, 0.12 * height))) - 0.5, 1e3)
+    centre = jnp.hypot(x / height - jnp.floor(x / height) - 0.5, y / height - line - 0.5)
+    dots = edge(0.3 - centre, height) * (_hashed(seed, line, jnp.floor(x / height)) < 0.6)
+    share = between(d.uniform[3], 0.25, 0.8)  # of the face that is empty
+    printed = jnp.select(
+        [kind < share, kind < share + 0.55 * (1 - share), kind < share + 0.75 * (1 - share)],
+        [jnp.zeros_like(x), writing, bars], dots,
+    )  # fmt: skip
+    pale = between(d.uniform[4], 0.55, 0.97) + 0.05 * d.normal[:3]
+    deep = between(d.uniform[5], 0.02, 0.4) + 0.06 * d.normal[3:6]
+    pale, deep = jnp.where(d.normal[0] < 0.7, pale, deep), jnp.where(d.normal[0] < 0.7, deep, pale)
+    return pale + (deep - pale) * printed[..., None] + 0.003 * d.field[0, ..., None]
+
+
 _FLYING = (
     _noise_texture, _cells_texture, _stripes_texture, _checks_texture, _gradient_texture, _plain_texture,
 )  # fmt: skip
@@ -184,22 +234,26 @@ _FAMILIES = {
         (*_FLYING, _leaves_texture, _fibres_texture, _print_texture),
         (0.2, 0.1, 0.05, 0.04, 0.07, 0.07, 0.25, 0.12, 0.1),
     ),
+    "printed": (
+        (*_FLYING, _leaves_texture, _fibres_texture, _print_texture, _label_texture),
+        (0.15, 0.08, 0.03, 0.03, 0.06, 0.1, 0.2, 0.1, 0.08, 0.17),
+    ),
 }
 
 
 def texture(d: Draws, x: Array, y: Array, textures: str) -> Array:
-    """A texture [H,W,3] of a random family of the set `textures`; uses uniform[0:8], natural ones also [20:23]."""
+    """A texture [H,W,3] of a random family of the set `textures`; uses uniform[0:8], and [20:23] but for flying."""
     families, shares = _FAMILIES[textures]
     kind = pick(d.uniform[6], shares)
     base = lax.switch(kind, families, d, x, y)
     grain = between(d.uniform[7], 0.0, 0.03) * ((kind != 4) & (kind != 5))  # fine grain on all but the smooth families
-    if textures == "natural":
+    if textures != "flying":
         mean = base.mean((0, 1), keepdims=True)
         base = mean + log_between(d.uniform[20], 0.2, 1.4) * (base - mean)
         grey = base.mean(-1, keepdims=True)
         base = grey + d.uniform[21] * (base - grey)  # the world is less colourful than paint
         fine = _detail(d.field[1], d.uniform[22])
-        return base + log_between(d.uniform[7], 0.003, 0.1) * ((kind != 5) & (kind != 8)) * fine[..., None]
+        return base + log_between(d.uniform[7], 0.003, 0.1) * ((kind != 5) & (kind < 8)) * fine[..., None]
     return base + grain * d.field[1, ..., None]
 
 

@@ -1,0 +1,66 @@
+"""The weighted median that follows the refiner."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dff_jax import estimators
+from dff_jax.classical import weighted_median
+from dff_jax.classical.weighted_median import REACH, SIGMA
+from dff_jax.config import tiny
+
+
+def by_sorting(z, guide, confidence, radius):
+    """The definition, pixel by pixel; also what z spans in each window."""
+    found, span = np.zeros_like(z), np.zeros_like(z)
+    steps = [n for n in range(-radius, radius + 1) if n % 2 == 0]
+    for y, x in np.ndindex(z.shape):
+        seen = [(y + a, x + b, a, b) for a in steps for b in steps]
+        seen = [place for place in seen if 0 <= place[0] < z.shape[0] and 0 <= place[1] < z.shape[1]]
+        values = np.array([z[j, i] for j, i, _, _ in seen])
+        away = [((guide[j, i] - guide[y, x]) ** 2).sum() / SIGMA**2 + (a * a + b * b) / REACH**2 for j, i, a, b in seen]
+        weights = np.array([confidence[j, i] for j, i, _, _ in seen]) * np.exp(-np.array(away) / 2)
+        order = np.argsort(values)
+        found[y, x] = values[order][np.searchsorted(weights[order].cumsum(), 0.5 * weights.sum())]
+        window = z[max(y - radius, 0) : y + radius + 1, max(x - radius, 0) : x + radius + 1]
+        span[y, x] = window.max() - window.min()
+    return found, span
+
+
+@pytest.mark.parametrize("radius", [2, 5])
+def test_it_is_the_median_by_its_definition(radius):
+    rng = np.random.default_rng(radius)
+    z = (rng.random((2, 14, 17)) * [[[1.0]], [[50.0]]]).astype(np.float32)
+    guide, confidence = 0.2 * rng.random((2, 14, 17, 3), np.float32), rng.random((2, 14, 17), np.float32)
+    found = weighted_median(*map(jnp.asarray, (z, guide, confidence)), radius=radius)
+    for i in range(2):
+        expected, span = by_sorting(z[i], guide[i], confidence[i], radius)
+        assert (np.abs(found[i] - expected) <= span / 512).all()
+
+
+def test_an_edge_moves_to_where_the_picture_has_it():
+    columns = jnp.arange(40.0)
+    z = jnp.broadcast_to(jnp.clip((columns - 14) / 8, 0.0, 1.0), (1, 30, 40))  # a ramp around 18
+    guide = jnp.broadcast_to(jnp.where(columns < 20, 0.2, 0.8)[:, None], (1, 30, 40, 3))
+    unsure = jnp.broadcast_to(jnp.where(jnp.abs(columns - 18) < 5, 0.05, 1.0), (1, 30, 40))
+    found = weighted_median(z, guide, unsure)
+    np.testing.assert_allclose(found[..., :20], 0.0, atol=0.01)
+    np.testing.assert_allclose(found[..., 20:], 1.0, atol=0.01)
+    np.testing.assert_allclose(weighted_median(jnp.full((1, 9, 9), 3.0), guide[:, :9, :9], unsure[:, :9, :9]), 3.0)
+
+
+def test_it_makes_the_answer_and_changes_nothing_else(key):
+    frames, focus = jax.random.uniform(key, (1, 4, 64, 64, 3)), jnp.linspace(1.0, 2.0, 4)[None]
+    plain = estimators.build(tiny())
+    sharp = estimators.build(dataclasses.replace(tiny(), sharpen="weighted_median"))
+    variables = plain.init(key, frames, focus)
+    before, _ = jax.jit(plain.apply)(variables, frames, focus)
+    after, _ = jax.jit(sharp.apply)(variables, frames, focus)
+    np.testing.assert_allclose(after.history.refined, before.history.refined, atol=1e-5)
+    np.testing.assert_allclose(after.confidence, before.confidence, atol=1e-5)
+    expected = weighted_median(before.depth - 1, before.all_in_focus, jnp.maximum(before.confidence, 1e-3)) + 1
+    np.testing.assert_allclose(after.depth, expected, atol=5e-3)
+    assert jnp.abs(after.depth - before.depth).max() > 0.01
