@@ -1,17 +1,20 @@
 """How the weights in the package were made: a small physical model for photographs that it has never seen.
 
-    scripts/pretrained                                         # both stages, measured and packed for the package
+    scripts/pretrained                                         # all stages, measured and packed for the package
     dff-jax train configs/pretrained.py:first --output runs/pretrained/first
+    dff-jax train configs/pretrained.py:second --output runs/pretrained/second
     dff-jax train configs/pretrained.py --output runs/pretrained/last
 
 Fresh worlds in every step, with the lenses and faults of real photographs: 4 to 40 frames, focus settings of any
 spacing, blur from half a pixel to twenty, apertures of many shapes, frames that do not quite lie on each other,
 vignetting, changing exposure, noise, JPEG. No photograph was used.
 
-`first` learns to see sharpness, from hard worlds. `config` takes its weights over and adds what makes answers precise:
+`first` learns to see sharpness, from hard worlds. `second` takes its weights over and adds what makes answers precise:
 the measured candidates of `classical`, wider networks at full resolution, fewer faults and a penalty that pixels
-without any clue do not dominate. (The first stage of the weights in the package saw worlds of an earlier renderer,
-without the points of light fields.)
+without any clue do not dominate. `config` goes on with large faces that show
+nothing but print, with more stacks of few frames and with larger crops of those, and its refiner sees where between the
+settings a depth lies. (The first two stages of the weights in the package saw worlds and measured candidates of an
+earlier version: the first without the points of light fields, both with another peak of the focus curve.)
 """
 
 import dataclasses
@@ -28,7 +31,7 @@ from dff_jax.config import (
     tiny,
 )
 
-FIRST = "runs/pretrained/first/weights_last.safetensors"
+WEIGHTS = "runs/pretrained/{}/weights_last.safetensors"  # of a stage
 
 WORLD = WorldConfig(
     height=96, width=96, num_frames=15, num_layers=14, noise=(0.0, 0.0), blur_radius=(2.0, 9.0), max_blur_radius=11,
@@ -45,8 +48,31 @@ def _part(weight: float, side: int, frames: int, blur: tuple[float, float], laye
 
 
 def config() -> Config:
-    return Config(
+    before = second()
+    parts = (
+        _part(0.36, 96, 15, (2.0, 9.0), 14),
+        _part(0.20, 112, 8, (2.0, 9.0), 14),
+        _part(0.12, 96, 15, (6.0, 20.0), 24),
+        _part(0.08, 64, 40, (2.0, 12.0), 16),
+        _part(0.24, 160, 5, (1.5, 9.0), 14),
+    )
+    world = dataclasses.replace(WORLD, textures="printed")
+    parts = tuple(dataclasses.replace(x, world=dataclasses.replace(x.world, textures="printed")) for x in parts)
+    return dataclasses.replace(
+        before,
         name="pretrained",
+        model=dataclasses.replace(before.model, refiner_inputs="with_settings", sharpen="weighted_median"),
+        optimizer=OptimizerConfig(peak_learning_rate=1e-3, warmup_share=0.06),
+        data=dataclasses.replace(before.data, world=world, mixture=parts),
+        training=dataclasses.replace(
+            before.training, num_steps=1600, eval_every=400, initial_weights=WEIGHTS.format("second")
+        ),
+    )
+
+
+def second() -> Config:
+    return Config(
+        name="pretrained_second",
         model=dataclasses.replace(
             tiny(), width=0.375, head_width=0.5, measured_candidates=True, uncertainty="learned",
             refiner_inputs="depth_volume_candidates",
@@ -65,21 +91,22 @@ def config() -> Config:
             ),
         ),
         training=TrainingConfig(
-            num_steps=3600, log_every=50, eval_every=600, save_every=250, average=0.999, initial_weights=FIRST,
+            num_steps=3600, log_every=50, eval_every=600, save_every=250, average=0.999,
+            initial_weights=WEIGHTS.format("first"),
         ),
     )  # fmt: skip
 
 
 def first() -> Config:
-    last = config()
+    stage = second()
     return dataclasses.replace(
-        last,
+        stage,
         name="pretrained_first",
         model=dataclasses.replace(tiny(), width=0.375, uncertainty="learned"),
         loss=LossConfig(kind="sequence", gamma=0.3, uncertainty=0.02),
         optimizer=OptimizerConfig(peak_learning_rate=2e-3, warmup_share=0.1),
         data=dataclasses.replace(
-            last.data,
+            stage.data,
             focus_jitter=0.1,
             camera=dataclasses.replace(CAMERA, share=0.5, shift=1.0, breathing=0.006),
             world=dataclasses.replace(WORLD, blur_radius=(1.5, 9.0)),
@@ -91,5 +118,5 @@ def first() -> Config:
                 _part(0.10, 128, 4, (0.5, 6.0), 10),
             ),
         ),
-        training=dataclasses.replace(last.training, num_steps=5000, eval_every=1000, initial_weights=None),
+        training=dataclasses.replace(stage.training, num_steps=5000, eval_every=1000, initial_weights=None),
     )

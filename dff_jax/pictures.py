@@ -47,6 +47,12 @@ class Panel(NamedTuple):
     bar: Bar | None = None
 
 
+def load() -> None:
+    """Imports what the first picture would, for a thread to do while the device works."""
+    from matplotlib import colormaps, ticker  # noqa: F401
+    from matplotlib.backends import backend_agg  # noqa: F401
+
+
 def literal(text: str) -> str:
     """A name of the user's, as matplotlib shows it unchanged: between two dollar signs it would look for formulas."""
     return text.replace("$", r"\$")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from dff_jax import config, estimators, focus_axis
+from dff_jax import config, estimators, focus_axis, pictures
 from dff_jax.data.align import Aligned, align_stack, remarks, report
 from dff_jax.data.arrays import stack_from_arrays
 from dff_jax.data.folder import Source, read_stack
@@ -173,6 +174,7 @@ def predict_to_folder(
     pixels = int(np.prod(stack.frames.shape[1:3]))
     check_output(output, files, needed=50 * pixels + 2**18 * (len(read.files) + 8))
     names = [file.name for file in read.files]
+    threading.Thread(target=pictures.load).start()
     result = _predict(stack, chosen, means, read.notes, align, names, allocate)
     summary = {
         "source": str(source) if isinstance(source, str | Path) else [str(item) for item in source],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ FILES = (
 )  # fmt: skip
 ALIGNMENT = "alignment.png"  # also written if the frames were aligned
 MAX_FRAMES_SHOWN = 5
+TOGETHER_UP_TO = 2**22  # pixels of pictures whose files are written side by side
 
 
 def write_maps(
@@ -36,20 +38,29 @@ def write_maps(
     """
     q = focus_axis.to_q(result.depth, result.unit)
     sharp = pictures.to_uint8(result.all_in_focus)
-    np.save(folder / "depth.npy", result.depth)
-    np.save(folder / "confidence.npy", result.confidence)
-    np.save(folder / "disagreement.npy", result.disagreement)
-    pictures.save_png(folder / "all_in_focus.png", sharp)
     coded, scale = sixteen_bit(q, result.unit)
-    pictures.save_png(folder / "depth.png", coded)
-    low, high = pictures.robust_range(q)
-    bar = pictures.depth_bar(low, high, result.unit)
-    coloured = pictures.colorize(q, low, high)
-    pictures.save_png(folder / "depth_color.png", pictures.beside_bar(coloured, bar))
-    overview = _overview(frames, names, result, sharp, coloured, bar, title)
-    pictures.save_png(folder / "overview.png", overview)
-    (folder / "report.html").write_text(_page(frames, names, result, sharp, q, title), encoding="utf-8")
-    cloud = write_points(folder / "points.ply", q, sharp, result.confidence, result.unit)
+
+    def encode() -> dict[str, Any]:
+        """All that needs no matplotlib, which is not to be used in two threads."""
+        np.save(folder / "depth.npy", result.depth)
+        np.save(folder / "confidence.npy", result.confidence)
+        np.save(folder / "disagreement.npy", result.disagreement)
+        pictures.save_png(folder / "all_in_focus.png", sharp)
+        pictures.save_png(folder / "depth.png", coded)
+        return write_points(folder / "points.ply", q, sharp, result.confidence, result.unit)
+
+    with ThreadPoolExecutor(1) as other:  # encoders leave the interpreter to others
+        encoded = other.submit(encode)
+        if q.size > TOGETHER_UP_TO:  # memory counts more than time
+            encoded.result()
+        low, high = pictures.robust_range(q)
+        bar = pictures.depth_bar(low, high, result.unit)
+        coloured = pictures.colorize(q, low, high)
+        pictures.save_png(folder / "depth_color.png", pictures.beside_bar(coloured, bar))
+        overview = _overview(frames, names, result, sharp, coloured, bar, title)
+        pictures.save_png(folder / "overview.png", overview)
+        (folder / "report.html").write_text(_page(frames, names, result, sharp, q, title), encoding="utf-8")
+        cloud = encoded.result()
     return {
         "depth": {
             "min": float(result.depth.min()),
