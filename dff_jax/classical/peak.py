@@ -61,7 +61,8 @@ def symmetric_peak(measure: Array, focus: Array) -> Peak:
     but no higher than the better neighbour of the sharpest frame, as above it a flank is cut by the summit; with three
     frames that is the equiangular interpolation (Shimizu and Okutomi, ICCV 2001, for stereo). A flank is followed from
     the maximum down, so that no second peak is taken for it. Where the curve ends above a level, that level is left
-    out; where the sharpest frame is the first or the last, its setting is returned.
+    out; where the sharpest frame is the first or the last, the flank that is not seen is taken to be as steep as the
+    other, and the peak to lie no further out than that frame.
 
     Args:
       measure: [B,Z,H,W], non-negative.
@@ -104,12 +105,28 @@ def symmetric_peak(measure: Array, focus: Array) -> Peak:
     flanks = flank(z > sharpest[None], False), flank(z < sharpest[None], True)
     total, count = none, none
     *middles, last = [0.5 * (right + left) for right, left in zip(*flanks, strict=True)]
+    if num > 2:
+        ends = [_peak_at_end(log_height[::step], focus[:, ::step]) for step in (1, -1)]
+        best = jnp.where(sharpest == 0, ends[0], jnp.where(sharpest == num - 1, ends[1], best))
     for middle in middles:
         found = ~jnp.isnan(middle)
         total, count = total + jnp.where(found, middle, 0.0), count + found
     fallback = jnp.where(jnp.isnan(last), best, last)
     position = jnp.where(count > 0, total / jnp.maximum(count, 1.0), fallback)
     return Peak(position, (top - mean) / jnp.maximum(mean, 1e-9))
+
+
+def _peak_at_end(log_height: Array, focus: Array) -> Array:
+    """Between the first two settings, of curves [Z,B,H,W] whose sharpest frame is the first: flanks of equal slope.
+
+    Near the summit a curve is round, so where three frames all lie there (the third above `LEVELS`) it is the first.
+    """
+    q0, q1, q2 = (focus[:, i, None, None] for i in range(3))
+    y0, y1, y2 = log_height[:3]
+    fall = jnp.maximum(y1 - y2, 1e-9) / jnp.abs(q2 - q1)
+    towards = 0.5 * (jnp.abs(q1 - q0) - (y0 - y1) / fall)
+    coarse = jnp.clip((math.log(LEVELS[0]) - y2) / math.log(2.0), 0.0, 1.0)
+    return q0 + jnp.sign(q1 - q0) * coarse * jnp.clip(towards, 0.0, 0.5 * jnp.abs(q1 - q0))
 
 
 def peak_confidence(measure: Array, noise: float = 0.01) -> Array:
