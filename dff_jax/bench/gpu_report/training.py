@@ -67,10 +67,10 @@ def train(job: Job, out: dict[str, Any], minutes: float) -> None:
         "seconds": summary["seconds"], "loss": [[x["step"], x["loss"]] for x in lines],
         "validation_MAE": [[x["step"], x["MAE"]] for x in held_out],
     }  # fmt: skip
-    # a run of a few steps has timed none of its own: then both are those measured before it
-    out["share_rendering"] = out["render_s"] / (sorted(timed)[len(timed) // 2] if timed else per_step)
+    # a run of a few steps has timed none of its own: then the share is of the step measured before it
+    seconds = sorted(timed)[len(timed) // 2] if timed else per_step
+    out["share_rendering"] = out["render_s"] / seconds
     if timed:
-        seconds = sorted(timed)[len(timed) // 2]
         out |= {"step_seconds": seconds, "steps_per_s": 1 / seconds, "stacks_per_s": config.data.batch_size / seconds}
         if out["step_GFLOPs"]:
             out |= shares_of_peak(job.report, "float32", out["step_GFLOPs"] / seconds)
