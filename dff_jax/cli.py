@@ -77,7 +77,8 @@ def _signals() -> Iterator[None]:
         for number in ours:
             signal.signal(number, signal.SIG_DFL)
         import jax  # noqa: F401
-    interrupt = _interrupter()
+    hook = sys.unraisablehook
+    interrupt, sys.unraisablehook = _interrupter(hook)
     for number in ours:
         signal.signal(number, interrupt)
     try:
@@ -85,24 +86,33 @@ def _signals() -> Iterator[None]:
     finally:
         for number in ours:
             signal.signal(number, before[number])
+        sys.unraisablehook = hook
 
 
-def _interrupter() -> Callable[[int, FrameType | None], None]:
-    """A handler that raises KeyboardInterrupt: a moment later where JAX is called back by Python's collector, which
-    would drop it, and once a second, so that impatience does not interrupt the cleaning up."""
-    last = -math.inf
+def _interrupter(hook: Callable) -> tuple[Callable[[int, FrameType | None], None], Callable]:
+    """A handler that raises KeyboardInterrupt, and a hook in place of `sys.unraisablehook` that has it come again.
+
+    It comes once a second, so that impatience does not interrupt the cleaning up. Python drops what is raised while it
+    collects garbage or finalizes an object; the signal is then sent anew a moment later.
+    """
+    last, received = -math.inf, signal.SIGINT
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        nonlocal last
-        if frame is not None and frame.f_code.co_name == "_xla_gc_callback":
-            again = threading.Timer(0.02, os.kill, (os.getpid(), number))
-            again.daemon = True
-            again.start()
-        elif time.monotonic() - last > 1:
-            last = time.monotonic()
+        nonlocal last, received
+        if time.monotonic() - last > 1:
+            last, received = time.monotonic(), number
             raise KeyboardInterrupt
 
-    return interrupt
+    def dropped(what) -> None:
+        nonlocal last
+        if not issubclass(what.exc_type, KeyboardInterrupt):
+            return hook(what)
+        last = -math.inf
+        again = threading.Timer(0.02, os.kill, (os.getpid(), received))
+        again.daemon = True
+        again.start()
+
+    return interrupt, dropped
 
 
 def _of_several(args: argparse.Namespace) -> bool:

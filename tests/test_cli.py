@@ -177,6 +177,17 @@ def test_wrong_usage_is_one_line(capsys):
         assert status == 2 and out == "" and err.count("\n") == 1 and "--help shows" in err
 
 
+def test_an_interrupt_that_python_drops_comes_again():
+    class Finalized:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)  # interrupted here, where nothing can be raised
+
+    with pytest.raises(KeyboardInterrupt), cli._signals():
+        Finalized()
+        time.sleep(5)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl_c", "terminated"])
 def test_stopped_at_any_moment_it_ends_without_a_traceback_and_leaves_nothing(tmp_path, photographs, number):
     start = "import sys; from dff_jax import cli; print(flush=True); sys.exit(cli.main(sys.argv[1:]))"

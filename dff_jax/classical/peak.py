@@ -90,9 +90,10 @@ def symmetric_peak(measure: Array, focus: Array) -> Peak:
             above, q_above, places = carry
             heights, q = frame
             below, q = jnp.minimum(above, heights), q[:, None, None]
-            slope = (q - q_above) / jnp.maximum(above - below, 1e-9)
+            falls = above - below > 1e-9
+            share = lambda level: jnp.where(falls, (above - level) / jnp.where(falls, above - below, 1.0), 1.0)  # noqa: E731
             places = [
-                jnp.where((above > level) & (level >= below), q_above + (above - level) * slope, place)
+                jnp.where((above >= level) & (level >= below), q_above + share(level) * (q - q_above), place)
                 for level, place in zip(levels, places, strict=True)
             ]
             return (below, q, places), None
@@ -117,16 +118,21 @@ def symmetric_peak(measure: Array, focus: Array) -> Peak:
 
 
 def _peak_at_end(log_height: Array, focus: Array) -> Array:
-    """Between the first two settings, of curves [Z,B,H,W] whose sharpest frame is the first: flanks of equal slope.
+    """Between the first two settings, of curves [Z,B,H,W] whose sharpest frame is the first.
 
-    Near the summit a curve is round, so where three frames all lie there (the third above `LEVELS`) it is the first.
+    Flanks of equal slope where sampling is coarse. Where all three frames lie near the summit (the third above
+    `LEVELS`) the curve is round there, and a parabola fits. With equal first frames both give the middle between them.
     """
     q0, q1, q2 = (focus[:, i, None, None] for i in range(3))
     y0, y1, y2 = log_height[:3]
-    fall = jnp.maximum(y1 - y2, 1e-9) / jnp.abs(q2 - q1)
-    towards = 0.5 * (jnp.abs(q1 - q0) - (y0 - y1) / fall)
+    half = 0.5 * jnp.abs(q1 - q0)
+    first, second = (y0 - y1) / jnp.abs(q1 - q0), (y1 - y2) / jnp.abs(q2 - q1)  # how steeply it falls
+    steep = half * (1 - first / jnp.maximum(second, 1e-9))
+    bend = (second - first) / jnp.abs(q2 - q0)
+    round_ = jnp.where(bend > 1e-9, half - 0.5 * first / jnp.maximum(bend, 1e-9), 0.0)
     coarse = jnp.clip((math.log(LEVELS[0]) - y2) / math.log(2.0), 0.0, 1.0)
-    return q0 + jnp.sign(q1 - q0) * coarse * jnp.clip(towards, 0.0, 0.5 * jnp.abs(q1 - q0))
+    inwards = coarse * jnp.clip(steep, 0.0, half) + (1 - coarse) * jnp.clip(round_, 0.0, half)
+    return q0 + jnp.sign(q1 - q0) * inwards
 
 
 def peak_confidence(measure: Array, noise: float = 0.01) -> Array:
