@@ -74,7 +74,8 @@ def test_numbers_in_training(variables, volume):
     apply = estimators.build(narrow(volume)).apply
     found, stats = jax.jit(lambda *given: apply(*given, train=True))(variables, frames, focus)
     depths = found.history.candidates
-    np.testing.assert_allclose(depths[1, 33, 20], TRAINING[volume][0], atol=9e-3)  # 1e-4 of the range
+    # BatchNorm over two values amplifies: frames changed by 1e-7 of themselves move a pixel by 0.1
+    np.testing.assert_allclose(depths[1, 33, 20], TRAINING[volume][0], atol=0.2)
     np.testing.assert_allclose(depths.mean((0, 1, 2)), TRAINING[volume][1], atol=2e-3)
     np.testing.assert_array_equal(found.depth, depths[..., 0])
     by_key = {torch_key(f"batch_stats/{path}"): x for path, x in flatten_dict(stats, sep="/").items()}
