@@ -135,6 +135,32 @@ def test_symmetric_peak_beside_the_ends_of_few_frames():
     assert symmetric_peak(flat, dense[None]).position[0, 0, 0] == 60.0
 
 
+@pytest.mark.parametrize("before", [(), (0.05,), (0.6,), (0.9,), (0.4, 0.7, 0.85)])
+def test_symmetric_peak_moves_smoothly_where_two_frames_tie(before):
+    """Also at an end, and when both are equal to the last bit."""
+    near_one = np.float32(1) + np.float32([-1e-4, -1e-6, -1.2e-7, 0, 1.2e-7, 1e-6, 1e-4])
+    for after in ((), (0.9, 0.7), (0.5, 0.1)):
+        curves = [[*before, 1.0, y, *after] for y in near_one]
+        num = len(curves[0])
+        if num < 3:
+            continue
+        measure, q = jnp.array(curves).T[None, :, :, None], jnp.arange(num * 1.0)[None]
+        for way in (1, -1):
+            found = symmetric_peak(measure[:, ::way], q).position[0, :, 0]
+            assert np.ptp(found) < 2e-3
+            if not before or not after:  # nothing speaks against the middle of the two
+                middle = len(before) + 0.5
+                np.testing.assert_allclose(found, middle if way == 1 else num - 1 - middle, atol=2e-3)
+
+
+def test_symmetric_peak_at_an_end_where_the_curve_is_round():
+    q = jnp.linspace(0.0, 1.0, 41)
+    truth = jnp.array([-0.02, 0.0, 0.004, 0.008, 0.5])
+    curve = jnp.exp(-4 * (q[:, None] - truth[None]) ** 2)[None, :, :, None]
+    found = symmetric_peak(curve, q[None]).position[0, :, 0]
+    np.testing.assert_allclose(found, jnp.clip(truth, 0.0, 1.0), atol=1e-3)
+
+
 def test_symmetric_peak_keeps_to_its_own_summit_and_to_the_frames():
     q = jnp.linspace(0.0, 14.0, 15)
     bump = lambda at, height: height * jnp.exp(-0.5 * (q - at) ** 2)  # noqa: E731
