@@ -4,6 +4,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+import tempfile
 
 import jax
 import jax.numpy as jnp
@@ -87,6 +88,14 @@ def test_an_interruption_leaves_nothing(monkeypatch, tmp_path):
     assert len(_read(tmp_path, "train")) == 2  # and the next use makes it whole
 
 
+def test_nothing_is_left_in_the_temporary_folder(monkeypatch, tmp_path):
+    from dff_jax.data.datasets import procedural
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    procedural.Procedural(config="quickstart", data_dir=tmp_path / "none")  # not made yet: asked for facts
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_made_on_first_use_and_said_so(tmp_path, capsys):
     data = DataConfig(dataset=NAME, data_dir=str(tmp_path), crop=(32, 32), batch_size=3)
     loader = pipeline.training_loader(data, seed=0)
@@ -141,6 +150,7 @@ def test_wrong_names_and_places_are_one_clear_line(tmp_path):
 def test_no_tensorflow_for_tfds_and_neither_loader_nor_images_for_live():
     program = """
 import sys
+import tempfile
 import jax.numpy as jnp
 from dff_jax.config import DataConfig, WorldConfig
 from dff_jax.data import datasets, live, pipeline

@@ -18,7 +18,7 @@ import tensorflow_datasets as tfds
 
 from dff_jax.data.datasets.reading import Outcome, read_items, record_features
 from dff_jax.data.datasets.summary import Summary, fingerprint
-from dff_jax.data.datasets.writing import StreamedBuilder
+from dff_jax.data.datasets.writing import LocalInfo, StreamedBuilder
 from dff_jax.errors import InputError, SourceError
 from dff_jax.focus_axis import check_unit
 from dff_jax.types import FocalStack
@@ -143,7 +143,7 @@ class StackBuilder(StreamedBuilder, skip_registration=True):
         facts = config.facts
         check_unit(facts.unit)
         bounds = None if facts.focus_range is None else [float(value) for value in facts.focus_range]
-        return tfds.core.DatasetInfo(
+        return LocalInfo(
             builder=self,
             description=f"{type(self).__doc__} {config.description or ''}".strip(),
             features=record_features(),

@@ -18,7 +18,7 @@ import tensorflow_datasets as tfds
 
 from dff_jax.config import WorldConfig, to_dict
 from dff_jax.data.datasets.progress import report
-from dff_jax.data.datasets.writing import StreamedBuilder
+from dff_jax.data.datasets.writing import LocalInfo, StreamedBuilder
 from dff_jax.optics.scenes import make_stack
 
 RENDERER_VERSION = 1
@@ -95,7 +95,7 @@ class Procedural(StreamedBuilder):
     def _info(self) -> tfds.core.DatasetInfo:
         config, world = self.builder_config, self.builder_config.world
         z, h, w = world.num_frames, world.height, world.width
-        return tfds.core.DatasetInfo(
+        return LocalInfo(
             builder=self,
             description=f"{Procedural.__doc__} {config.description or ''}".strip(),
             # Raw bytes: noisy frames hardly compress (to 0.8), and inflating them took longer than all the rest.

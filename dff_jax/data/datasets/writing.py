@@ -20,6 +20,13 @@ SHARD_BYTES = 512 * 2**20
 WRITER_OPTIONS = "group_size:1,zstd:1"
 
 
+class LocalInfo(tfds.core.DatasetInfo):
+    """What tfds knows of a dataset made here, which is not among those that its bucket has facts about."""
+
+    def initialize_from_bucket(self) -> None:
+        """Nothing: tfds would ask the network, and leave an empty folder in the system's temporary one each time."""
+
+
 class StreamedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """A tfds builder whose generators are written as they run."""
 
