@@ -3,6 +3,7 @@
     scripts/pretrained                                         # all stages, measured and packed for the package
     dff-jax train configs/pretrained.py:first --output runs/pretrained/first
     dff-jax train configs/pretrained.py:second --output runs/pretrained/second
+    dff-jax train configs/pretrained.py:third --output runs/pretrained/third
     dff-jax train configs/pretrained.py --output runs/pretrained/last
 
 Fresh worlds in every step, with the lenses and faults of real photographs: 4 to 40 frames, focus settings of any
@@ -11,10 +12,11 @@ vignetting, changing exposure, noise, JPEG. No photograph was used.
 
 `first` learns to see sharpness, from hard worlds. `second` takes its weights over and adds what makes answers precise:
 the measured candidates of `classical`, wider networks at full resolution, fewer faults and a penalty that pixels
-without any clue do not dominate. `config` goes on with large faces that show
+without any clue do not dominate. `third` goes on with large faces that show
 nothing but print, with more stacks of few frames and with larger crops of those, and its refiner sees where between the
-settings a depth lies. (The first two stages of the weights in the package saw worlds and measured candidates of an
-earlier version: the first without the points of light fields, both with another peak of the focus curve.)
+settings a depth lies. `config` ends with both kinds of textures and smaller steps. (The first three stages of the
+weights in the package saw measured candidates of an earlier version, with other peaks of the focus curve, and the first
+worlds without the points of light fields.)
 """
 
 import dataclasses
@@ -40,30 +42,56 @@ WORLD = WorldConfig(
 CAMERA = CameraConfig(share=0.3, shift=0.8, breathing=0.005, vignetting=0.3, exposure=0.06, softness=0.7, jpeg=(60, 98))
 
 
-def _part(weight: float, side: int, frames: int, blur: tuple[float, float], layers: int) -> PartConfig:
+def _part(
+    weight: float, side: int, frames: int, blur: tuple[float, float], layers: int, textures: str = "natural"
+) -> PartConfig:
     world = dataclasses.replace(
-        WORLD, num_frames=frames, blur_radius=blur, max_blur_radius=int(1.2 * blur[1] + 0.5), num_layers=layers
-    )
+        WORLD, num_frames=frames, blur_radius=blur, max_blur_radius=int(1.2 * blur[1] + 0.5), num_layers=layers,
+        textures=textures,
+    )  # fmt: skip
     return PartConfig(source="procedural_live", weight=weight, crop=(side, side), world=world)
 
 
 def config() -> Config:
-    before = second()
+    before = third()
     parts = (
-        _part(0.36, 96, 15, (2.0, 9.0), 14),
+        _part(0.20, 96, 15, (2.0, 9.0), 14),
+        _part(0.16, 96, 15, (2.0, 9.0), 14, "printed"),
         _part(0.20, 112, 8, (2.0, 9.0), 14),
-        _part(0.12, 96, 15, (6.0, 20.0), 24),
+        _part(0.08, 96, 15, (6.0, 20.0), 24),
         _part(0.08, 64, 40, (2.0, 12.0), 16),
-        _part(0.24, 160, 5, (1.5, 9.0), 14),
+        _part(0.16, 160, 5, (1.5, 9.0), 14),
+        _part(0.12, 160, 5, (1.5, 9.0), 14, "printed"),
     )
-    world = dataclasses.replace(WORLD, textures="printed")
-    parts = tuple(dataclasses.replace(x, world=dataclasses.replace(x.world, textures="printed")) for x in parts)
     return dataclasses.replace(
         before,
         name="pretrained",
+        optimizer=OptimizerConfig(peak_learning_rate=6e-4, warmup_share=0.06),
+        data=dataclasses.replace(before.data, mixture=parts),
+        training=dataclasses.replace(
+            before.training, num_steps=1000, eval_every=500, average=0.998, initial_weights=WEIGHTS.format("third")
+        ),
+    )
+
+
+def third() -> Config:
+    before = second()
+    printed = "printed"
+    parts = (
+        _part(0.36, 96, 15, (2.0, 9.0), 14, printed),
+        _part(0.20, 112, 8, (2.0, 9.0), 14, printed),
+        _part(0.12, 96, 15, (6.0, 20.0), 24, printed),
+        _part(0.08, 64, 40, (2.0, 12.0), 16, printed),
+        _part(0.24, 160, 5, (1.5, 9.0), 14, printed),
+    )
+    return dataclasses.replace(
+        before,
+        name="pretrained_third",
         model=dataclasses.replace(before.model, refiner_inputs="with_settings", sharpen="weighted_median"),
         optimizer=OptimizerConfig(peak_learning_rate=1e-3, warmup_share=0.06),
-        data=dataclasses.replace(before.data, world=world, mixture=parts),
+        data=dataclasses.replace(
+            before.data, world=dataclasses.replace(WORLD, textures=printed), mixture=parts
+        ),
         training=dataclasses.replace(
             before.training, num_steps=1600, eval_every=400, initial_weights=WEIGHTS.format("second")
         ),
