@@ -22,22 +22,24 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         help=f"of {', '.join(MODEL_PRESETS)}; default physical and dfv_diff; for unroll and loader one, default tiny",
     )  # fmt: skip
     bench.add_argument("--size", nargs="+", type=int, help="side of pictures or crops, pixels; default 256, unroll 96")
-    bench.add_argument("--frames", nargs="+", type=int, default=[15], help="of the focal stack")
+    bench.add_argument("--frames", nargs="+", type=int, default=[15], help="frames in the stack; default 15")
     bench.add_argument("--iterations", nargs="+", type=int, metavar="K", help="of the unroll; default as the preset")
     bench.add_argument("--candidates", nargs="+", type=int, metavar="N", help="model: default as the preset")
-    bench.add_argument("--batch", nargs="+", type=int, default=[1], help="model: stacks at once")
-    bench.add_argument("--dtype", nargs="+", default=["float32"], choices=DTYPES, help="model: of the computation")
+    bench.add_argument("--batch", nargs="+", type=int, default=[1], help="model: stacks at once; default 1")
+    bench.add_argument(
+        "--dtype", nargs="+", default=["float32"], choices=DTYPES, help="model: what to compute in; default float32"
+    )
     bench.add_argument("--train", action="store_true", help="model: a training step, too")
     bench.add_argument("--parts", action="store_true", help="model: up to the end of each part of the network, too")
     bench.add_argument(
         "--against", choices=["torch"], help="model: a PyTorch implementation of the same networks, in the same rounds"
     )
     bench.add_argument("--profile", metavar="DIR", help="model: a trace of one inference, and its dearest operations")
-    bench.add_argument("--rounds", type=int, default=5, help="model: of which the median counts")
+    bench.add_argument("--rounds", type=int, default=5, help="model: how often to time; the median counts; default 5")
     bench.add_argument("--dataset", help="loader: a prepared tfds dataset; default noise of 540 x 960")
     bench.add_argument("--data-dir", help="loader: where tfds keeps its files")
-    bench.add_argument("--stacks", type=int, default=24, help="loader: of noise")
-    bench.add_argument("--steps", type=int, default=4, help="loader: training steps to time; 0 for none")
+    bench.add_argument("--stacks", type=int, default=24, help="loader: how many stacks of noise; default 24")
+    bench.add_argument("--steps", type=int, default=4, help="loader: training steps to time, 0 for none; default 4")
     bench.add_argument("--output", help="folder for the table (.md) and the numbers (.json)")
 
 

@@ -117,7 +117,10 @@ def markdown(report: dict[str, Any]) -> str:
         ("inference, s", lambda r: f"{r['inference_s']:.3g}"),
         ("stacks/s", lambda r: f"{r['B'] / r['inference_s']:.3g}"),
         ("to the first", lambda r: f"{r['inference_s'] / rows[0]['inference_s']:.2f}"),
-        ("of peak", lambda r: "" if "share_of_peak" not in r else f"{100 * r['share_of_peak']:.0f} %"),
+        (
+            "of a matrix product's speed",
+            lambda r: "" if "share_of_peak" not in r else f"{100 * r['share_of_peak']:.0f} %",
+        ),
         ("temporaries, MB", lambda r: f"{r['inference_MB']:.0f}"),
     ]
     if any("torch_inference_s" in r for r in rows):
