@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dff_jax import estimators
-from dff_jax.classical import weighted_median
+from dff_jax.classical import nearest_composite, sharp_composite, weighted_median
 from dff_jax.classical.weighted_median import REACH, SIGMA
 from dff_jax.config import tiny
 
@@ -61,6 +61,19 @@ def test_it_makes_the_answer_and_changes_nothing_else(key):
     after, _ = jax.jit(sharp.apply)(variables, frames, focus)
     np.testing.assert_allclose(after.history.refined, before.history.refined, atol=1e-5)
     np.testing.assert_allclose(after.confidence, before.confidence, atol=1e-5)
-    expected = weighted_median(before.depth - 1, before.all_in_focus, jnp.maximum(before.confidence, 1e-3)) + 1
+    guide = nearest_composite(frames, before.depth, focus)
+    expected = weighted_median(before.depth - 1, guide, jnp.maximum(before.confidence, 1e-3)) + 1
     np.testing.assert_allclose(after.depth, expected, atol=5e-3)
     assert jnp.abs(after.depth - before.depth).max() > 0.01
+
+
+def test_around_an_edge_the_nearer_surface_is_shown():
+    """Frames of one grey each, so that the composite says which of them it reads"""
+    focus, frames = jnp.array([[1.0, 2.0, 3.0]]), jnp.broadcast_to(jnp.array([0.1, 0.5, 0.9]), (30, 40, 3, 3))
+    frames = jnp.moveaxis(frames, -1, 0)[None]
+    depth = jnp.full((1, 30, 40), 1.0).at[:, 10:20, 15:30].set(2.5)
+    found = nearest_composite(frames, depth, focus, reach=4)
+    near = jnp.zeros((30, 40), bool).at[6:24, 11:34].set(True)
+    expected = np.where(near, 0.7, 0.1)  # 2.5 is halfway between the frames of 0.5 and 0.9
+    np.testing.assert_allclose(found[0], np.stack([expected] * 3, -1), atol=1e-6)
+    np.testing.assert_allclose(nearest_composite(frames, depth, focus, reach=0), sharp_composite(frames, depth, focus))

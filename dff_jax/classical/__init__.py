@@ -1,6 +1,6 @@
 """Depth from focus with no training: focus measures, peak interpolation, candidates with their weights."""
 
-from dff_jax.classical.aggregation import guided_mean
+from dff_jax.classical.aggregation import enlarge, guided_mean, pool
 from dff_jax.classical.candidates import (
     REACH,
     Candidates,
@@ -19,7 +19,14 @@ from dff_jax.classical.focus_measures import (
     ring_difference,
     sum_modified_laplacian,
 )
-from dff_jax.classical.peak import Peak, gaussian_peak, peak_confidence, sharp_composite, symmetric_peak
+from dff_jax.classical.peak import (
+    Peak,
+    gaussian_peak,
+    nearest_composite,
+    peak_confidence,
+    sharp_composite,
+    symmetric_peak,
+)
 from dff_jax.classical.weighted_median import weighted_median
 
 __all__ = [
@@ -29,6 +36,7 @@ __all__ = [
     "box_mean",
     "candidate_weights",
     "disc_ring_difference",
+    "enlarge",
     "excess_prominence",
     "gaussian_peak",
     "gradient_magnitude",
@@ -36,7 +44,9 @@ __all__ = [
     "luminance",
     "measure_candidates",
     "modified_laplacian",
+    "nearest_composite",
     "peak_confidence",
+    "pool",
     "propose",
     "ring_difference",
     "sharp_composite",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from jax.lax import optimization_barrier
 
@@ -44,3 +45,9 @@ def pool(x: Array, scale: int) -> Array:
     height, width = x.shape[-2:]
     x = jnp.pad(extent.edge(x), [(0, 0)] * (x.ndim - 2) + [(0, -height % scale), (0, -width % scale)], mode="edge")
     return x.reshape(*x.shape[:-2], x.shape[-2] // scale, scale, x.shape[-1] // scale, scale).mean((-3, -1))
+
+
+def enlarge(x: Array, scale: int) -> Array:
+    """The blocks of `pool` as pixels again, [...,h,w] to [...,scale h,scale w], linearly between their middles."""
+    shape = (*x.shape[:-2], x.shape[-2] * scale, x.shape[-1] * scale)
+    return x if scale == 1 else jax.image.resize(extent.edge(x), shape, "linear")

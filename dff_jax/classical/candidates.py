@@ -6,12 +6,11 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 
 from dff_jax import extent
-from dff_jax.classical.aggregation import guided_mean, pool
+from dff_jax.classical.aggregation import enlarge, guided_mean, pool
 from dff_jax.classical.focus_measures import (
     box_mean,
     gradient_magnitude,
@@ -71,7 +70,7 @@ def measure_candidates(image: Array, focus: Array, guide: Array) -> Candidates:
     measures, variations = zip(*MEASURES.values(), strict=True)
     # one after the other: a volume is the largest thing in memory
     found = lax.map(peaks, jnp.stack([measure(image) for measure in measures]))
-    maps = [_enlarge(jnp.stack(peak), scale)[..., :height, :width] for scale, peak in zip(SCALES, found, strict=True)]
+    maps = [enlarge(jnp.stack(peak), scale)[..., :height, :width] for scale, peak in zip(SCALES, found, strict=True)]
     depth, prominence = jnp.moveaxis(jnp.concatenate(maps, 1), 1, -1)
     spread = _expected_maximum(num) / (2 * RADIUS + 1)
     noise = [variation * spread / scale for scale in SCALES for variation in variations]
@@ -131,11 +130,6 @@ def candidate_weights(candidates: Candidates, reach: Array, mean_square: Array |
 def excess_prominence(candidates: Candidates) -> Array:
     """p_i [B,H,W,N] >= 0: what of the prominence noise does not explain."""
     return jnp.maximum(candidates.prominence - candidates.noise.reshape(1, 1, 1, -1), 0.0)
-
-
-def _enlarge(x: Array, scale: int) -> Array:
-    shape = (*x.shape[:-2], x.shape[-2] * scale, x.shape[-1] * scale)
-    return x if scale == 1 else jax.image.resize(extent.edge(x), shape, "linear")
 
 
 def _expected_maximum(count: int) -> float:

@@ -8,10 +8,12 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import lax
 
+from dff_jax import extent
 from dff_jax.types import Array
 
 LEVELS = (0.8, 0.5)  # of the peak's height, at which its flanks are read
 LEAST_HEIGHT = 1e-3  # of the peak's: below there is only noise
+NEAR = 4  # pixels
 BASE = 0.9  # share of the curve's least value that is taken off as unsharp background
 
 
@@ -153,3 +155,14 @@ def interpolation_weights(depth: Array, focus: Array) -> Array:
 def sharp_composite(frames: Array, depth: Array, focus: Array) -> Array:
     """All-in-focus image [B,H,W,3]: frames [B,Z,H,W,3] read at depth [B,H,W], between two frames linearly."""
     return jnp.einsum("bzhw,bzhwc->bhwc", interpolation_weights(depth, focus), frames)
+
+
+def nearest_composite(frames: Array, depth: Array, focus: Array, reach: int = NEAR) -> Array:
+    """`sharp_composite` at the nearest surface (the largest q) within `reach` pixels, rows and columns alike.
+
+    Around an occluding edge the frame that is focused on the nearer surface has the edge itself sharp; in the frame of
+    the farther one the nearer one's blur lies over it. So this is the picture in which the edge is where it is.
+    """
+    window = (1,) * (depth.ndim - 2) + (2 * reach + 1,) * 2
+    nearest = lax.reduce_window(extent.edge(depth), -jnp.inf, lax.max, window, (1,) * depth.ndim, "SAME")
+    return sharp_composite(frames, nearest, focus)

@@ -70,7 +70,9 @@ def weighted_median(
             below = [jnp.where(value <= low + (i + 1) * step, weight, 0.0) for i in range(_PARTS - 1)]
             return [total + x for total, x in zip(sums, [*below, weight], strict=True)], None
 
-        sums, _ = lax.scan(add, [jnp.zeros_like(z)] * _PARTS, (jnp.asarray(places), near))
+        # a row of the window at a time: place by place the sums would go through memory each time
+        start, row = [jnp.zeros_like(z)] * _PARTS, len(steps)
+        sums, _ = lax.scan(add, start, (jnp.asarray(places), near), unroll=row)
         first = sum((total < 0.5 * sums[-1]).astype(z.dtype) for total in sums[:-1])
         return (low + first * step, low + (first + 1) * step), None
 

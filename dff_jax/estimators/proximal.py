@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dff_jax.classical import weighted_median
+from dff_jax.classical import nearest_composite, weighted_median
 from dff_jax.config import ModelConfig
 from dff_jax.estimators.learned_prox import Context, build_unroll, not_within
 from dff_jax.estimators.padding import padded
 from dff_jax.focus_axis import from_unit_coordinate, span, to_unit_coordinate
+from dff_jax.network.beyond import Beyond, falls
 from dff_jax.network.candidates import Candidates
 from dff_jax.network.context import ContextHeads, PixelContext, has_context
 from dff_jax.network.focus_volume import FocusVolume, resample_planes
@@ -41,6 +42,7 @@ class Seen(NamedTuple):
     spread: Array  # [B,H,W] variance of the distribution over planes, in t^2
     sharp: Array  # [B,H,W,3] soft all-in-focus image
     measured: Measured | None  # candidates that need no learning
+    falls: Array | None  # [2,B,H,W,n] of sharpness, from the ends of the settings inwards
 
 
 def apart(problem: Problem) -> Array:
@@ -50,7 +52,7 @@ def apart(problem: Problem) -> Array:
 
 def proximal(config: ModelConfig, axis_name: str | None = None) -> Estimator:
     """The estimator of `config`; see `estimators.build`."""
-    volume_net, candidate_net = FocusVolume(config, axis_name), Candidates(config)
+    volume_net, candidate_net, beyond_net = FocusVolume(config, axis_name), Candidates(config), Beyond(config)
     context_net, refiner_net, error_net = ContextHeads(config), Refiner(config), ExpectedError(config)
     unroll = build_unroll(config)
     unit = config.coordinate == "unit"
@@ -81,13 +83,17 @@ def proximal(config: ModelConfig, axis_name: str | None = None) -> Estimator:
         if config.guide == "all_in_focus":
             features = jnp.concatenate([features, 2 * sharp - 1], -1)
         measured = measure(frames, t) if config.measured_candidates else None
-        return stats, Seen(features, mean(probability, planes), per_scale, spread, sharp, measured)
+        inwards = falls(frames, sharp, t) if config.end_candidate else None
+        return stats, Seen(features, mean(probability, planes), per_scale, spread, sharp, measured, inwards)
 
     def fuse(params: dict, seen: Seen) -> Problem:
         """Candidates and weights as a problem for the solver (6-14)."""
         variables = {"params": params["candidates"]}
         inputs = seen.features, seen.expected, seen.per_scale, seen.measured
-        candidates, weights = candidate_net.apply(variables, *inputs)
+        beyond = None
+        if config.end_candidate:
+            beyond = beyond_net.apply({"params": params["beyond"]}, seen.features, seen.expected, seen.falls)
+        candidates, weights = candidate_net.apply(variables, *inputs, beyond)
         pixel = PixelContext(None, None, None)
         if has_context(config):
             pixel = context_net.apply({"params": params["context"]}, seen.features)
@@ -116,11 +122,14 @@ def proximal(config: ModelConfig, axis_name: str | None = None) -> Estimator:
         return depth, jnp.moveaxis(iterates, 0, 1), trace
 
     def refiner_features(depth: Array, problem: Problem, focus: Array) -> Array:
-        seen = [problem.context.features]
+        seen, candidates = [problem.context.features], problem.candidates
+        count = candidates.shape[-1] - config.end_candidate
         if config.refiner_inputs != "depth_volume":
-            seen.append(problem.candidates)
+            seen.append(candidates[..., :count])
         if config.refiner_inputs == "with_settings":
             seen.append(between_settings(depth, to_unit_coordinate(focus, focus)))
+        if config.refiner_inputs != "depth_volume":
+            seen.append(candidates[..., count:])
         return jnp.concatenate(seen, -1)
 
     def refine(params: dict, depth: Array, problem: Problem, focus: Array) -> Array:
@@ -149,6 +158,9 @@ def proximal(config: ModelConfig, axis_name: str | None = None) -> Estimator:
         _, seen = look(params, stats, small, focus, False)
         inputs = seen.features, seen.expected, seen.per_scale, seen.measured
         params["candidates"] = candidate_net.init(k_candidates, *inputs)["params"]
+        if config.end_candidate:
+            k_beyond = jax.random.fold_in(key, 6)
+            params["beyond"] = beyond_net.init(k_beyond, seen.features, seen.expected, seen.falls)["params"]
         if has_context(config):
             k_context = jax.random.fold_in(key, 4)
             params["context"] = context_net.init(k_context, seen.features)["params"]
@@ -198,7 +210,9 @@ def proximal(config: ModelConfig, axis_name: str | None = None) -> Estimator:
             certain = confidence_of_error(jnp.sqrt(seen.spread + variance + 1e-12))
         answer, certain, sharp = crop(answer), crop(certain), seen.sharp[:, :height, :width]
         if config.sharpen == "weighted_median" and not train:
-            answer = weighted_median(answer, sharp, jnp.maximum(certain, LEAST_CONFIDENCE))
+            clean, t = whole[:, :, :height, :width], to_unit_coordinate(focus, focus) if unit else focus
+            guide = nearest_composite(clean, answer, t)
+            answer = weighted_median(answer, guide, jnp.maximum(certain, LEAST_CONFIDENCE))
         return Prediction(
             depth=to_q(answer),
             confidence=certain,

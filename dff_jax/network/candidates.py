@@ -56,15 +56,17 @@ class Candidates(nn.Module):
     """Features [B,H,W,c] (F, and the guide) and Dbar [B,H,W] -> D_i and W_i^2, both [B,H,W,N], or [B,H,W,N+M].
 
     With candidate_source="per_scale" the N candidates are given, `per_scale` [B,H,W,N], and there are no heads psi_i.
-    The M `measured` ones follow, with the weights they bring, which attention multiplies.
+    The M `measured` ones follow, with the weights they bring, which attention multiplies; last the one `beyond` the
+    settings, depth and logit [B,H,W], if any.
     """
 
     config: ModelConfig
 
     @nn.compact
     def __call__(
-        self, features: Array, expected: Array, per_scale: Array | None = None, measured: Measured | None = None
-    ) -> tuple[Array, Array]:
+        self, features: Array, expected: Array, per_scale: Array | None = None, measured: Measured | None = None,
+        beyond: tuple[Array, Array] | None = None,
+    ) -> tuple[Array, Array]:  # fmt: skip
         c = self.config
         hidden, own, more = channels(32, c.head_width), c.num_candidates, 0
         if measured is not None:
@@ -77,10 +79,14 @@ class Candidates(nn.Module):
         if measured is not None:  # exp(logit) = weight where the head says nothing yet
             brought = jnp.log(measured.weights + LEAST_WEIGHT) - WEIGHT_BIAS
             logits = jnp.concatenate([logits[..., :own], logits[..., own:] + brought], -1)
+        further = [] if measured is None else [measured.depth]
+        if beyond is not None:
+            further.append(beyond[0][..., None])
+            logits = jnp.concatenate([logits, beyond[1][..., None]], -1)
         weights = normalize_weights(logits, c.weight_norm)
 
         def joined(depths: Array) -> tuple[Array, Array]:
-            return (depths if measured is None else jnp.concatenate([depths, measured.depth], -1)), weights
+            return jnp.concatenate([depths, *further], -1), weights
 
         if per_scale is not None:
             return joined(per_scale)

@@ -1,0 +1,80 @@
+"""A candidate beyond the ends of the focus settings.
+
+Where a surface lies beyond the last setting no frame shows it sharp, and every peak of a focus curve is drawn to that
+end. How far away it is shows in how sharpness falls from the end inwards: least where the curve is still near its
+summit, most on its flank.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dff_jax.classical import box_mean, enlarge, guided_mean, luminance, modified_laplacian, pool
+from dff_jax.classical.candidates import EPSILON, RADIUS, SCALES
+from dff_jax.config import ModelConfig
+from dff_jax.network.candidates import WEIGHT_BIAS, Head
+from dff_jax.network.focus_volume import MEASURE_FLOOR
+from dff_jax.network.layers import channels, torch_default
+from dff_jax.network.refiner import GAP_SCALE
+from dff_jax.types import Array
+
+STEPS = (0, 1, 2, 4)  # frames from the end, at which sharpness is read
+REACH = 0.1  # of t: what softplus(1) stands for
+NEAREST = 20.0  # weight falls by e for each 1 / NEAREST of t that Dbar lies from the end
+MIDDLE = 0.2  # of t: so near to the middle the candidate is drawn to Dbar, as it changes sides there
+
+
+def falls(frames: Array, guide: Array, t: Array) -> Array:
+    """How the logarithm of sharpness falls from either end inwards, and over which distances.
+
+    Args:
+      frames: [B,Z,H,W,3] in [0,1].
+      guide: [B,H,W,3] picture of the scene.
+      t: [B,Z] ascending from 0 to 1.
+
+    Returns:
+      [2,B,H,W,n]: of the first setting and of the last, a fall for each of the `STEPS` and each scale of `classical`,
+      then the distances. Sends no gradient back.
+    """
+    last, (height, width) = frames.shape[1] - 1, frames.shape[2:4]
+    places = np.minimum(STEPS, last)
+    order = np.concatenate([places, last - places])
+    sharpness, image = modified_laplacian(luminance(frames[:, order])), luminance(guide)
+    found = []
+    for scale in SCALES:
+        pooled = box_mean(sharpness, 3) if scale == 1 else pool(sharpness, scale)
+        mean = guided_mean(pooled, pool(image, scale), RADIUS, EPSILON)
+        found.append(enlarge(jnp.log(mean + MEASURE_FLOOR), scale)[..., :height, :width])
+    log = jnp.stack(found, 2)  # [B,2 steps,scale,H,W]
+    log = log.reshape(log.shape[0], 2, len(STEPS), *log.shape[2:])
+    fall = log[:, :, :-1] - log[:, :, 1:]  # [B,2,step,scale,H,W]
+    fall = jnp.moveaxis(fall.reshape(*fall.shape[:2], -1, height, width), (1, 2), (0, -1))
+    gaps = jnp.abs(jnp.diff(t[:, order].reshape(-1, 2, len(STEPS)), axis=-1))  # [B,2,step]
+    gaps = jnp.broadcast_to(GAP_SCALE * jnp.moveaxis(gaps, 1, 0)[:, :, None, None], (*fall.shape[:-1], gaps.shape[-1]))
+    return jax.lax.stop_gradient(jnp.concatenate([fall, gaps], -1))
+
+
+class Beyond(nn.Module):
+    """F over planes (and the guide) [B,H,W,c], Dbar [B,H,W] in t and `falls` -> depth beyond the nearer end, and the
+    logit of its weight, both [B,H,W]."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, features: Array, expected: Array, falls: Array) -> tuple[Array, Array]:
+        c = self.config
+        at_last = (expected > 0.5)[..., None]
+        planes, rest = features[..., : c.num_planes], features[..., c.num_planes :]
+        planes = jnp.where(at_last, planes, planes[..., ::-1])  # either end is looked at as if it were the last
+        inwards = jnp.minimum(expected, 1 - expected)
+        seen = [planes, rest, jnp.where(at_last, falls[1], falls[0]), jnp.tanh(NEAREST * inwards)[..., None]]
+        hidden = channels(32, c.head_width)
+        head = Head(2, 3, hidden, c.activation, torch_default, WEIGHT_BIAS, name="head")
+        out = head(jnp.concatenate(seen, -1).astype(c.dtype)).astype(jnp.float32)
+        away = REACH * jax.nn.softplus(out[..., 0])
+        end = jnp.where(at_last[..., 0], 1 + away, -away)
+        share = jnp.clip((0.5 - inwards) / MIDDLE, 0.0, 1.0)
+        return expected + share * (end - expected), out[..., 1] - NEAREST * inwards
