@@ -78,7 +78,8 @@ def make_parser() -> Parser:
     predict.add_argument("--output", required=True, help="folder for the maps and pictures")
     predict.add_argument("--focus", nargs="+", type=float, help="focus settings, one a frame, in order of file names")
     predict.add_argument("--unit", choices=UNITS, help="of the focus settings")
-    predict.add_argument("--reverse", action="store_true", help="count the frame index from the other end")
+    predict.add_argument("--reverse", action="store_true", help="count the frame index from the other end: "
+        "for stacks whose first file is the nearest")
     predict.add_argument("--method", choices=UNTRAINED, help="an estimator that needs no weights")
     predict.add_argument("--weights", help="a run folder or a .safetensors file; default the package's own network")
     predict.add_argument("--iterations", type=int, help="K of the unroll; default as trained")

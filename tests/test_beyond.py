@@ -12,7 +12,7 @@ from dff_jax import estimators
 from dff_jax.errors import ConfigError
 from dff_jax.estimators.initial_weights import place_common
 from dff_jax.estimators.weights import save_weights
-from dff_jax.network.beyond import STEPS, Beyond, falls
+from dff_jax.network.beyond import STEPS, Beyond, falls, least
 from dff_jax.optics.render import render_stack
 
 PLAIN = dataclasses.replace(
@@ -84,6 +84,32 @@ def test_it_comes_beside_the_others_and_takes_their_weights_over(tmp_path):
     depth = after.history.candidates[..., 12]
     near_the_end = after.history.expected > 5.0
     assert (depth[near_the_end] > 6.0).all() and near_the_end.any()
+
+
+def test_no_candidate_lies_behind_infinity():
+    far = least(jnp.array([[0.5, 2.0], [10.0, 60.0], [0.0, 4.0], [-1.0, 1.0]]))[:, 0, 0]
+    np.testing.assert_allclose(far, [-0.25, -0.15, -np.inf, -np.inf])  # q of 0.125 and 2.5, and no end
+    frames, focus = wall(-2.0), jnp.linspace(0.2, 2.0, 7)[None]
+    estimator = estimators.build(MODEL)
+    variables = estimator.init(jax.random.key(0), frames, focus)
+    found = jax.jit(estimator.apply)(variables, frames, focus)[0].history.candidates[..., 12]
+    assert found.min() > 0.0499 and found.max() > 0.05
+
+
+@pytest.mark.slow
+def test_it_learns_from_two_frames_and_in_half_precision():
+    frames, focus = wall(7.0)[:, -2:], FOCUS[None, -2:]
+    for dtype in ("float32", "bfloat16"):
+        estimator = estimators.build(dataclasses.replace(MODEL, dtype=dtype))
+        variables = estimator.init(jax.random.key(0), frames, focus)
+
+        def loss(params, estimator=estimator, variables=variables):
+            found, _ = estimator.apply({**variables, "params": params}, frames, focus, train=True)
+            return jnp.mean(jnp.abs(found.depth - 7.0))
+
+        slope = jax.jit(jax.grad(loss))(variables["params"])
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves(slope))
+        assert all(np.any(x) for x in jax.tree.leaves(slope["beyond"]))
 
 
 def test_it_needs_fixed_planes_in_the_unit_coordinate():

@@ -13,7 +13,6 @@ from dff_jax.types import Array
 
 LEVELS = (0.8, 0.5)  # of the peak's height, at which its flanks are read
 LEAST_HEIGHT = 1e-3  # of the peak's: below there is only noise
-NEAR = 4  # pixels
 BASE = 0.9  # share of the curve's least value that is taken off as unsharp background
 
 
@@ -157,7 +156,7 @@ def sharp_composite(frames: Array, depth: Array, focus: Array) -> Array:
     return jnp.einsum("bzhw,bzhwc->bhwc", interpolation_weights(depth, focus), frames)
 
 
-def nearest_composite(frames: Array, depth: Array, focus: Array, reach: int = NEAR) -> Array:
+def nearest_composite(frames: Array, depth: Array, focus: Array, reach: int = 4) -> Array:
     """`sharp_composite` at the nearest surface (the largest q) within `reach` pixels, rows and columns alike.
 
     Around an occluding edge the frame that is focused on the nearer surface has the edge itself sharp; in the frame of

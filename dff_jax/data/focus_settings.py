@@ -124,7 +124,7 @@ def _index(files: Sequence[Path], unit: str | None, reverse: bool, notes: list[s
     start = "last" if reverse else "first"
     notes.append(
         f"no focus settings found: depth is the frame index, 0 at the {start} file, in equal steps; which end is "
-        "near is not known (--reverse counts from the other end)"
+        "near is not known (--reverse counts from the other end: for a first file that is the nearest)"
     )
     return FocusSettings(values[::-1].copy() if reverse else values, "index", tuple(notes))
 

@@ -15,7 +15,7 @@ from dff_jax.config import ModelConfig
 from dff_jax.estimators.learned_prox import Context, build_unroll, not_within
 from dff_jax.estimators.padding import padded
 from dff_jax.focus_axis import from_unit_coordinate, span, to_unit_coordinate
-from dff_jax.network.beyond import Beyond, falls
+from dff_jax.network.beyond import Beyond, falls, least
 from dff_jax.network.candidates import Candidates
 from dff_jax.network.context import ContextHeads, PixelContext, has_context
 from dff_jax.network.focus_volume import FocusVolume, resample_planes
@@ -86,13 +86,14 @@ def proximal(config: ModelConfig, axis_name: str | None = None) -> Estimator:
         inwards = falls(frames, sharp, t) if config.end_candidate else None
         return stats, Seen(features, mean(probability, planes), per_scale, spread, sharp, measured, inwards)
 
-    def fuse(params: dict, seen: Seen) -> Problem:
+    def fuse(params: dict, seen: Seen, focus: Array) -> Problem:
         """Candidates and weights as a problem for the solver (6-14)."""
         variables = {"params": params["candidates"]}
         inputs = seen.features, seen.expected, seen.per_scale, seen.measured
         beyond = None
         if config.end_candidate:
-            beyond = beyond_net.apply({"params": params["beyond"]}, seen.features, seen.expected, seen.falls)
+            end, logit = beyond_net.apply({"params": params["beyond"]}, seen.features, seen.expected, seen.falls)
+            beyond = jnp.maximum(end, least(focus)), logit
         candidates, weights = candidate_net.apply(variables, *inputs, beyond)
         pixel = PixelContext(None, None, None)
         if has_context(config):
@@ -128,7 +129,7 @@ def proximal(config: ModelConfig, axis_name: str | None = None) -> Estimator:
             seen.append(candidates[..., :count])
         if config.refiner_inputs == "with_settings":
             seen.append(between_settings(depth, to_unit_coordinate(focus, focus)))
-        if config.refiner_inputs != "depth_volume":
+        if config.refiner_inputs != "depth_volume":  # last, so that weights without it fit as they are
             seen.append(candidates[..., count:])
         return jnp.concatenate(seen, -1)
 
@@ -165,7 +166,7 @@ def proximal(config: ModelConfig, axis_name: str | None = None) -> Estimator:
             k_context = jax.random.fold_in(key, 4)
             params["context"] = context_net.init(k_context, seen.features)["params"]
         start = {**params, "unroll": {"shared": {}, "per_iteration": {}}}
-        problem = fuse(start, seen)
+        problem = fuse(start, seen, focus)
         params |= unroll.init(k_unroll, problem)
         if config.refiner_steps:
             features = jnp.zeros_like(refiner_features(seen.expected, problem, focus))
@@ -191,7 +192,7 @@ def proximal(config: ModelConfig, axis_name: str | None = None) -> Estimator:
         params = variables["params"]
         with padded(frames) as whole:
             stats, seen = look(params, variables["batch_stats"], whole, focus, train)
-            problem = fuse(params, seen)
+            problem = fuse(params, seen, focus)
             depth, iterates, trace = iterate(params, problem, K, train)
             refined = refine(params, depth, problem, focus)
             answer = refined[:, -1] if config.refiner_steps else depth

@@ -22,8 +22,9 @@ from dff_jax.network.refiner import GAP_SCALE
 from dff_jax.types import Array
 
 STEPS = (0, 1, 2, 4)  # frames from the end, at which sharpness is read
-REACH = 0.1  # of t: what softplus(1) stands for
-NEAREST = 20.0  # weight falls by e for each 1 / NEAREST of t that Dbar lies from the end
+REACH = 0.1  # of t, by a softplus of 1
+DECAY = 20.0  # the weight falls by e for each 1 / DECAY of t that Dbar lies from the end
+FARTHEST = 0.25  # of the smallest positive setting
 MIDDLE = 0.2  # of t: so near to the middle the candidate is drawn to Dbar, as it changes sides there
 
 
@@ -36,13 +37,13 @@ def falls(frames: Array, guide: Array, t: Array) -> Array:
       t: [B,Z] ascending from 0 to 1.
 
     Returns:
-      [2,B,H,W,n]: of the first setting and of the last, a fall for each of the `STEPS` and each scale of `classical`,
-      then the distances. Sends no gradient back.
+      [2,B,H,W,n]: of the first setting and of the last, the fall from each of the `STEPS` to the next at each scale of
+      `classical`, then the distances. Sends no gradient back.
     """
     last, (height, width) = frames.shape[1] - 1, frames.shape[2:4]
     places = np.minimum(STEPS, last)
     order = np.concatenate([places, last - places])
-    sharpness, image = modified_laplacian(luminance(frames[:, order])), luminance(guide)
+    sharpness, image = modified_laplacian(luminance(frames)[:, order]), luminance(guide)
     found = []
     for scale in SCALES:
         pooled = box_mean(sharpness, 3) if scale == 1 else pool(sharpness, scale)
@@ -55,6 +56,15 @@ def falls(frames: Array, guide: Array, t: Array) -> Array:
     gaps = jnp.abs(jnp.diff(t[:, order].reshape(-1, 2, len(STEPS)), axis=-1))  # [B,2,step]
     gaps = jnp.broadcast_to(GAP_SCALE * jnp.moveaxis(gaps, 1, 0)[:, :, None, None], (*fall.shape[:-1], gaps.shape[-1]))
     return jax.lax.stop_gradient(jnp.concatenate([fall, gaps], -1))
+
+
+def least(focus: Array) -> Array:
+    """The least t [B,1,1] of such a candidate: where all settings q [B,Z] are positive, a quarter of the smallest.
+
+    Inverse distances: beyond four times the farthest setting blur says little more than that, and 0 is infinity.
+    """
+    first, last = focus[:, 0, None, None], focus[:, -1, None, None]
+    return jnp.where(first > 0, (FARTHEST - 1) * first / (last - first), -jnp.inf)
 
 
 class Beyond(nn.Module):
@@ -70,11 +80,11 @@ class Beyond(nn.Module):
         planes, rest = features[..., : c.num_planes], features[..., c.num_planes :]
         planes = jnp.where(at_last, planes, planes[..., ::-1])  # either end is looked at as if it were the last
         inwards = jnp.minimum(expected, 1 - expected)
-        seen = [planes, rest, jnp.where(at_last, falls[1], falls[0]), jnp.tanh(NEAREST * inwards)[..., None]]
+        seen = [planes, rest, jnp.where(at_last, falls[1], falls[0]), jnp.tanh(DECAY * inwards)[..., None]]
         hidden = channels(32, c.head_width)
         head = Head(2, 3, hidden, c.activation, torch_default, WEIGHT_BIAS, name="head")
         out = head(jnp.concatenate(seen, -1).astype(c.dtype)).astype(jnp.float32)
         away = REACH * jax.nn.softplus(out[..., 0])
         end = jnp.where(at_last[..., 0], 1 + away, -away)
         share = jnp.clip((0.5 - inwards) / MIDDLE, 0.0, 1.0)
-        return expected + share * (end - expected), out[..., 1] - NEAREST * inwards
+        return expected + share * (end - expected), out[..., 1] - DECAY * inwards

@@ -13,8 +13,8 @@ from dff_jax.network.layers import ACTIVATIONS, Conv, channels, he_fan_in, torch
 from dff_jax.network.measured import Measured
 from dff_jax.types import Array
 
-# Weights start small (S about 1 with three candidates, below 2 with measured ones), so that eta S < 1 and what the prox
-# adds outlives the next data step; softmax weights do not feel it.
+# Weights start small (S about 1 with three candidates, below 2.3 with measured ones and that of an end), so that
+# eta S < 1 and what the prox adds outlives the next data step; softmax weights do not feel it.
 WEIGHT_BIAS = -1.0
 # Of measured candidates: what brings a distance from Dbar to unit scale, and the first weight of one without a peak
 DISTANCE_SCALE, LEAST_WEIGHT = 8.0, 1e-3
