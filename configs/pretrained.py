@@ -4,6 +4,7 @@
     dff-jax train configs/pretrained.py:first --output runs/pretrained/first
     dff-jax train configs/pretrained.py:second --output runs/pretrained/second
     dff-jax train configs/pretrained.py:third --output runs/pretrained/third
+    dff-jax train configs/pretrained.py:fourth --output runs/pretrained/fourth
     dff-jax train configs/pretrained.py --output runs/pretrained/last
 
 Fresh worlds in every step, with the lenses and faults of real photographs: 4 to 40 frames, focus settings of any
@@ -14,9 +15,9 @@ vignetting, changing exposure, noise, JPEG. No photograph was used.
 the measured candidates of `classical`, wider networks at full resolution, fewer faults and a penalty that pixels
 without any clue do not dominate. `third` goes on with large faces that show
 nothing but print, with more stacks of few frames and with larger crops of those, and its refiner sees where between the
-settings a depth lies. `config` ends with both kinds of textures and smaller steps. (The first three stages of the
-weights in the package saw measured candidates of an earlier version, with other peaks of the focus curve, and the first
-worlds without the points of light fields.)
+settings a depth lies. `fourth` has both kinds of textures and smaller steps. `config` adds a candidate beyond the ends
+of the settings. (The first three stages of the weights in the package saw measured candidates of an earlier version,
+with other peaks of the focus curve, and the first worlds without the points of light fields.)
 """
 
 import dataclasses
@@ -53,6 +54,19 @@ def _part(
 
 
 def config() -> Config:
+    before = fourth()
+    return dataclasses.replace(
+        before,
+        name="pretrained",
+        model=dataclasses.replace(before.model, end_candidate=True),
+        optimizer=OptimizerConfig(peak_learning_rate=8e-4, warmup_share=0.06),
+        training=dataclasses.replace(
+            before.training, num_steps=2400, eval_every=800, initial_weights=WEIGHTS.format("fourth")
+        ),
+    )
+
+
+def fourth() -> Config:
     before = third()
     parts = (
         _part(0.20, 96, 15, (2.0, 9.0), 14),
@@ -65,7 +79,7 @@ def config() -> Config:
     )
     return dataclasses.replace(
         before,
-        name="pretrained",
+        name="pretrained_fourth",
         optimizer=OptimizerConfig(peak_learning_rate=6e-4, warmup_share=0.06),
         data=dataclasses.replace(before.data, mixture=parts),
         training=dataclasses.replace(
