@@ -68,7 +68,7 @@ def test_it_makes_the_answer_and_changes_nothing_else(key):
 
 
 def test_around_an_edge_the_nearer_surface_is_shown():
-    """Frames of one grey each, so that the composite says which of them it reads"""
+    """Frames of one grey each, so that the composite says which of them it reads."""
     focus, frames = jnp.array([[1.0, 2.0, 3.0]]), jnp.broadcast_to(jnp.array([0.1, 0.5, 0.9]), (30, 40, 3, 3))
     frames = jnp.moveaxis(frames, -1, 0)[None]
     depth = jnp.full((1, 30, 40), 1.0).at[:, 10:20, 15:30].set(2.5)

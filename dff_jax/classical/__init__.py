@@ -1,6 +1,6 @@
 """Depth from focus with no training: focus measures, peak interpolation, candidates with their weights."""
 
-from dff_jax.classical.aggregation import enlarge, guided_mean, pool
+from dff_jax.classical.aggregation import enlarge, guided_mean
 from dff_jax.classical.candidates import (
     REACH,
     Candidates,
@@ -46,7 +46,6 @@ __all__ = [
     "modified_laplacian",
     "nearest_composite",
     "peak_confidence",
-    "pool",
     "propose",
     "ring_difference",
     "sharp_composite",

@@ -48,6 +48,17 @@ AGREEMENT = 4  # power of the others' support
 REACH = 0.1  # of the working coordinate t: candidates so far apart support each other half
 
 
+def scale_guides(guide: Array) -> list[Array]:
+    """The guide [B,H,W] at each of `SCALES`, [B,h,w]."""
+    return [pool(guide, scale) for scale in SCALES]
+
+
+def scale_means(volume: Array, guides: list[Array]) -> list[Array]:
+    """Guided means [B,Z,h,w] of a focus measure [B,Z,H,W] at each of `SCALES`; guides of `scale_guides`."""
+    pooled = [box_mean(volume, 3) if scale == 1 else pool(volume, scale) for scale in SCALES]
+    return [guided_mean(x, guide, RADIUS, EPSILON) for x, guide in zip(pooled, guides, strict=True)]
+
+
 def measure_candidates(image: Array, focus: Array, guide: Array) -> Candidates:
     """The candidates of all measures and scales, finest scale first.
 
@@ -59,13 +70,11 @@ def measure_candidates(image: Array, focus: Array, guide: Array) -> Candidates:
       guide: [B,H,W] luminance of the scene in focus everywhere.
     """
     num, height, width = image.shape[1:]
-    guides = [pool(guide, scale) for scale in SCALES]
+    guides = scale_guides(guide)
 
     def peaks(volume: Array):
         """Position and prominence at each scale, [B,h,w]."""
-        pooled = [box_mean(volume, 3) if scale == 1 else pool(volume, scale) for scale in SCALES]
-        means = [guided_mean(x, guide, RADIUS, EPSILON) for x, guide in zip(pooled, guides, strict=True)]
-        return [symmetric_peak(mean, focus) for mean in means]
+        return [symmetric_peak(mean, focus) for mean in scale_means(volume, guides)]
 
     measures, variations = zip(*MEASURES.values(), strict=True)
     # one after the other: a volume is the largest thing in memory

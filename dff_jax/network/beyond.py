@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dff_jax.classical import box_mean, enlarge, guided_mean, luminance, modified_laplacian, pool
-from dff_jax.classical.candidates import EPSILON, RADIUS, SCALES
+from dff_jax.classical import enlarge, luminance, modified_laplacian
+from dff_jax.classical.candidates import SCALES, scale_guides, scale_means
 from dff_jax.config import ModelConfig
+from dff_jax.focus_axis import to_unit_coordinate
 from dff_jax.network.candidates import WEIGHT_BIAS, Head
 from dff_jax.network.focus_volume import MEASURE_FLOOR
 from dff_jax.network.layers import channels, torch_default
@@ -43,13 +44,9 @@ def falls(frames: Array, guide: Array, t: Array) -> Array:
     last, (height, width) = frames.shape[1] - 1, frames.shape[2:4]
     places = np.minimum(STEPS, last)
     order = np.concatenate([places, last - places])
-    sharpness, image = modified_laplacian(luminance(frames)[:, order]), luminance(guide)
-    found = []
-    for scale in SCALES:
-        pooled = box_mean(sharpness, 3) if scale == 1 else pool(sharpness, scale)
-        mean = guided_mean(pooled, pool(image, scale), RADIUS, EPSILON)
-        found.append(enlarge(jnp.log(mean + MEASURE_FLOOR), scale)[..., :height, :width])
-    log = jnp.stack(found, 2)  # [B,2 steps,scale,H,W]
+    means = scale_means(modified_laplacian(luminance(frames)[:, order]), scale_guides(luminance(guide)))
+    logs = [enlarge(jnp.log(x + MEASURE_FLOOR), scale) for x, scale in zip(means, SCALES, strict=True)]
+    log = jnp.stack([x[..., :height, :width] for x in logs], 2)  # [B,2 steps,scale,H,W]
     log = log.reshape(log.shape[0], 2, len(STEPS), *log.shape[2:])
     fall = log[:, :, :-1] - log[:, :, 1:]  # [B,2,step,scale,H,W]
     fall = jnp.moveaxis(fall.reshape(*fall.shape[:2], -1, height, width), (1, 2), (0, -1))
@@ -63,8 +60,8 @@ def least(focus: Array) -> Array:
 
     Inverse distances: beyond four times the farthest setting blur says little more than that, and 0 is infinity.
     """
-    first, last = focus[:, 0, None, None], focus[:, -1, None, None]
-    return jnp.where(first > 0, (FARTHEST - 1) * first / (last - first), -jnp.inf)
+    first = focus[:, 0, None, None]
+    return jnp.where(first > 0, to_unit_coordinate(FARTHEST * first, focus), -jnp.inf)
 
 
 class Beyond(nn.Module):
