@@ -2,11 +2,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy.ndimage import uniform_filter
+from scipy.ndimage import maximum_filter, uniform_filter
 
 from dff_jax import estimators
 from dff_jax.classical import (
     Candidates,
+    aggregation,
     box_mean,
     candidate_weights,
     gaussian_peak,
@@ -21,6 +22,7 @@ from dff_jax.classical import (
     symmetric_peak,
 )
 from dff_jax.classical.candidates import MEASURES, SCALES
+from dff_jax.classical.focus_measures import window_max
 from dff_jax.classical.peak import interpolation_weights
 from dff_jax.config import classical, sml
 from dff_jax.optics import add_sensor_noise, render_stack
@@ -187,6 +189,22 @@ def test_guided_mean_keeps_to_the_edges_of_its_guide(key):
     assert jnp.abs(box_mean(volume, 9)[..., 19:21] - 3.25).max() < 0.6  # a box mixes the two
     assert mean[..., 22:].std() < 0.3 * volume[..., 22:].std()  # and it does average
     np.testing.assert_allclose(guided_mean(jnp.full((1, 2, 30, 40), 3.0), guide, 4, 1e-3), 3.0, rtol=1e-5)
+
+
+def test_guided_mean_frame_by_frame_is_the_same(key, monkeypatch):
+    volume, guide = jax.random.uniform(key, (2, 3, 20, 30)), jax.random.uniform(key, (2, 20, 30))
+    together = guided_mean(volume, guide, 3, 1e-3)
+    monkeypatch.setattr(aggregation, "_AT_ONCE", 0)
+    np.testing.assert_allclose(guided_mean(volume, guide, 3, 1e-3), together, rtol=1e-5)
+
+
+@pytest.mark.parametrize("window", [1, 2, 5, 8])
+def test_window_max_equals_scipy(key, window):
+    x = jax.random.normal(key, (2, 11, 13))
+    expected = maximum_filter(np.asarray(x), (1, window, window))
+    start = window // 2  # scipy's window begins so far before its pixel
+    expected = expected[:, start : start + 12 - window, start : start + 14 - window]
+    np.testing.assert_array_equal(window_max(x, window), expected)
 
 
 def test_weights_are_near_zero_without_texture_and_not_with_it(key):

@@ -7,7 +7,7 @@ import pytest
 from jax import lax
 
 from dff_jax.network import convolutions
-from dff_jax.network.layers import TorchBatchNorm, torch_bias, torch_default
+from dff_jax.network.layers import Conv, TorchBatchNorm, resize, torch_bias, torch_default
 
 
 def same_values_and_gradients(f, g, *args):
@@ -128,3 +128,40 @@ def test_torchs_default_initialisation(key):
         bound = (3 * 4 * 4 * 8) ** -0.5
         assert 0.99 * bound < float(jnp.abs(values).max()) <= bound
         assert float(jnp.std(values)) == pytest.approx(bound / 3**0.5, rel=0.03)
+
+
+@pytest.mark.parametrize("factor", [2, 3, 4])
+def test_enlarging_equals_a_bilinear_resize(key, factor):
+    x = jax.random.normal(key, (2, 3, 5, 4))
+    size = (2, 3 * factor, 5 * factor, 4)
+    by_matrices = lambda x: jax.image.resize(x, size, "bilinear", antialias=False)  # noqa: E731
+    same_values_and_gradients(lambda x: resize(x, *size[1:3]), by_matrices, x)
+    one = jnp.ones((1, 1, 1, 1))
+    np.testing.assert_array_equal(convolutions.enlarge(one, factor, 1), jnp.ones((1, factor, 1, 1)))
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "bias", "upsample"),
+    [(3, 1, True, False), (1, 1, True, False), (3, 2, False, False), (3, 1, False, True)],
+)
+def test_convolution_of_parts_is_that_of_what_they_are_side_by_side(key, kernel, stride, bias, upsample):
+    layer = Conv(4, kernel, stride, use_bias=bias, bias_init=jax.nn.initializers.normal(), upsample=upsample)
+    parts = [jax.random.normal(jax.random.fold_in(key, c), (2, 3, 6, 8, c)) for c in (5, 1, 3)]
+    together = jnp.concatenate(parts, -1)
+    flat = together.reshape(6, 6, 8, 9)
+    params = layer.init(key, flat)
+    jax.tree.map(np.testing.assert_array_equal, params, layer.init(key, *(p.reshape(6, 6, 8, -1) for p in parts)))
+
+    def whole(params):
+        return layer.apply(params, flat)
+
+    def summed(params):
+        y = layer.apply(params, *parts)
+        return y.reshape(6, *y.shape[2:])
+
+    got, expected = summed(params), whole(params)
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+    a, b = (jax.grad(lambda params, f=f: jnp.sin(f(params)).sum())(params) for f in (summed, whole))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4), a, b)
+    low = layer.apply(params, *(part.astype(jnp.bfloat16) for part in parts))
+    assert low.dtype == jnp.bfloat16

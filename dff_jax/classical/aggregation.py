@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jax.lax import optimization_barrier
+from jax import lax
 
 from dff_jax import extent
 from dff_jax.classical.focus_measures import box_mean
 from dff_jax.types import Array
+
+_AT_ONCE = 2**16  # pixels
 
 
 def guided_mean(volume: Array, guide: Array, radius: int, epsilon: float) -> Array:
@@ -25,17 +27,25 @@ def guided_mean(volume: Array, guide: Array, radius: int, epsilon: float) -> Arr
       epsilon: variance of the guide below which a window counts as one surface.
     """
 
-    def means(*volumes: Array) -> list[Array]:
-        """In one, which compiles sooner; kept apart, as XLA would fuse them and compute sums many times over."""
-        together = box_mean(optimization_barrier(jnp.concatenate(volumes, 1)), 2 * radius + 1)
-        return jnp.split(optimization_barrier(together), len(volumes), 1)
+    size = 2 * radius + 1
+    guide = (guide - extent.mean(guide, keepdims=True))[None]  # centred: no cancellation in float32
 
-    guide = (guide - extent.mean(guide, keepdims=True))[:, None]  # centred: no cancellation in float32
+    def means(*pictures: Array) -> Array:  # together, which compiles sooner
+        return box_mean(jnp.stack(pictures), size)
+
     mean_guide, mean_square = means(guide, guide * guide)
-    mean_volume, mean_product = means(volume, guide * volume)
-    slope = (mean_product - mean_guide * mean_volume) / (mean_square - mean_guide**2 + epsilon)
-    slope, offset = means(slope, mean_volume - slope * mean_guide)
-    return optimization_barrier(jnp.maximum(slope * guide + offset, 0.0))
+    variance = mean_square - mean_guide**2
+
+    def mean(frames: Array) -> Array:  # [n,B,H,W]
+        mean_frames, mean_product = means(frames, guide * frames)
+        slope = (mean_product - mean_guide * mean_frames) / (variance + epsilon)
+        slope, offset = means(slope, mean_frames - slope * mean_guide)
+        return jnp.maximum(slope * guide + offset, 0.0)
+
+    frames = jnp.moveaxis(volume, 1, 0)
+    # large ones one by one, so that what a frame needs stays near the processor
+    found = lax.map(mean, frames[:, None])[:, 0] if guide.size > _AT_ONCE else mean(frames)
+    return jnp.moveaxis(found, 0, 1)
 
 
 def pool(x: Array, scale: int) -> Array:

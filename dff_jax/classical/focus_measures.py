@@ -5,17 +5,34 @@ from __future__ import annotations
 import math
 
 import jax.numpy as jnp
+from jax import lax
 from jax.lax import optimization_barrier
 
 from dff_jax import extent
 from dff_jax.types import Array
 
 _LUMA = (0.299, 0.587, 0.114)  # Rec. 601
+_WIDE = 9  # windows wider than that are summed by doubling
 
 
 def luminance(rgb: Array) -> Array:
     """Luma [...,H,W] of display-coded RGB [...,H,W,3]."""
     return sum(weight * rgb[..., i] for i, weight in enumerate(_LUMA))
+
+
+def window_max(x: Array, window: int) -> Array:
+    """Maximum over each window x window square of x [...,H,W] (VALID): [...,H-window+1,W-window+1].
+
+    By rows, then columns, doubling: XLA's own looks at window^2 entries for each, ten times slower for 17 on CPU.
+    """
+    for axis in (x.ndim - 2, x.ndim - 1):
+        length, size = x.shape[axis] - window + 1, 1
+        cut = lambda x, start, count: lax.slice_in_dim(x, start, start + count, axis=axis)  # noqa: B023, E731
+        while 2 * size <= window:
+            count = x.shape[axis] - size
+            x, size = jnp.maximum(cut(x, 0, count), cut(x, size, count)), 2 * size
+        x = jnp.maximum(cut(x, 0, length), cut(x, window - size, length))
+    return x
 
 
 def _window_sum(x: Array, window: int, axis: int) -> Array:
@@ -50,7 +67,14 @@ def array_box_mean(x: Array, window: int) -> Array:
     for axis in (x.ndim - 2, x.ndim - 1):
         pad = [(0, 0)] * x.ndim
         pad[axis] = (window // 2, window // 2)
-        x = _window_sum(jnp.pad(x, pad, mode="edge"), window, axis) / window
+        padded, length = jnp.pad(x, pad, mode="edge"), x.shape[axis]
+        if window > _WIDE:
+            x = _window_sum(padded, window, axis) / window
+            continue
+        # kept apart, as XLA would fuse them and look up the border for each term
+        padded = optimization_barrier(padded)
+        terms = [lax.slice_in_dim(padded, i, i + length, axis=axis) for i in range(window)]
+        x = optimization_barrier(sum(terms) / window)
     return x
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from jax import lax
 
 from dff_jax import extent
+from dff_jax.classical.focus_measures import window_max
 from dff_jax.types import Array
 
 RADIUS, STRIDE = 8, 2  # pixels
@@ -48,15 +49,10 @@ def weighted_median(
     weights = jnp.pad(extent.fill(confidence), margin)
     picture = jnp.moveaxis(guide, -1, 0)
     colours = jnp.pad(picture, [(0, 0), *margin])
-    lead = z.ndim - 2
 
     def shifted(x: Array, place: Array) -> Array:
         at = (0,) * (x.ndim - 2) + (radius + place[0], radius + place[1])
         return lax.dynamic_slice(x, at, (*x.shape[:-2], height, width))
-
-    def highest(x: Array) -> Array:
-        window = (1,) * lead + (2 * radius + 1,) * 2
-        return lax.reduce_window(x, -jnp.inf, lax.max, window, (1,) * x.ndim, "VALID")
 
     def narrow(bounds: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
         low, high = bounds
@@ -76,6 +72,6 @@ def weighted_median(
         first = sum((total < 0.5 * sums[-1]).astype(z.dtype) for total in sums[:-1])
         return (low + first * step, low + (first + 1) * step), None
 
-    bounds = -highest(-values), highest(values)
+    bounds = -window_max(-values, 2 * radius + 1), window_max(values, 2 * radius + 1)
     (low, high), _ = lax.scan(narrow, bounds, None, length=_ROUNDS)
     return 0.5 * (low + high)

@@ -71,7 +71,7 @@ def proximal(config: ModelConfig, axis_name: str | None = None) -> Estimator:
         mean = lambda share, values: jnp.einsum("bzhw,bz->bhw", share, values)  # noqa: E731
         in_t = mean(probability, t)
         spread = jnp.einsum("bzhw,bzhw->bhw", probability, (t[..., None, None] - in_t[:, None]) ** 2)
-        sharp = jnp.einsum("bzhw,bzhwc->bhwc", probability, frames)
+        sharp = (probability[..., None] * frames).sum(1)  # a product of matrices is slower
         per_scale = None
         if config.candidate_source == "per_scale":
             finest = scores[: config.num_candidates]

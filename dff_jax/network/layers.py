@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from dff_jax import extent
-from dff_jax.network.convolutions import conv3d, conv_general, conv_transpose3d, upsampled_conv_general
+from dff_jax.network.convolutions import conv3d, conv_general, conv_transpose3d, enlarge, upsampled_conv_general
 from dff_jax.types import Array
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -48,14 +48,32 @@ def resize(x: Array, height: int, width: int) -> Array:
     """Bilinear, half-pixel centres, no anti-aliasing: [...,h,w,C] -> [...,height,width,C]."""
     if x.shape[-3:-1] == (height, width):
         return x
-    shape = (*x.shape[:-3], height, width, x.shape[-1])
-    return jax.image.resize(extent.edge(x, first=-3), shape, "bilinear", antialias=False)
+    x = extent.edge(x, first=-3)
+    h, w = x.shape[-3:-1]
+    if height % h == width % w == 0 and max(height // h, width // w) <= 4:  # else the matrices are quicker
+        return enlarge(enlarge(x, height // h, x.ndim - 3), width // w, x.ndim - 2)
+    return jax.image.resize(x, (*x.shape[:-3], height, width, x.shape[-1]), "bilinear", antialias=False)
+
+
+class _KernelAndBias(nn.Module):
+    """The arrays of a `nn.Conv` whose inputs come in several parts."""
+
+    shape: tuple[int, int, int, int]
+    use_bias: bool
+    kernel_init: Callable
+    bias_init: Callable
+
+    @nn.compact
+    def __call__(self) -> tuple[Array, Array | None]:
+        kernel = self.param("kernel", self.kernel_init, self.shape)
+        return kernel, self.param("bias", self.bias_init, self.shape[-1:]) if self.use_bias else None
 
 
 class Conv(nn.Module):
     """2-D convolution of [..., H, W, C], padded by kernel // 2 on each side (as PyTorch's).
 
-    With `upsample` (3x3, stride 1, no bias) of the picture enlarged to twice the size by repetition.
+    Of several arrays it is the convolution of what they are side by side, in the type of the first. With `upsample`
+    (3x3, stride 1, no bias) of the picture enlarged to twice the size by repetition.
     """
 
     features: int
@@ -67,13 +85,34 @@ class Conv(nn.Module):
     upsample: bool = False
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, *parts: Array) -> Array:
+        if len(parts) > 1 and jax.default_backend() == "cpu":
+            return self._sum_over(parts)
+        x = jnp.concatenate(parts, -1) if len(parts) > 1 else parts[0]
         x = extent.fill(x, first=-3) if self.kernel > 1 else x
         return nn.Conv(
             self.features, (self.kernel, self.kernel), (self.stride, self.stride), padding=self.kernel // 2,
             use_bias=self.use_bias, kernel_init=self.kernel_init, bias_init=self.bias_init,
             conv_general_dilated=upsampled_conv_general if self.upsample else conv_general, dtype=x.dtype,
         )(x)  # fmt: skip
+
+    def _sum_over(self, parts: tuple[Array, ...]) -> Array:
+        """conv(cat(a, b)) = conv(a) + conv(b): on CPU, laying channels side by side costs more than convolving them."""
+        shape = (self.kernel, self.kernel, sum(x.shape[-1] for x in parts), self.features)
+        weights = _KernelAndBias(shape, self.use_bias, self.kernel_init, self.bias_init, name="Conv_0")
+        (kernel, bias), start, total = weights(), 0, 0.0
+        dtype = parts[0].dtype
+        general = upsampled_conv_general if self.upsample else conv_general
+        for x in parts:
+            x = extent.fill(x, first=-3) if self.kernel > 1 else x
+            own = kernel[:, :, start : start + x.shape[-1]]
+            flat = x.reshape(-1, *x.shape[-3:]).astype(dtype)
+            y = general(
+                flat, own.astype(dtype), (self.stride,) * 2, [(self.kernel // 2,) * 2] * 2,
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            )  # fmt: skip
+            total, start = total + y.reshape(*x.shape[:-3], *y.shape[1:]), start + x.shape[-1]
+        return total if bias is None else total + bias.astype(dtype).reshape((1,) * (total.ndim - 1) + (-1,))
 
 
 class Conv3d(nn.Module):

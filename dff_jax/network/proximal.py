@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from dff_jax import extent
 from dff_jax.config import ModelConfig
@@ -14,17 +13,16 @@ from dff_jax.types import Array
 
 
 class DoubleConv(nn.Module):
-    """phi: two activated 3x3 convolutions; `heard` is added to what the first one says."""
+    """phi: two activated 3x3 convolutions of the parts side by side; `heard` is added to what the first one says."""
 
     features: int
     activation: str
 
     @nn.compact
-    def __call__(self, x: Array, heard: Array | None = None) -> Array:
-        for i in range(2):
-            x = Conv(self.features, kernel_init=he_fan_in)(x)
-            x = ACTIVATIONS[self.activation](x if i or heard is None else x + heard)
-        return x
+    def __call__(self, *parts: Array, heard: Array | None = None) -> Array:
+        x = Conv(self.features, kernel_init=he_fan_in)(*parts)
+        x = ACTIVATIONS[self.activation](x if heard is None else x + heard)
+        return ACTIVATIONS[self.activation](Conv(self.features, kernel_init=he_fan_in)(x))
 
 
 class Gate(nn.Module):
@@ -53,7 +51,7 @@ class GatedProximalNetwork(nn.Module):
     def __call__(self, z: Array, heard: Array | None = None) -> Array:
         c = self.config
         block = lambda features, name: DoubleConv(channels(features, c.head_width), c.activation, name=name)  # noqa: E731
-        e1 = block(32, "phi1")(z, heard)
+        e1 = block(32, "phi1")(z, heard=heard)
         skips = [block(32, "phi2")(e1)]
         for level in range(c.prox_levels):
             pooled = max_pool_2x2(skips[-1])
@@ -63,9 +61,9 @@ class GatedProximalNetwork(nn.Module):
             u = resize(x, *skip.shape[1:3])
             features = 32 if level == len(skips) - 1 else 64
             gated = Gate(c.activation, name=f"gate_e{len(skips) + 1 - level}")(skip, u)
-            x = block(features, f"phi_d{len(skips) + 1 - level}")(jnp.concatenate([u, gated], -1))
+            x = block(features, f"phi_d{len(skips) + 1 - level}")(u, gated)
         # e1 and e2 share a resolution, so u1 = d2
-        x = block(32, "phi_d1")(jnp.concatenate([x, Gate(c.activation, name="gate_e1")(e1, x)], -1))
+        x = block(32, "phi_d1")(x, Gate(c.activation, name="gate_e1")(e1, x))
         last = nn.initializers.zeros if c.prox_output == "residual" else torch_default
         return Conv(1, 1, kernel_init=last, name="output")(x)[..., 0]
 
