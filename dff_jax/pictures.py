@@ -1,11 +1,13 @@
 """Arrays to pictures: colour maps, colour bars, captioned sheets, PNG files.
 
-matplotlib is imported when a picture is drawn, and only its Agg canvas: no pyplot, no display, no state.
+Pillow draws them; of matplotlib, whose canvas would take a second, they have the colours, the ticks and the type.
 """
 
 from __future__ import annotations
 
+import functools
 import io
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from dff_jax import focus_axis
 
@@ -50,7 +52,6 @@ class Panel(NamedTuple):
 def load() -> None:
     """Imports what the first picture would, for a thread to do while the device works."""
     from matplotlib import colormaps, ticker  # noqa: F401
-    from matplotlib.backends import backend_agg  # noqa: F401
 
 
 def literal(text: str) -> str:
@@ -162,10 +163,10 @@ def beside_bar(picture: np.ndarray, bar: Bar) -> np.ndarray:
 def color_bar(height: int, bar: Bar) -> np.ndarray:
     """A vertical colour bar with ticks and label, high end up: [height,W,3] uint8, W about a fifth of it."""
     width = min(max(110, height // 5), height)
-    dpi = max(80.0, height / 6.0)  # type grows with the picture
-    figure, canvas = _figure(width / dpi, height / dpi, dpi)
-    _draw_bar(figure.add_axes((0.12, 0.05, 0.2, 0.9)), bar)
-    return pixels(canvas)[:height, :width]
+    picture = Image.new("RGB", (width, height), "white")
+    size = max(10, height // 55)  # type grows with the picture
+    _draw_bar(picture, (0.12 * width, 0.05 * height, 0.32 * width, 0.95 * height), bar, size)
+    return np.asarray(picture)
 
 
 def sheet(
@@ -179,41 +180,34 @@ def sheet(
       width: pixels of the sheet.
       columns: how many panels of the width a row is laid out for at least, so that single ones stay moderate.
     """
-    dpi = 100.0
-    margin, gap, text, bar_share = 0.1, 0.12, 0.42, 0.19  # inches; the last: of a bar for each of its picture
-    inches = width / dpi
-    layout = []  # (top of row, height, panel width, panels)
-    top = 0.45 if title else margin
+    margin, gap, bar_share, size = 10, 12, 0.19, 14  # pixels, but for the third: of a bar for each of its picture
+    line = round(1.25 * size)
+    layout, top = [], 45 if title else margin  # (top of the pictures, panel width, panels, captions)
     for row in rows:
         shares = [1.0 + (bar_share if panel.bar else 0.0) for panel in row]
         total = max(sum(shares), float(columns or 0))
-        panel_width = (inches - 2 * margin - gap * (len(row) - 1)) / total
+        panel_width = max(1, int((width - 2 * margin - gap * (len(row) - 1)) / total))
+        captions = [_wrapped(panel.caption, panel_width, size) for panel in row]
         tallest = max(panel.image.shape[0] / panel.image.shape[1] for panel in row)
-        height = panel_width * min(tallest, 1.5)
-        layout.append((top + text, height, panel_width, row))
-        top += text + height + gap
-    figure, canvas = _figure(inches, top + margin, dpi)
-    size = figure.get_size_inches()
-
-    def place(x: float, y: float, w: float, h: float) -> tuple[float, float, float, float]:
-        return x / size[0], 1 - (y + h) / size[1], w / size[0], h / size[1]
-
+        top += line * max(len(lines) for lines in captions) + 6
+        layout.append((top, panel_width, row, captions))
+        top += round(panel_width * min(tallest, 1.5)) + gap
+    page = Image.new("RGB", (width, top - gap + margin), "white")
+    draw = ImageDraw.Draw(page)
     if title:
-        figure.text(margin / size[0], 1 - 0.12 / size[1], literal(title), va="top", fontsize=13, weight="bold")
-    for top, height, panel_width, row in layout:
+        draw.text((margin, margin + 2), title, "black", _font(18, bold=True))
+    for top, panel_width, row, captions in layout:
         x = margin
-        for panel in row:
-            axes = figure.add_axes(place(x, top, panel_width, height))
-            axes.imshow(_fit(panel.image, int(panel_width * dpi)), interpolation="antialiased")
-            axes.set_axis_off()
-            axes.set_anchor("N")
-            axes.set_title(literal(panel.caption), fontsize=10, loc="left", pad=4, wrap=True)
+        for panel, lines in zip(row, captions, strict=True):
+            for i, text in enumerate(reversed(lines)):
+                draw.text((x, top - 6 - line * (i + 1)), text, "black", _font(size))
+            picture = _fit(panel.image, panel_width)
+            page.paste(picture, (x, top))
             x += panel_width + gap
             if panel.bar:
-                drawn = min(height, panel_width * panel.image.shape[0] / panel.image.shape[1])
-                _draw_bar(figure.add_axes(place(x - 0.04, top + 0.05, 0.16, drawn - 0.1)), panel.bar)
-                x += panel_width * bar_share
-    return pixels(canvas)
+                _draw_bar(page, (x - 4, top + 5, x + 12, top + picture.height - 5), panel.bar, size - 2)
+                x += round(panel_width * bar_share)
+    return np.asarray(page)
 
 
 def save_png(path: str | Path, picture: np.ndarray) -> None:
@@ -228,32 +222,61 @@ def png_bytes(picture: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _fit(image: np.ndarray, width: int) -> np.ndarray:
-    """Scales a large picture down once, well; matplotlib would do it slowly and in float."""
-    if image.shape[1] <= 2 * width:
-        return image
-    size = (2 * width, max(1, round(image.shape[0] * 2 * width / image.shape[1])))
-    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX))
+@functools.cache
+def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, which matplotlib brings: it has the letters of many scripts."""
+    import matplotlib
+
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name), size)
 
 
-def _draw_bar(axes, bar: Bar) -> None:
+def _wrapped(text: str, width: int, size: int) -> list[str]:
+    """Lines no wider than `width` pixels where spaces allow it."""
+    lines: list[str] = []
+    for part in text.split("\n"):
+        lines.append("")
+        for word in part.split(" "):
+            longer = f"{lines[-1]} {word}".strip()
+            if lines[-1] and _font(size).getlength(longer) > width:
+                lines.append(word)
+            else:
+                lines[-1] = longer
+    return lines
+
+
+def _fit(image: np.ndarray, width: int) -> Image.Image:
+    """The picture `width` pixels wide, or, where it is taller than 1.5 of that, so high."""
+    height, own = image.shape[:2]
+    scale = min(width / own, 1.5 * width / height)
+    size = max(1, round(own * scale)), max(1, round(height * scale))
+    how = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST
+    return Image.fromarray(np.ascontiguousarray(image)).resize(size, how, reducing_gap=3.0)
+
+
+def _draw_bar(page: Image.Image, box: tuple[float, float, float, float], bar: Bar, size: int) -> None:
+    """Colours, ticks and label of `bar` into `page`: the colours in `box` (left, top, right, bottom), the rest to its
+    right in type of `size` pixels."""
     from matplotlib import colormaps
 
-    ramp = colormaps[bar.cmap](np.linspace(0, 1, 256))[:, None, :3]
-    axes.imshow(ramp, aspect="auto", origin="lower", extent=(0, 1, bar.low, bar.high))
-    axes.set_xticks([])
-    axes.yaxis.tick_right()
-    axes.yaxis.set_label_position("right")
-    axes.set_yticks([value for value, _ in bar.ticks], [text for _, text in bar.ticks], fontsize=9)
-    axes.set_ylabel(bar.label, fontsize=9)
-
-
-def _figure(width: float, height: float, dpi: float):
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=dpi, facecolor="white")
-    return figure, FigureCanvasAgg(figure)
+    left, top, right, bottom = (round(x) for x in box)
+    height = max(2, bottom - top)
+    ramp = np.rint(colormaps[bar.cmap](np.linspace(1, 0, height))[:, None, :3] * 255).astype(np.uint8)
+    page.paste(Image.fromarray(ramp).resize((right - left, height), Image.Resampling.NEAREST), (left, top))
+    draw, widest = ImageDraw.Draw(page), 0.0
+    draw.rectangle((left, top, right - 1, top + height - 1), outline="black")
+    tick, font = max(2, size // 3), _font(size)
+    for value, text in bar.ticks:
+        y = top + round((bar.high - value) / (bar.high - bar.low) * (height - 1))
+        draw.line((right, y, right + tick, y), "black")
+        draw.text((right + 2 * tick, y), text, "black", font, anchor="lm")
+        widest = max(widest, font.getlength(text))
+    box = font.getbbox(bar.label)
+    label = Image.new("L", (max(1, math.ceil(box[2])), max(1, math.ceil(box[3]))))
+    ImageDraw.Draw(label).text((0, 0), bar.label, 255, font)
+    label = label.rotate(90, expand=True)
+    at = round(right + 3 * tick + widest), top + (height - label.height) // 2
+    page.paste("black", at, label)
 
 
 def pixels(canvas) -> np.ndarray:

@@ -72,6 +72,25 @@ def test_sheet_shows_every_panel():
     assert np.argwhere(is_green)[:, 0].min() > np.argwhere(is_red)[:, 0].max()  # the second row is below
 
 
+def test_captions_are_wrapped_and_make_room():
+    long = "a caption of many words that does not fit beside its neighbour at all"
+    lines = pictures._wrapped(f"first\n{long} $x$", 200, 14)
+    assert lines[0] == "first" and " ".join(lines[1:]) == f"{long} $x$" and len(lines) > 3
+    assert all(pictures._font(14).getlength(line) <= 200 for line in lines)
+    assert pictures._wrapped("oneverylongname" * 9, 50, 14) == ["oneverylongname" * 9]
+    red = np.zeros((40, 60, 3), np.uint8) + np.array([255, 0, 0], np.uint8)
+    tops = [np.argwhere((pictures.sheet([[Panel(red, text)] * 2], width=400) == [255, 0, 0]).all(-1))[:, 0].min()
+            for text in ("a", long)]  # fmt: skip
+    assert tops[1] > tops[0] + 15
+
+
+def test_a_low_or_narrow_picture_and_a_tall_one_have_their_place_in_a_sheet():
+    low, tall = np.full((2, 300, 3), 7, np.uint8), np.full((900, 10, 3), 9, np.uint8)
+    bar = pictures.plain_bar(0, 1, "x")
+    page = pictures.sheet([[Panel(low, "low", bar), Panel(tall, "tall", bar)]], width=500)
+    assert (page == 7).all(-1).any() and (page == 9).all(-1).sum() > 200
+
+
 def test_png_keeps_16_bits(tmp_path):
     depth = np.arange(600, dtype=np.uint16).reshape(20, 30) * 109
     pictures.save_png(tmp_path / "d.png", depth)
@@ -79,11 +98,11 @@ def test_png_keeps_16_bits(tmp_path):
         np.testing.assert_array_equal(np.asarray(image), depth)
 
 
-def test_no_matplotlib_until_drawn_and_never_pyplot():
+def test_no_matplotlib_until_drawn_and_never_its_figures():
     code = (
         "import sys, numpy as np; from dff_jax import pictures, prediction;"
         "assert 'matplotlib' not in sys.modules;"
         "pictures.sheet([[pictures.Panel(np.zeros((20, 20, 3), np.uint8), 'x')]], width=100);"
-        "assert 'matplotlib' in sys.modules and 'matplotlib.pyplot' not in sys.modules"
+        "assert 'matplotlib' in sys.modules and not {'matplotlib.pyplot', 'matplotlib.figure'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

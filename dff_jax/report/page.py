@@ -11,6 +11,7 @@ import io
 import json
 import re
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from typing import Any, NamedTuple
 
@@ -81,7 +82,9 @@ def shown_stack(
     best = known if known is not None and np.isfinite(known).any() else depths[-1]
     colour_low, colour_high = pictures.robust_range(best)
     ends = focus_axis.from_q(np.array([colour_low, colour_high]), unit)
-    picture = _jpeg(_scaled(sharp, step))
+    with ThreadPoolExecutor() as threads:  # encoders leave the interpreter to others
+        shown_frames = list(threads.map(lambda frame: _jpeg(_scaled(frame, step)), frames))
+        maps = list(threads.map(lambda depth: _coded(depth, low, high), depths))
     return Shown({
         "name": name,
         "label": label or name,
@@ -91,16 +94,16 @@ def shown_stack(
         "high": colour_high,
         "error": float(min(np.ptp(ends), np.min(ends) if unit == "metre" else np.inf)) / 10,
         "frames": [
-            {"name": one, "focus": float(at), "picture": _jpeg(_scaled(frame, step))}
-            for one, at, frame in zip(frame_names, focus, frames, strict=True)
+            {"name": one, "focus": float(at), "picture": picture}
+            for one, at, picture in zip(frame_names, focus, shown_frames, strict=True)
         ],
         "stages": [
-            {"name": stage.name, "mae": stage.mae, "map": _coded(depth, low, high)}
-            for stage, depth in zip(stages, depths, strict=True)
+            {"name": stage.name, "mae": stage.mae, "map": coded}
+            for stage, coded in zip(stages, maps, strict=True)
         ],
         "truth": None if known is None else _coded(known, low, high),
         "confidence": _coded(np.asarray(confidence, np.float32)[small], 0.0, 1.0),
-        "sharp": picture,
+        "sharp": _jpeg(_scaled(sharp, step)),
         "thumbnail": _jpeg(_scaled(sharp, max(1, -(-max(height, width) // _THUMBNAIL)))),
     })  # fmt: skip
 
