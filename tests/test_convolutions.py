@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
+from dff_jax.enlarging import enlarge_axis
 from dff_jax.network import convolutions
 from dff_jax.network.layers import Conv, TorchBatchNorm, resize, torch_bias, torch_default
 
@@ -137,7 +138,7 @@ def test_enlarging_equals_a_bilinear_resize(key, factor):
     by_matrices = lambda x: jax.image.resize(x, size, "bilinear", antialias=False)  # noqa: E731
     same_values_and_gradients(lambda x: resize(x, *size[1:3]), by_matrices, x)
     one = jnp.ones((1, 1, 1, 1))
-    np.testing.assert_array_equal(convolutions.enlarge(one, factor, 1), jnp.ones((1, factor, 1, 1)))
+    np.testing.assert_array_equal(enlarge_axis(one, factor, 1), jnp.ones((1, factor, 1, 1)))
 
 
 @pytest.mark.parametrize(

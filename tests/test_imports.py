@@ -12,7 +12,7 @@ import dff_jax
 ROOT = pathlib.Path(dff_jax.__file__).parent
 FLOORS = {
     "errors": 0, "checked": 0, "types": 0, "focus_axis": 0, "config": 0, "compilation": 0, "processes": 1, "extent": 0,
-    "terminal": 0, "kept": 0,
+    "terminal": 0, "kept": 0, "enlarging": 0,
     "optics": 1, "unroll": 1, "classical": 1,
     "network": 2,
     "estimators": 3, "data": 3, "pictures": 3, "output": 3, "tiles": 3, "tiled": 3, "points": 3, "report": 3,

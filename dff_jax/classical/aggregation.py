@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 
 from dff_jax import extent
 from dff_jax.classical.focus_measures import box_mean
+from dff_jax.enlarging import enlarge_axis
 from dff_jax.types import Array
 
 _AT_ONCE = 2**16  # pixels
@@ -59,5 +59,4 @@ def pool(x: Array, scale: int) -> Array:
 
 def enlarge(x: Array, scale: int) -> Array:
     """The blocks of `pool` as pixels again, [...,h,w] to [...,scale h,scale w], linearly between their middles."""
-    shape = (*x.shape[:-2], x.shape[-2] * scale, x.shape[-1] * scale)
-    return x if scale == 1 else jax.image.resize(extent.edge(x), shape, "linear")
+    return x if scale == 1 else enlarge_axis(enlarge_axis(extent.edge(x), scale, x.ndim - 2), scale, x.ndim - 1)

@@ -84,22 +84,6 @@ def conv_upsampled(x: Array, kernel: Array) -> Array:
     return jnp.stack(rows, 2).reshape(b, 2 * h, 2 * w, out)
 
 
-def enlarge(x: Array, factor: int, axis: int) -> Array:
-    """x with `axis` `factor` times as long, linearly, half-pixel centres, the ends held.
-
-    `jax.image.resize` multiplies by a matrix: five times slower on CPU.
-    """
-    if factor == 1:
-        return x
-    length = x.shape[axis]
-    cut = lambda start, stop: lax.slice_in_dim(x, start, stop, axis=axis)  # noqa: E731
-    before = jnp.concatenate([cut(0, 1), cut(0, length - 1)], axis)
-    after = jnp.concatenate([cut(1, length), cut(length - 1, length)], axis)
-    places = [(2 * i + 1 - factor) / (2 * factor) for i in range(factor)]  # from a pixel's centre, in pixels
-    phases = [(1 - abs(p)) * x + abs(p) * (before if p < 0 else after) for p in places]
-    return jnp.stack(phases, axis + 1).reshape(*x.shape[:axis], factor * length, *x.shape[axis + 1 :])
-
-
 def upsampled_conv_general(x: Array, kernel: Array, strides, padding, **options) -> Array:
     """`conv_general` of x [B,H,W,C] enlarged to twice H and W by repetition, as suits the device; 3x3 and SAME."""
     if jax.default_backend() == "cpu":

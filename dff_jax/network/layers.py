@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from dff_jax import extent
-from dff_jax.network.convolutions import conv3d, conv_general, conv_transpose3d, enlarge, upsampled_conv_general
+from dff_jax.enlarging import enlarge_axis
+from dff_jax.network.convolutions import conv3d, conv_general, conv_transpose3d, upsampled_conv_general
 from dff_jax.types import Array
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -51,7 +52,7 @@ def resize(x: Array, height: int, width: int) -> Array:
     x = extent.edge(x, first=-3)
     h, w = x.shape[-3:-1]
     if height % h == width % w == 0 and max(height // h, width // w) <= 4:  # else the matrices are quicker
-        return enlarge(enlarge(x, height // h, x.ndim - 3), width // w, x.ndim - 2)
+        return enlarge_axis(enlarge_axis(x, height // h, x.ndim - 3), width // w, x.ndim - 2)
     return jax.image.resize(x, (*x.shape[:-3], height, width, x.shape[-1]), "bilinear", antialias=False)
 
 
