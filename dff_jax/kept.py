@@ -37,7 +37,7 @@ def folder() -> Path | None:
 def load(*what: Any) -> bytes | None:
     """What `store` has kept under the same key, on a machine like this one, by this version of the code."""
     where = folder()
-    if where is None or _code() != _AT_IMPORT:
+    if where is None or _stamp() != _STAMP:
         return None
     try:
         found = (where / _key(what)).read_bytes()
@@ -50,7 +50,7 @@ def load(*what: Any) -> bytes | None:
 def store(content: bytes, *what: Any) -> None:
     """Keeps `content` under a key of anything that has a faithful repr."""
     where = folder()
-    if where is None or _code() != _AT_IMPORT:  # what runs here may be older than the files
+    if where is None or _stamp() != _STAMP:  # what runs here may be older than the files
         return
     trial = where / f".{os.getpid()}-{secrets.token_hex(4)}"
     with contextlib.suppress(OSError):
@@ -123,14 +123,20 @@ def _surroundings() -> tuple[Any, ...]:
 
 def _code() -> str:
     """A digest of every module of this package, as it lies on the disk."""
-    digest, root = hashlib.sha256(), Path(__file__).parent
-    for file in sorted(root.rglob("*.py")):
-        digest.update(f"{file.relative_to(root)} ".encode())
+    digest = hashlib.sha256()
+    for file in sorted(_ROOT.rglob("*.py")):
+        digest.update(f"{file.relative_to(_ROOT)} ".encode())
         digest.update(file.read_bytes())
     return digest.hexdigest()
 
 
-_AT_IMPORT = _code()
+def _stamp() -> list[tuple[str, int, int]]:
+    """By which it shows, sooner than by its content, that a module was changed."""
+    return sorted((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in _ROOT.rglob("*.py"))
+
+
+_ROOT = Path(__file__).parent
+_STAMP, _AT_IMPORT = _stamp(), _code()
 
 
 def _processor() -> str:

@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from dff_jax import config, estimators, focus_axis, pictures
@@ -212,11 +211,15 @@ def predict_to_folder(
 
 @functools.lru_cache(maxsize=8)
 def _built(model: config.ModelConfig) -> Estimator:
-    return estimators.build(model)
+    """The estimator of `model`; a network's is built when it is traced: a kept program needs neither it nor flax."""
+    if model.method in config.UNTRAINED:
+        return estimators.build(model)
+    build = functools.cache(lambda: estimators.build(model))
+    return Estimator(lambda *a, **more: build().init(*a, **more), lambda *a, **more: build().apply(*a, **more))
 
 
 def _choose(method: str | None, weights: str | Path | None, iterations: int | None) -> _Method:
-    from dff_jax.estimators.weights import PRETRAINED, identity, load_estimator
+    from dff_jax.estimators.weights import PRETRAINED, identity, load_named
 
     if method not in (None, *config.UNTRAINED):
         choices = ", ".join(config.UNTRAINED)
@@ -232,8 +235,8 @@ def _choose(method: str | None, weights: str | Path | None, iterations: int | No
     model, variables, label = config.model_preset(method or "classical"), {}, None
     num_frames = None
     if weights is not None:
-        loaded = load_estimator(weights)
-        model, variables, label = loaded.model, jax.device_put(loaded.variables), str(weights)
+        loaded, _ = load_named(weights)
+        model, variables, label = loaded.model, loaded.variables, str(weights)
         num_frames = loaded.info.get("num_frames") if model.num_planes is None else None
     look = _LOOKS.get(model.method, _LEARNED)
     if model.method in config.UNTRAINED and model.method != "classical":

@@ -40,7 +40,6 @@ def test_what_is_kept_is_found_under_its_own_key_only(cache):
 def test_another_version_of_the_code_finds_nothing(cache, monkeypatch):
     kept.store(b"content", "a")
     monkeypatch.setattr(kept, "_AT_IMPORT", "another")
-    monkeypatch.setattr(kept, "_code", lambda: "another")
     kept._surroundings.cache_clear()
     assert kept.load("a") is None
     monkeypatch.undo()
@@ -50,7 +49,7 @@ def test_another_version_of_the_code_finds_nothing(cache, monkeypatch):
 
 def test_code_that_was_edited_after_it_was_loaded_keeps_and_finds_nothing(cache, monkeypatch):
     kept.store(b"content", "a")
-    monkeypatch.setattr(kept, "_code", lambda: "edited")
+    monkeypatch.setattr(kept, "_stamp", lambda: "edited")
     assert kept.load("a") is None
     kept.store(b"other", "b")
     monkeypatch.undo()

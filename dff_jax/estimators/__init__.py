@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dff_jax.config import ModelConfig
-from dff_jax.estimators.soft_depth import in_order
 from dff_jax.types import Estimator
 
 
@@ -21,15 +20,15 @@ def build(config: ModelConfig, axis_name: str | None = None) -> Estimator:
     if config.method == "dfv":
         from dff_jax.estimators.dfv import dfv
 
-        return in_order(dfv(config, axis_name), config.frame_order)
+        return _in_order(dfv(config, axis_name), config)
     if config.method == "aifdnet":
         from dff_jax.estimators.aifdnet import aifdnet
 
-        return in_order(aifdnet(config, axis_name), config.frame_order)
+        return _in_order(aifdnet(config, axis_name), config)
     if config.method == "dwild":
         from dff_jax.estimators.dwild import dwild
 
-        return in_order(dwild(config, axis_name), config.frame_order)
+        return _in_order(dwild(config, axis_name), config)
     if config.method == "rdf":
         from dff_jax.estimators.rdf import rdf
 
@@ -49,3 +48,9 @@ def build(config: ModelConfig, axis_name: str | None = None) -> Estimator:
     from dff_jax.estimators.proximal import proximal
 
     return proximal(config, axis_name)
+
+
+def _in_order(estimator: Estimator, config: ModelConfig) -> Estimator:
+    from dff_jax.estimators.soft_depth import in_order
+
+    return in_order(estimator, config.frame_order)

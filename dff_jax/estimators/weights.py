@@ -11,14 +11,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import empty_node, flatten_dict, unflatten_dict
 
 from dff_jax import config as configs
 from dff_jax import kept
@@ -39,7 +38,7 @@ class Weights(NamedTuple):
     """The contents of a weights file."""
 
     model: ModelConfig
-    variables: Variables  # numpy arrays
+    variables: Variables  # numpy arrays, or on the device
     info: dict[str, Any]  # "config", "command", "step", "metric", "num_frames", ...
 
 
@@ -67,6 +66,7 @@ def save_weights(
     Raises:
       InputError: the file cannot be written.
     """
+    from flax.traverse_util import flatten_dict
     from safetensors.numpy import save as serialize
 
     path = Path(path)
@@ -158,8 +158,27 @@ def fit(where: Any, tensors: Mapping[str, np.ndarray], model: ModelConfig, num_f
     want = {key: shape for key, shape in structure.items() if shape is not None}
     if complaint := differences(want, {key: x.shape for key, x in tensors.items()}):
         raise WeightsError(f"{where}: does not fit the network of its config: {complaint}")
-    empty = dict.fromkeys(structure.keys() - want.keys(), empty_node)
-    return unflatten_dict(empty | _whole(tensors), sep="/")
+    return _nested(tensors, structure.keys() - want.keys())
+
+
+def _nested(tensors: Mapping[str, np.ndarray], empty: Iterable[str]) -> Variables:
+    """Tensors by flat key as a tree in float32, with the parts that have no parameters, which are `empty`."""
+    tree: dict[str, Any] = {}
+
+    def place(key: str) -> tuple[dict[str, Any], str]:
+        *path, leaf = key.split("/")
+        node = tree
+        for name in path:
+            node = node.setdefault(name, {})
+        return node, leaf
+
+    for key in empty:
+        node, leaf = place(key)
+        node[leaf] = {}
+    for key, x in _whole(tensors).items():
+        node, leaf = place(key)
+        node[leaf] = x
+    return tree
 
 
 def _whole(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -175,6 +194,8 @@ def identity(model: ModelConfig) -> str | None:
 
 def _structure(model: ModelConfig, num_frames: int) -> dict[str, tuple[int, ...] | None]:
     """Flat key -> shape of the variables of the estimator of `model`; None: a part without parameters."""
+    from flax.traverse_util import empty_node, flatten_dict
+
     from dff_jax import estimators
 
     name = "structure", identity(model), num_frames
@@ -205,7 +226,15 @@ def differences(want: Mapping[str, tuple[int, ...]], have: Mapping[str, tuple[in
 
 
 def load_estimator(spec: str | Path) -> LoadedEstimator:
-    """An estimator by what a command line calls it.
+    """An estimator by what a command line calls it; `spec` and what is raised are those of `load_named`."""
+    from dff_jax import estimators
+
+    weights, label = load_named(spec)
+    return LoadedEstimator(weights.model, estimators.build(weights.model), weights.variables, label, weights.info)
+
+
+def load_named(spec: str | Path) -> tuple[Weights, str]:
+    """The weights that a command line names, on the device, and what to call them in a table.
 
     Args:
       spec: a method without weights, such as "classical"; "pretrained", the weights of the package; a .safetensors
@@ -214,11 +243,8 @@ def load_estimator(spec: str | Path) -> LoadedEstimator:
     Raises:
       WeightsError: nothing usable there; as `load_weights`.
     """
-    from dff_jax import estimators
-
     if str(spec) in configs.UNTRAINED:
-        model = configs.model_preset(str(spec))
-        return LoadedEstimator(model, estimators.build(model), {}, str(spec))
+        return Weights(configs.model_preset(str(spec)), {}, {}), str(spec)
     path = file_of(spec)
     label = path.resolve().parent.name if path_of(spec).is_dir() else path.stem
     if not path.exists():
@@ -228,11 +254,10 @@ def load_estimator(spec: str | Path) -> LoadedEstimator:
         )
     if path == PRETRAINED_FILE:  # came with this code, and fits it (a test checks): no need to work that out
         model, tensors, info = read(path)
-        empty = dict.fromkeys(info.get("empty", ()), empty_node)
-        variables = unflatten_dict(empty | _whole(tensors), sep="/")
+        found = Weights(model, _nested(tensors, info.get("empty", ())), info)
     else:
-        model, variables, info = load_weights(path)
-    return LoadedEstimator(model, estimators.build(model), jax.device_put(variables), label, info)
+        found = load_weights(path)
+    return found._replace(variables=jax.device_put(found.variables)), label
 
 
 def path_of(spec: str | Path) -> Path:
