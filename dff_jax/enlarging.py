@@ -20,5 +20,5 @@ def enlarge_axis(x: Array, factor: int, axis: int) -> Array:
     before = jnp.concatenate([cut(0, 1), cut(0, length - 1)], axis)
     after = jnp.concatenate([cut(1, length), cut(length - 1, length)], axis)
     places = [(2 * i + 1 - factor) / (2 * factor) for i in range(factor)]  # from a pixel's centre, in pixels
-    phases = [(1 - abs(p)) * x + abs(p) * (before if p < 0 else after) for p in places]
+    phases = [(1 - abs(p)) * x + abs(p) * (before if p < 0 else after) if p else x for p in places]
     return jnp.stack(phases, axis + 1).reshape(*x.shape[:axis], factor * length, *x.shape[axis + 1 :])

@@ -125,14 +125,19 @@ def _code() -> str:
     """A digest of every module of this package, as it lies on the disk."""
     digest = hashlib.sha256()
     for file in sorted(_ROOT.rglob("*.py")):
-        digest.update(f"{file.relative_to(_ROOT)} ".encode())
-        digest.update(file.read_bytes())
+        with contextlib.suppress(OSError):
+            digest.update(f"{file.relative_to(_ROOT)} ".encode() + file.read_bytes())
     return digest.hexdigest()
 
 
 def _stamp() -> list[tuple[str, int, int]]:
     """By which it shows, sooner than by its content, that a module was changed."""
-    return sorted((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in _ROOT.rglob("*.py"))
+    found = []
+    for file in sorted(_ROOT.rglob("*.py")):
+        with contextlib.suppress(OSError):  # gone meanwhile, or an editor's mark
+            about = file.stat()
+            found.append((str(file), about.st_mtime_ns, about.st_size))
+    return found
 
 
 _ROOT = Path(__file__).parent

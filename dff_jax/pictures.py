@@ -166,7 +166,7 @@ def color_bar(height: int, bar: Bar) -> np.ndarray:
     picture = Image.new("RGB", (width, height), "white")
     size = max(10, height // 55)  # type grows with the picture
     _draw_bar(picture, (0.12 * width, 0.05 * height, 0.32 * width, 0.95 * height), bar, size)
-    return np.asarray(picture)
+    return np.array(picture)
 
 
 def sheet(
@@ -207,7 +207,7 @@ def sheet(
             if panel.bar:
                 _draw_bar(page, (x - 4, top + 5, x + 12, top + picture.height - 5), panel.bar, size - 2)
                 x += round(panel_width * bar_share)
-    return np.asarray(page)
+    return np.array(page)
 
 
 def save_png(path: str | Path, picture: np.ndarray) -> None:
@@ -232,16 +232,22 @@ def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
 
 
 def _wrapped(text: str, width: int, size: int) -> list[str]:
-    """Lines no wider than `width` pixels where spaces allow it."""
+    """Lines no wider than `width` pixels, broken at spaces where there are any."""
+    fits = lambda line: len(line) < 2 or _font(size).getlength(line) <= width  # noqa: E731
     lines: list[str] = []
     for part in text.split("\n"):
         lines.append("")
         for word in part.split(" "):
             longer = f"{lines[-1]} {word}".strip()
-            if lines[-1] and _font(size).getlength(longer) > width:
-                lines.append(word)
-            else:
+            if fits(longer):
                 lines[-1] = longer
+                continue
+            lines += [word] if lines[-1] else []
+            lines[-1] = word
+            while not fits(lines[-1]):  # a word of its own line that is too long, as names of files are
+                line = lines[-1]
+                most = next(n for n in range(len(line) - 1, 0, -1) if fits(line[:n]))
+                lines[-1:] = [line[:most], line[most:]]
     return lines
 
 
@@ -250,7 +256,7 @@ def _fit(image: np.ndarray, width: int) -> Image.Image:
     height, own = image.shape[:2]
     scale = min(width / own, 1.5 * width / height)
     size = max(1, round(own * scale)), max(1, round(height * scale))
-    how = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST
+    how = Image.Resampling.BOX if scale < 1 else Image.Resampling.NEAREST
     return Image.fromarray(np.ascontiguousarray(image)).resize(size, how, reducing_gap=3.0)
 
 
@@ -260,14 +266,14 @@ def _draw_bar(page: Image.Image, box: tuple[float, float, float, float], bar: Ba
     from matplotlib import colormaps
 
     left, top, right, bottom = (round(x) for x in box)
-    height = max(2, bottom - top)
+    height, right = max(2, bottom - top), max(left + 1, right)
     ramp = np.rint(colormaps[bar.cmap](np.linspace(1, 0, height))[:, None, :3] * 255).astype(np.uint8)
     page.paste(Image.fromarray(ramp).resize((right - left, height), Image.Resampling.NEAREST), (left, top))
     draw, widest = ImageDraw.Draw(page), 0.0
     draw.rectangle((left, top, right - 1, top + height - 1), outline="black")
     tick, font = max(2, size // 3), _font(size)
     for value, text in bar.ticks:
-        y = top + round((bar.high - value) / (bar.high - bar.low) * (height - 1))
+        y = top + round((bar.high - value) / ((bar.high - bar.low) or 1.0) * (height - 1))
         draw.line((right, y, right + tick, y), "black")
         draw.text((right + 2 * tick, y), text, "black", font, anchor="lm")
         widest = max(widest, font.getlength(text))
@@ -275,7 +281,7 @@ def _draw_bar(page: Image.Image, box: tuple[float, float, float, float], bar: Ba
     label = Image.new("L", (max(1, math.ceil(box[2])), max(1, math.ceil(box[3]))))
     ImageDraw.Draw(label).text((0, 0), bar.label, 255, font)
     label = label.rotate(90, expand=True)
-    at = round(right + 3 * tick + widest), top + (height - label.height) // 2
+    at = min(round(right + 3 * tick + widest), page.width - label.width), top + (height - label.height) // 2
     page.paste("black", at, label)
 
 

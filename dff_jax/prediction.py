@@ -173,8 +173,10 @@ def predict_to_folder(
     pixels = int(np.prod(stack.frames.shape[1:3]))
     check_output(output, files, needed=50 * pixels + 2**18 * (len(read.files) + 8))
     names = [file.name for file in read.files]
-    threading.Thread(target=pictures.load).start()
+    loading = threading.Thread(target=pictures.load)
+    loading.start()
     result = _predict(stack, chosen, means, read.notes, align, names, allocate)
+    loading.join()  # half a module is what two threads would see that import it at once
     summary = {
         "source": str(source) if isinstance(source, str | Path) else [str(item) for item in source],
         "frames": names,
@@ -211,7 +213,8 @@ def predict_to_folder(
 
 @functools.lru_cache(maxsize=8)
 def _built(model: config.ModelConfig) -> Estimator:
-    """The estimator of `model`; a network's is built when it is traced: a kept program needs neither it nor flax."""
+    """The estimator of `model`; a network's, which has no survey, is built when it is traced: a kept program needs
+    neither it nor flax."""
     if model.method in config.UNTRAINED:
         return estimators.build(model)
     build = functools.cache(lambda: estimators.build(model))

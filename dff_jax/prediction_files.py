@@ -24,7 +24,6 @@ FILES = (
 )  # fmt: skip
 ALIGNMENT = "alignment.png"  # also written if the frames were aligned
 MAX_FRAMES_SHOWN = 5
-TOGETHER_UP_TO = 2**22  # pixels of pictures whose files are written side by side
 
 
 def write_maps(
@@ -51,7 +50,7 @@ def write_maps(
 
     with ThreadPoolExecutor(1) as other:  # encoders leave the interpreter to others
         encoded = other.submit(encode)
-        if q.size > TOGETHER_UP_TO:  # memory counts more than time
+        if q.size > report.TOGETHER_UP_TO:  # memory counts more than time
             encoded.result()
         low, high = pictures.robust_range(q)
         bar = pictures.depth_bar(low, high, result.unit)

@@ -145,7 +145,7 @@ def test_enlarging_equals_a_bilinear_resize(key, factor):
     ("kernel", "stride", "bias", "upsample"),
     [(3, 1, True, False), (1, 1, True, False), (3, 2, False, False), (3, 1, False, True)],
 )
-def test_convolution_of_parts_is_that_of_what_they_are_side_by_side(key, kernel, stride, bias, upsample):
+def test_convolution_of_parts_is_that_of_what_they_are_side_by_side(key, kernel, stride, bias, upsample, monkeypatch):
     layer = Conv(4, kernel, stride, use_bias=bias, bias_init=jax.nn.initializers.normal(), upsample=upsample)
     parts = [jax.random.normal(jax.random.fold_in(key, c), (2, 3, 6, 8, c)) for c in (5, 1, 3)]
     together = jnp.concatenate(parts, -1)
@@ -164,5 +164,8 @@ def test_convolution_of_parts_is_that_of_what_they_are_side_by_side(key, kernel,
     np.testing.assert_allclose(got, expected, atol=1e-5)
     a, b = (jax.grad(lambda params, f=f: jnp.sin(f(params)).sum())(params) for f in (summed, whole))
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4), a, b)
-    low = layer.apply(params, *(part.astype(jnp.bfloat16) for part in parts))
-    assert low.dtype == jnp.bfloat16
+    mixed = [part.astype(jnp.bfloat16 if i == 0 else jnp.float32) for i, part in enumerate(parts)]
+    assert layer.apply(params, *mixed).dtype == jnp.bfloat16
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert layer.apply(params, *mixed).dtype == jnp.bfloat16
+    np.testing.assert_allclose(layer.apply(params, *parts).reshape(expected.shape), expected, atol=1e-5)

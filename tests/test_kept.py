@@ -56,6 +56,17 @@ def test_code_that_was_edited_after_it_was_loaded_keeps_and_finds_nothing(cache,
     assert kept.load("a") == b"content" and kept.load("b") is None
 
 
+def test_a_module_that_was_changed_or_is_gone_shows(tmp_path, monkeypatch):
+    monkeypatch.setattr(kept, "_ROOT", tmp_path)
+    module = tmp_path / "module.py"
+    module.write_text("a = 1")
+    (tmp_path / "gone.py").symlink_to(tmp_path / "nowhere.py")
+    stamp, code = kept._stamp(), kept._code()
+    assert len(stamp) == 1 and stamp == kept._stamp()
+    module.write_text("a = 12")
+    assert kept._stamp() != stamp and kept._code() != code
+
+
 def test_damage_and_a_cache_that_cannot_be_written_are_as_if_nothing_was_kept(cache):
     kept.store(b"content", "a")
     (file,) = kept.folder().iterdir()

@@ -77,7 +77,10 @@ def test_captions_are_wrapped_and_make_room():
     lines = pictures._wrapped(f"first\n{long} $x$", 200, 14)
     assert lines[0] == "first" and " ".join(lines[1:]) == f"{long} $x$" and len(lines) > 3
     assert all(pictures._font(14).getlength(line) <= 200 for line in lines)
-    assert pictures._wrapped("oneverylongname" * 9, 50, 14) == ["oneverylongname" * 9]
+    lines = pictures._wrapped("a " + "oneverylongname" * 9, 60, 14)
+    assert lines[0] == "a" and "".join(lines[1:]) == "oneverylongname" * 9
+    assert all(pictures._font(14).getlength(line) <= 60 for line in lines)
+    assert pictures._wrapped("wide", 1, 14) == list("wide") and pictures._wrapped("", 9, 14) == [""]
     red = np.zeros((40, 60, 3), np.uint8) + np.array([255, 0, 0], np.uint8)
     tops = [np.argwhere((pictures.sheet([[Panel(red, text)] * 2], width=400) == [255, 0, 0]).all(-1))[:, 0].min()
             for text in ("a", long)]  # fmt: skip
@@ -88,6 +91,7 @@ def test_a_low_or_narrow_picture_and_a_tall_one_have_their_place_in_a_sheet():
     low, tall = np.full((2, 300, 3), 7, np.uint8), np.full((900, 10, 3), 9, np.uint8)
     bar = pictures.plain_bar(0, 1, "x")
     page = pictures.sheet([[Panel(low, "low", bar), Panel(tall, "tall", bar)]], width=500)
+    assert page.flags.writeable and pictures.color_bar(1, bar).shape[0] == 1
     assert (page == 7).all(-1).any() and (page == 9).all(-1).sum() > 200
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dff_jax import cli, output, pictures, prediction, prediction_files, terminal
+from dff_jax import cli, config, estimators, output, pictures, prediction, prediction_files, terminal
 from dff_jax.errors import InputError
 from dff_jax.estimators import weights as weights_module
 from dff_jax.output import check_output, staged_output
@@ -158,7 +158,6 @@ def test_existing_output_keeps_other_files_and_takes_new_maps(tmp_path):
 
 def test_weights_are_used(tmp_path, monkeypatch):
     """The door to a trained network: its iterations, label, NaN and Z, with a network that is none."""
-    Loaded = namedtuple("Loaded", "model estimator variables label info")
     seen = {}
 
     def built(value):
@@ -171,9 +170,9 @@ def test_weights_are_used(tmp_path, monkeypatch):
 
     def load(spec):
         model = prediction.config.paper() if "paper" in str(spec) else prediction.config.tiny()
-        return Loaded(model, None, {}, "label", {"num_frames": 15})
+        return weights_module.Weights(model, {}, {"num_frames": 15}), "label"
 
-    monkeypatch.setattr(weights_module, "load_estimator", load)
+    monkeypatch.setattr(weights_module, "load_named", load)
     monkeypatch.setattr(prediction, "_built", lambda model: built(1.5))
     source = save(tmp_path / "stack", photographs())
     summary = predict_to_folder(source, tmp_path / "out", weights="w.safetensors", progress=False)
@@ -345,3 +344,11 @@ def test_interrupts_wait_for_xla_but_are_not_lost():
             signal.raise_signal(signal.SIGINT)
             done.append("a second one does not wait")
     assert len(done) == 1
+
+
+@pytest.mark.parametrize("method", ["proximal", "dfv", "aifdnet", "dwild"])
+def test_networks_have_no_survey_which_a_late_built_one_would_lose(method):
+    presets = [config.model_preset(name) for name in config.MODEL_PRESETS]
+    model = next(preset for preset in presets if preset.method == method)
+    late = prediction._built(model)
+    assert late is prediction._built(model) and late.survey is None and estimators.build(model).survey is None

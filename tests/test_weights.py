@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 from dff_jax import config as configs
 from dff_jax import estimators
 from dff_jax.errors import InputError, WeightsError
+from dff_jax.estimators import weights as weights_module
 from dff_jax.estimators.weights import check_frames, load_estimator, load_weights, save_weights
 
 MODEL = configs.tiny()
@@ -205,3 +206,14 @@ def test_real_tiny(tmp_path, monkeypatch):
     save_weights(tmp_path / "w.safetensors", wider, variables, {"num_frames": 5})
     with pytest.raises(WeightsError, match="wrong shape .* and .* more"):
         load_weights(tmp_path / "w.safetensors")
+
+
+def test_flat_keys_become_flaxs_tree():
+    from flax.traverse_util import empty_node, unflatten_dict
+
+    flat = {"params/a/kernel": np.ones(2, np.float16), "params/b": np.zeros(1, np.float32)}
+    expected = unflatten_dict(flat | {"batch_stats": empty_node, "params/c/d": empty_node}, sep="/")
+    found = weights_module._nested(flat, ["batch_stats", "params/c/d"])
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    assert found["params"]["c"] == {"d": {}} and found["batch_stats"] == {}
+    assert found["params"]["a"]["kernel"].dtype == np.float32

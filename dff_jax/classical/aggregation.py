@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -44,7 +45,8 @@ def guided_mean(volume: Array, guide: Array, radius: int, epsilon: float) -> Arr
 
     frames = jnp.moveaxis(volume, 1, 0)
     # large ones one by one, so that what a frame needs stays near the processor
-    found = lax.map(mean, frames[:, None])[:, 0] if guide.size > _AT_ONCE else mean(frames)
+    one_by_one = guide.size > _AT_ONCE and jax.default_backend() == "cpu"
+    found = lax.map(mean, frames[:, None])[:, 0] if one_by_one else mean(frames)
     return jnp.moveaxis(found, 0, 1)
 
 

@@ -42,7 +42,7 @@ def answer(frames: Array, focus: Array, weights: list[Array]) -> Prediction:
         depth=depth,
         confidence=confidence_of_error(share),
         disagreement=jnp.zeros_like(depth),
-        all_in_focus=jnp.einsum("bzhw,bzhwc->bhwc", weights[0], frames),
+        all_in_focus=(weights[0][..., None] * frames).sum(1),
         history=History(
             expected=depth,
             candidates=depths,

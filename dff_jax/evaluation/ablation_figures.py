@@ -119,7 +119,7 @@ def attention(
     rows = [first]
     for i in range(everything[0].shape[-1]):
         line = [
-            (values[..., i], f"$W_{{{i + 1}}}^2$  mean {values[..., i].mean():.3g}, sd {values[..., i].std():.2g}")
+            (values[..., i], f"W²({i + 1})  mean {values[..., i].mean():.3g}, sd {values[..., i].std():.2g}")
             for values in maps.values()
         ]
         if mean_weights is not None:

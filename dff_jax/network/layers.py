@@ -89,7 +89,7 @@ class Conv(nn.Module):
     def __call__(self, *parts: Array) -> Array:
         if len(parts) > 1 and jax.default_backend() == "cpu":
             return self._sum_over(parts)
-        x = jnp.concatenate(parts, -1) if len(parts) > 1 else parts[0]
+        x = jnp.concatenate([x.astype(parts[0].dtype) for x in parts], -1) if len(parts) > 1 else parts[0]
         x = extent.fill(x, first=-3) if self.kernel > 1 else x
         return nn.Conv(
             self.features, (self.kernel, self.kernel), (self.stride, self.stride), padding=self.kernel // 2,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,8 @@ from dff_jax import focus_axis, pictures
 
 MOST = 640
 """Pixels of the longer side of what a page shows."""
+TOGETHER_UP_TO = 2**22
+"""Pixels of pictures whose files are made side by side: of larger ones memory counts more than time."""
 _LEVELS = 4094
 _THUMBNAIL, _QUALITY = 96, 85
 
@@ -82,7 +85,8 @@ def shown_stack(
     best = known if known is not None and np.isfinite(known).any() else depths[-1]
     colour_low, colour_high = pictures.robust_range(best)
     ends = focus_axis.from_q(np.array([colour_low, colour_high]), unit)
-    with ThreadPoolExecutor() as threads:  # encoders leave the interpreter to others
+    at_once = 1 if height * width > TOGETHER_UP_TO else min(4, os.cpu_count() or 1)  # each holds a picture
+    with ThreadPoolExecutor(at_once) as threads:  # encoders leave the interpreter to others
         shown_frames = list(threads.map(lambda frame: _jpeg(_scaled(frame, step)), frames))
         maps = list(threads.map(lambda depth: _coded(depth, low, high), depths))
     return Shown({
