@@ -5,9 +5,7 @@ import pytest
 
 from dff_jax import optics
 from dff_jax.config import WorldConfig
-from dff_jax.optics import scenes
 from dff_jax.optics.render import blur_kernels, continue_behind
-from dff_jax.optics.textures import draw
 
 
 def test_circle_of_confusion_is_zero_in_focus_and_linear_in_inverse_depth():
@@ -124,21 +122,6 @@ def test_worlds_are_deterministic_different_and_leave_the_focus_range(small_worl
     outside = ((depths < 10) | (depths > 100)).mean()
     assert 0.01 < outside < 0.4
     assert depths.min() >= 4 and depths.max() <= 110
-
-
-def test_slats_are_seen_at_least_a_pixel_wide_and_taper():
-    y, x = jnp.mgrid[-60:60, -60:60].astype(jnp.float32)
-    for seed in range(6):
-        draws = draw(jax.random.key(seed), 8, 8)
-        inside = np.asarray(scenes._comb(draws, x, y, 25.0) > 0)
-        assert 0.1 < inside[25:95, 15:105].mean() < 0.9 and not inside[:, :9].any() and not inside[:20].any()
-        edges = np.diff(inside[24:96].astype(int), axis=0)  # of a column: from one slat to the next
-        for column in edges.T[12:108]:
-            ups, downs = np.flatnonzero(column == 1), np.flatnonzero(column == -1)
-            widths = [downs[downs > up][0] - up for up in ups if (downs > up).any()]
-            assert not widths or min(widths) >= 1
-    ends = [[scenes._comb(draw(jax.random.key(s), 8, 8), x, y, 25.0)[:, i].max() for i in (12, 107)] for s in range(6)]
-    assert np.abs(np.diff(ends)).max() > 0.5
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ curved, some structures are a few pixels thin, and textures (`textures`) are 1/f
 checks, gradients and near-textureless paint. Ground truth lies partly outside the range of the focus settings.
 
 Every object draws its random numbers in a few large blocks (`Draws`), because each separate draw costs compile time.
-With `textures="natural"` and so on (`WorldConfig`) worlds become as varied as photographs: rooms, folds and slats, many
+With `textures="natural"` and so on (`WorldConfig`) worlds become as varied as photographs: rooms and folds, many
 apertures, any focus settings, blur from half a pixel to twenty.
 """
 
@@ -72,21 +72,12 @@ def _ring(d: Draws, u: Array, v: Array, size: Array) -> Array:
     return 0.5 * log_between(d.uniform[8], 2.0, 8.0) - jnp.abs(jnp.hypot(u, v) - size)
 
 
-def _comb(d: Draws, u: Array, v: Array, size: Array) -> Array:
-    """Slats 2 pixels wide or more, as of fences, blinds and pins, most of them tapering; also uses uniform[23]."""
-    period = log_between(d.uniform[8], 6.0, 36.0)
-    share = between(d.uniform[9], 0.3, 0.7) + between(d.uniform[23], -0.35, 0.35) * jnp.clip(u / (2 * size), -1.0, 1.0)
-    slat = 0.5 * jnp.maximum(share * period, 2.0) - jnp.abs((v + 0.5 * period) % period - 0.5 * period)
-    return jnp.minimum(slat, jnp.minimum(2 * size - jnp.abs(u), 1.5 * size - jnp.abs(v)))
-
-
 def _everywhere(d: Draws, u: Array, v: Array, size: Array) -> Array:
     return jnp.full_like(u, 1e6)
 
 
-_SHAPES = (_ellipse, _rectangle, _star, _bar, _ring, _comb, _everywhere)
+_SHAPES = (_ellipse, _rectangle, _star, _bar, _ring, _everywhere)
 _SHAPE_SHARE = (0.28, 0.28, 0.2, 0.14, 0.1)
-_NATURAL_SHARE = (0.25, 0.26, 0.17, 0.12, 0.08, 0.12)
 _BACKGROUND = len(_SHAPES) - 1
 
 
@@ -124,11 +115,10 @@ def make_world(key: Array, config: WorldConfig) -> World:
         size = log_between(d.uniform[15], 0.05, 0.32 if config.textures != "printed" else 0.6) * min(h, w)
         u = (x - cx) * jnp.cos(angle) + (y - cy) * jnp.sin(angle)
         v = (y - cy) * jnp.cos(angle) - (x - cx) * jnp.sin(angle)
-        natural = config.textures != "flying"
-        shape = pick(d.uniform[16], _NATURAL_SHARE if natural else _SHAPE_SHARE)
-        shape = jnp.where(is_background, _BACKGROUND, shape)
+        shape = jnp.where(is_background, _BACKGROUND, pick(d.uniform[16], _SHAPE_SHARE))
         inside = lax.switch(shape, _SHAPES, d, u, v, size)
         flat = jnp.where(is_background, 0.6 * scale, scale)  # a background is slanted less
+        natural = config.textures != "flying"
         surface = _surface(d, q, flat * u, flat * v, flat * size, natural)
         if natural:  # half of the backgrounds are floors, walls and ceilings that run through much of the range
             steep = between(d.uniform[8], -0.9, 0.9) * (high - low) / max(h, w)
