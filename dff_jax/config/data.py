@@ -31,8 +31,8 @@ class WorldConfig(Checked):
     noise: tuple[float, float] = (0.0, 0.012)
     """Standard deviation of the sensor noise, of full scale; drawn for each world."""
     textures: Literal["flying", "natural", "printed"] = "flying"
-    """`natural`: details of all sizes, fibres, print, weak contrast, folds, slats and rooms, too; `printed`: also large
-    faces that are plain but for writing, bar codes and dots."""
+    """`natural`: details of all sizes, fibres, print, weak contrast, folds and rooms, too; `printed`: also large faces
+    that are plain but for writing, bar codes and dots."""
     blur_radius: tuple[float, float] | None = None
     """In pixels, at one end of the focus range when the other is in focus, drawn evenly in its logarithm; in place of
     `blur_per_disparity`."""
