@@ -242,8 +242,7 @@ def _wrapped(text: str, width: int, size: int) -> list[str]:
             if fits(longer):
                 lines[-1] = longer
                 continue
-            lines += [word] if lines[-1] else []
-            lines[-1] = word
+            lines[-1:] = [lines[-1], word] if lines[-1] else [word]
             while not fits(lines[-1]):  # a word of its own line that is too long, as names of files are
                 line = lines[-1]
                 most = next(n for n in range(len(line) - 1, 0, -1) if fits(line[:n]))
@@ -273,7 +272,7 @@ def _draw_bar(page: Image.Image, box: tuple[float, float, float, float], bar: Ba
     draw.rectangle((left, top, right - 1, top + height - 1), outline="black")
     tick, font = max(2, size // 3), _font(size)
     for value, text in bar.ticks:
-        y = top + round((bar.high - value) / ((bar.high - bar.low) or 1.0) * (height - 1))
+        y = top + round((bar.high - value) / (bar.high - bar.low) * (height - 1))
         draw.line((right, y, right + tick, y), "black")
         draw.text((right + 2 * tick, y), text, "black", font, anchor="lm")
         widest = max(widest, font.getlength(text))

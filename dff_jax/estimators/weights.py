@@ -164,20 +164,12 @@ def fit(where: Any, tensors: Mapping[str, np.ndarray], model: ModelConfig, num_f
 def _nested(tensors: Mapping[str, np.ndarray], empty: Iterable[str]) -> Variables:
     """Tensors by flat key as a tree in float32, with the parts that have no parameters, which are `empty`."""
     tree: dict[str, Any] = {}
-
-    def place(key: str) -> tuple[dict[str, Any], str]:
+    for key, value in ({name: {} for name in empty} | _whole(tensors)).items():
         *path, leaf = key.split("/")
         node = tree
         for name in path:
             node = node.setdefault(name, {})
-        return node, leaf
-
-    for key in empty:
-        node, leaf = place(key)
-        node[leaf] = {}
-    for key, x in _whole(tensors).items():
-        node, leaf = place(key)
-        node[leaf] = x
+        node[leaf] = value
     return tree
 
 

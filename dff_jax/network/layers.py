@@ -11,6 +11,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from dff_jax import extent
@@ -57,7 +58,7 @@ def resize(x: Array, height: int, width: int) -> Array:
 
 
 class _KernelAndBias(nn.Module):
-    """The arrays of a `nn.Conv` whose inputs come in several parts."""
+    """The arrays of a convolution, under the names that flax's own gives them."""
 
     shape: tuple[int, int, int, int]
     use_bias: bool
@@ -87,33 +88,24 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, *parts: Array) -> Array:
-        if len(parts) > 1 and jax.default_backend() == "cpu":
-            return self._sum_over(parts)
-        x = jnp.concatenate([x.astype(parts[0].dtype) for x in parts], -1) if len(parts) > 1 else parts[0]
-        x = extent.fill(x, first=-3) if self.kernel > 1 else x
-        return nn.Conv(
-            self.features, (self.kernel, self.kernel), (self.stride, self.stride), padding=self.kernel // 2,
-            use_bias=self.use_bias, kernel_init=self.kernel_init, bias_init=self.bias_init,
-            conv_general_dilated=upsampled_conv_general if self.upsample else conv_general, dtype=x.dtype,
-        )(x)  # fmt: skip
-
-    def _sum_over(self, parts: tuple[Array, ...]) -> Array:
-        """conv(cat(a, b)) = conv(a) + conv(b): on CPU, laying channels side by side costs more than convolving them."""
+        parts = tuple(x.astype(parts[0].dtype) for x in parts)
+        if len(parts) > 1 and jax.default_backend() != "cpu":
+            parts = (jnp.concatenate(parts, -1),)
         shape = (self.kernel, self.kernel, sum(x.shape[-1] for x in parts), self.features)
-        weights = _KernelAndBias(shape, self.use_bias, self.kernel_init, self.bias_init, name="Conv_0")
-        (kernel, bias), start, total = weights(), 0, 0.0
-        dtype = parts[0].dtype
+        kernel, bias = _KernelAndBias(shape, self.use_bias, self.kernel_init, self.bias_init, name="Conv_0")()
+        ends = np.cumsum([x.shape[-1] for x in parts])[:-1]
+        # conv(cat(a, b)) = conv(a) + conv(b): on CPU, laying channels side by side costs more than convolving them
+        y = sum(self._convolve(x, own) for x, own in zip(parts, jnp.split(kernel, ends, 2), strict=True))
+        return y if bias is None else y + bias.astype(y.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
+
+    def _convolve(self, x: Array, kernel: Array) -> Array:
+        x = extent.fill(x, first=-3) if self.kernel > 1 else x
         general = upsampled_conv_general if self.upsample else conv_general
-        for x in parts:
-            x = extent.fill(x, first=-3) if self.kernel > 1 else x
-            own = kernel[:, :, start : start + x.shape[-1]]
-            flat = x.reshape(-1, *x.shape[-3:]).astype(dtype)
-            y = general(
-                flat, own.astype(dtype), (self.stride,) * 2, [(self.kernel // 2,) * 2] * 2,
-                dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            )  # fmt: skip
-            total, start = total + y.reshape(*x.shape[:-3], *y.shape[1:]), start + x.shape[-1]
-        return total if bias is None else total + bias.astype(dtype).reshape((1,) * (total.ndim - 1) + (-1,))
+        y = general(
+            x.reshape(-1, *x.shape[-3:]), kernel.astype(x.dtype), (self.stride,) * 2, [(self.kernel // 2,) * 2] * 2,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )  # fmt: skip
+        return y.reshape(*x.shape[:-3], *y.shape[1:])
 
 
 class Conv3d(nn.Module):
