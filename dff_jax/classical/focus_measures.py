@@ -12,7 +12,6 @@ from dff_jax import extent
 from dff_jax.types import Array
 
 _LUMA = (0.299, 0.587, 0.114)  # Rec. 601
-_WIDE = 9  # windows wider than that are summed by doubling
 
 
 def luminance(rgb: Array) -> Array:
@@ -67,14 +66,9 @@ def array_box_mean(x: Array, window: int) -> Array:
     for axis in (x.ndim - 2, x.ndim - 1):
         pad = [(0, 0)] * x.ndim
         pad[axis] = (window // 2, window // 2)
-        padded, length = jnp.pad(x, pad, mode="edge"), x.shape[axis]
-        if window > _WIDE:
-            x = _window_sum(padded, window, axis) / window
-            continue
         # kept apart, as XLA would fuse them and look up the border for each term
-        padded = optimization_barrier(padded)
-        terms = [lax.slice_in_dim(padded, i, i + length, axis=axis) for i in range(window)]
-        x = optimization_barrier(sum(terms) / window)
+        padded = optimization_barrier(jnp.pad(x, pad, mode="edge"))
+        x = optimization_barrier(_window_sum(padded, window, axis) / window)
     return x
 
 
