@@ -44,7 +44,7 @@ SLOW = {
     "primal_dual": small(prox="tv", scheme="chambolle_pock"),
     "tikhonov": small(prox="tikhonov"),
     "cosines": small(prox="tikhonov", step_size="constant"),
-    "measured": small(measured_candidates=True, end_candidate=True, refiner_inputs="with_settings"),
+    "measured": small(measured_candidates=True, refiner_inputs="with_settings"),
     "sharpened": small(sharpen="weighted_median"),
     "per_scale": small(candidate_source="per_scale", refiner_inputs="depth_volume_candidates"),
 }

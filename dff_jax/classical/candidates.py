@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from dff_jax import extent
@@ -48,17 +49,6 @@ AGREEMENT = 4  # power of the others' support
 REACH = 0.1  # of the working coordinate t: candidates so far apart support each other half
 
 
-def scale_guides(guide: Array) -> list[Array]:
-    """The guide [B,H,W] at each of `SCALES`, [B,h,w]."""
-    return [pool(guide, scale) for scale in SCALES]
-
-
-def scale_means(volume: Array, guides: list[Array]) -> list[Array]:
-    """Guided means [B,Z,h,w] of a focus measure [B,Z,H,W] at each of `SCALES`; guides of `scale_guides`."""
-    pooled = [box_mean(volume, 3) if scale == 1 else pool(volume, scale) for scale in SCALES]
-    return [guided_mean(x, guide, RADIUS, EPSILON) for x, guide in zip(pooled, guides, strict=True)]
-
-
 def measure_candidates(image: Array, focus: Array, guide: Array) -> Candidates:
     """The candidates of all measures and scales, finest scale first.
 
@@ -70,17 +60,23 @@ def measure_candidates(image: Array, focus: Array, guide: Array) -> Candidates:
       guide: [B,H,W] luminance of the scene in focus everywhere.
     """
     num, height, width = image.shape[1:]
-    guides = scale_guides(guide)
+    guides = [pool(guide, scale) for scale in SCALES]
 
     def peaks(volume: Array):
-        """Position and prominence at each scale, [B,h,w]."""
-        return [symmetric_peak(mean, focus) for mean in scale_means(volume, guides)]
+        """Position and prominence at each scale, [2,B,h,w]."""
+        pooled = [box_mean(volume, 3) if scale == 1 else pool(volume, scale) for scale in SCALES]
+        means = [guided_mean(x, guide, RADIUS, EPSILON) for x, guide in zip(pooled, guides, strict=True)]
+        side_by_side = jnp.concatenate([mean.reshape(*mean.shape[:2], 1, -1) for mean in means], -1)  # compiles sooner
+        found = jnp.stack(symmetric_peak(side_by_side, focus))[..., 0, :]  # [2,B,pixels]
+        ends = np.cumsum([math.prod(mean.shape[2:]) for mean in means])
+        pieces = jnp.split(found, ends[:-1], -1)
+        return [x.reshape(*x.shape[:2], *mean.shape[2:]) for x, mean in zip(pieces, means, strict=True)]
 
     measures, variations = zip(*MEASURES.values(), strict=True)
     # one after the other: a volume is the largest thing in memory
     found = lax.map(peaks, jnp.stack([measure(image) for measure in measures]))
-    maps = [enlarge(jnp.stack(peak), scale)[..., :height, :width] for scale, peak in zip(SCALES, found, strict=True)]
-    depth, prominence = jnp.moveaxis(jnp.concatenate(maps, 1), 1, -1)
+    maps = [enlarge(peak, scale)[..., :height, :width] for scale, peak in zip(SCALES, found, strict=True)]
+    depth, prominence = jnp.moveaxis(jnp.concatenate(maps), 0, -1)
     spread = _expected_maximum(num) / (2 * RADIUS + 1)
     noise = [variation * spread / scale for scale in SCALES for variation in variations]
     return Candidates(depth, prominence, jnp.array(noise, image.dtype))

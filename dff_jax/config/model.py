@@ -63,8 +63,6 @@ class ModelConfig(Checked):
     measured_candidates: bool = False
     """Adds the nine candidates of `classical` (three focus measures at three scales, no parameters) to those of the
     network, which sees them and how sharply they peak and weighs all together."""
-    end_candidate: bool = False
-    """Adds a candidate beyond the ends of the focus settings, read from how sharpness falls from there inwards."""
     weight_norm: Literal["softmax", "softmax_squared", "sigmoid", "softplus"] = "softplus"
     guide: Literal["none", "all_in_focus"] = "all_in_focus"
 
@@ -125,8 +123,6 @@ class ModelConfig(Checked):
             )
         if self.measured_candidates and self.coordinate == "raw":
             raise ConfigError("model.measured_candidates: needs coordinate=unit")
-        if self.end_candidate and (self.num_planes is None or self.coordinate == "raw"):
-            raise ConfigError("model.end_candidate: needs fixed planes (num_planes) and coordinate=unit")
         if self.refiner_inputs == "with_settings" and self.coordinate == "raw":
             raise ConfigError("model.refiner_inputs: with_settings needs coordinate=unit")
         if self.uncertainty == "learned" and self.coordinate == "raw":

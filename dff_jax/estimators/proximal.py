@@ -15,7 +15,6 @@ from dff_jax.config import ModelConfig
 from dff_jax.estimators.learned_prox import Context, build_unroll, not_within
 from dff_jax.estimators.padding import padded
 from dff_jax.focus_axis import from_unit_coordinate, span, to_unit_coordinate
-from dff_jax.network.beyond import Beyond, falls, least
 from dff_jax.network.candidates import Candidates
 from dff_jax.network.context import ContextHeads, PixelContext, has_context
 from dff_jax.network.focus_volume import FocusVolume, resample_planes
@@ -42,7 +41,6 @@ class Seen(NamedTuple):
     spread: Array  # [B,H,W] variance of the distribution over planes, in t^2
     sharp: Array  # [B,H,W,3] soft all-in-focus image
     measured: Measured | None  # candidates that need no learning
-    falls: Array | None  # [2,B,H,W,n] of sharpness, from the ends of the settings inwards
 
 
 def apart(problem: Problem) -> Array:
@@ -52,7 +50,7 @@ def apart(problem: Problem) -> Array:
 
 def proximal(config: ModelConfig, axis_name: str | None = None) -> Estimator:
     """The estimator of `config`; see `estimators.build`."""
-    volume_net, candidate_net, beyond_net = FocusVolume(config, axis_name), Candidates(config), Beyond(config)
+    volume_net, candidate_net = FocusVolume(config, axis_name), Candidates(config)
     context_net, refiner_net, error_net = ContextHeads(config), Refiner(config), ExpectedError(config)
     unroll = build_unroll(config)
     unit = config.coordinate == "unit"
@@ -83,18 +81,13 @@ def proximal(config: ModelConfig, axis_name: str | None = None) -> Estimator:
         if config.guide == "all_in_focus":
             features = jnp.concatenate([features, 2 * sharp - 1], -1)
         measured = measure(frames, t) if config.measured_candidates else None
-        inwards = falls(frames, sharp, t) if config.end_candidate else None
-        return stats, Seen(features, mean(probability, planes), per_scale, spread, sharp, measured, inwards)
+        return stats, Seen(features, mean(probability, planes), per_scale, spread, sharp, measured)
 
-    def fuse(params: dict, seen: Seen, focus: Array) -> Problem:
+    def fuse(params: dict, seen: Seen) -> Problem:
         """Candidates and weights as a problem for the solver (6-14)."""
         variables = {"params": params["candidates"]}
         inputs = seen.features, seen.expected, seen.per_scale, seen.measured
-        beyond = None
-        if config.end_candidate:
-            end, logit = beyond_net.apply({"params": params["beyond"]}, seen.features, seen.expected, seen.falls)
-            beyond = jnp.maximum(end, least(focus)), logit
-        candidates, weights = candidate_net.apply(variables, *inputs, beyond)
+        candidates, weights = candidate_net.apply(variables, *inputs)
         pixel = PixelContext(None, None, None)
         if has_context(config):
             pixel = context_net.apply({"params": params["context"]}, seen.features)
@@ -123,14 +116,11 @@ def proximal(config: ModelConfig, axis_name: str | None = None) -> Estimator:
         return depth, jnp.moveaxis(iterates, 0, 1), trace
 
     def refiner_features(depth: Array, problem: Problem, focus: Array) -> Array:
-        seen, candidates = [problem.context.features], problem.candidates
-        count = candidates.shape[-1] - config.end_candidate
+        seen = [problem.context.features]
         if config.refiner_inputs != "depth_volume":
-            seen.append(candidates[..., :count])
+            seen.append(problem.candidates)
         if config.refiner_inputs == "with_settings":
             seen.append(between_settings(depth, to_unit_coordinate(focus, focus)))
-        if config.refiner_inputs != "depth_volume":  # last, so that weights without it fit as they are
-            seen.append(candidates[..., count:])
         return jnp.concatenate(seen, -1)
 
     def refine(params: dict, depth: Array, problem: Problem, focus: Array) -> Array:
@@ -159,14 +149,11 @@ def proximal(config: ModelConfig, axis_name: str | None = None) -> Estimator:
         _, seen = look(params, stats, small, focus, False)
         inputs = seen.features, seen.expected, seen.per_scale, seen.measured
         params["candidates"] = candidate_net.init(k_candidates, *inputs)["params"]
-        if config.end_candidate:
-            k_beyond = jax.random.fold_in(key, 6)
-            params["beyond"] = beyond_net.init(k_beyond, seen.features, seen.expected, seen.falls)["params"]
         if has_context(config):
             k_context = jax.random.fold_in(key, 4)
             params["context"] = context_net.init(k_context, seen.features)["params"]
         start = {**params, "unroll": {"shared": {}, "per_iteration": {}}}
-        problem = fuse(start, seen, focus)
+        problem = fuse(start, seen)
         params |= unroll.init(k_unroll, problem)
         if config.refiner_steps:
             features = jnp.zeros_like(refiner_features(seen.expected, problem, focus))
@@ -192,7 +179,7 @@ def proximal(config: ModelConfig, axis_name: str | None = None) -> Estimator:
         params = variables["params"]
         with padded(frames) as whole:
             stats, seen = look(params, variables["batch_stats"], whole, focus, train)
-            problem = fuse(params, seen, focus)
+            problem = fuse(params, seen)
             depth, iterates, trace = iterate(params, problem, K, train)
             refined = refine(params, depth, problem, focus)
             answer = refined[:, -1] if config.refiner_steps else depth

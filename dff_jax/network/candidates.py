@@ -13,8 +13,8 @@ from dff_jax.network.layers import ACTIVATIONS, Conv, channels, he_fan_in, torch
 from dff_jax.network.measured import Measured
 from dff_jax.types import Array
 
-# Weights start small (S about 1 with three candidates, below 2.3 with measured ones and that of an end), so that
-# eta S < 1 and what the prox adds outlives the next data step; softmax weights do not feel it.
+# Weights start small (S about 1 with three candidates, below 2 with measured ones), so that eta S < 1 and what the
+# prox adds outlives the next data step; softmax weights do not feel it.
 WEIGHT_BIAS = -1.0
 # Of measured candidates: what brings a distance from Dbar to unit scale, and the first weight of one without a peak
 DISTANCE_SCALE, LEAST_WEIGHT = 8.0, 1e-3
@@ -56,17 +56,15 @@ class Candidates(nn.Module):
     """Features [B,H,W,c] (F, and the guide) and Dbar [B,H,W] -> D_i and W_i^2, both [B,H,W,N], or [B,H,W,N+M].
 
     With candidate_source="per_scale" the N candidates are given, `per_scale` [B,H,W,N], and there are no heads psi_i.
-    The M `measured` ones follow, with the weights they bring, which attention multiplies; last the one `beyond` the
-    settings, depth and logit [B,H,W], if any.
+    The M `measured` ones follow, with the weights they bring, which attention multiplies.
     """
 
     config: ModelConfig
 
     @nn.compact
     def __call__(
-        self, features: Array, expected: Array, per_scale: Array | None = None, measured: Measured | None = None,
-        beyond: tuple[Array, Array] | None = None,
-    ) -> tuple[Array, Array]:  # fmt: skip
+        self, features: Array, expected: Array, per_scale: Array | None = None, measured: Measured | None = None
+    ) -> tuple[Array, Array]:
         c = self.config
         hidden, own, more = channels(32, c.head_width), c.num_candidates, 0
         if measured is not None:
@@ -80,9 +78,6 @@ class Candidates(nn.Module):
             brought = jnp.log(measured.weights + LEAST_WEIGHT) - WEIGHT_BIAS
             logits = jnp.concatenate([logits[..., :own], logits[..., own:] + brought], -1)
         further = [] if measured is None else [measured.depth]
-        if beyond is not None:
-            further.append(beyond[0][..., None])
-            logits = jnp.concatenate([logits, beyond[1][..., None]], -1)
         weights = normalize_weights(logits, c.weight_norm)
 
         def joined(depths: Array) -> tuple[Array, Array]:
