@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 import threading
@@ -26,7 +27,7 @@ def shown(items: Sequence[Any], what: str, each: str, progress: bool) -> Iterato
 def interrupt_held_back() -> Iterator[None]:
     """Ctrl-C and SIGTERM wait for the end of the block: raised inside XLA's compiler, they crash Python on its way out.
 
-    XLA could not be stopped half way in any case. A second one does not wait.
+    XLA could not be stopped half way in any case; a line on stderr says so. A second one does not wait.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -38,6 +39,8 @@ def interrupt_held_back() -> Iterator[None]:
     def remember(number: int, frame: Any) -> None:
         if received:
             handlers[number](number, frame)
+        else:
+            os.write(2, b"stopping as soon as the compiler or the device is done; a second time stops at once\n")
         received.append((number, frame))
 
     for number in handlers:

@@ -9,8 +9,10 @@ twice to four times as long to compile, while a smaller tile costs only its over
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import functools
 import math
+import sys
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -30,6 +32,8 @@ from dff_jax.types import Estimator, FocalStack, History, Variables
 RUNTIME = 0.7e9  # bytes of Python, JAX and its compiler
 MAPS = 24  # bytes a pixel: those of `Maps`
 DRAWING = 30  # bytes a pixel more while pictures of them are drawn
+
+_tell = contextvars.ContextVar("tell", default=False)  # of compiling; as an argument it would keep programs apart
 
 
 class Maps(NamedTuple):
@@ -132,7 +136,11 @@ def estimate(
     with interrupt_held_back():
         wanted = (tile, overlap, memory, expected * _sharers(devices))
         method = _Method(estimator, identity, iterations, stages)
-        tiles, programs = _plan(method, variables, stack.frames, wanted, devices)
+        told = _tell.set(progress)
+        try:
+            tiles, programs = _plan(method, variables, stack.frames, wanted, devices)
+        finally:
+            _tell.reset(told)
     if programs.survey is not None:
         means = 0.0
         for part, found in _answers(programs.survey, ({}, q), stack.frames, tiles, devices, "measuring", progress):
@@ -217,13 +225,17 @@ def _compiled(
 ) -> _Program:
     """`apply` without its history, or `survey`, of tiles as photographed, each on a device of its own."""
     identity = method.identity
-    devices = jax.tree.unflatten(tree, shapes)[1].shape[0]
+    devices, count, height, width = jax.tree.unflatten(tree, shapes)[1].shape[:4]
     sizes = [(x.shape, x.dtype.name) for x in shapes]
     key = (identity, part, method.iterations, method.stages, str(tree), sizes, quickly)
     keep = identity is not None and devices == 1
     if keep and (found := kept.load_program(*key)) is not None:
         return _Program(found[0], found[1]["memory"], tuple(found[1]["stages"]))
-    with kept.compiled_anew() if keep and kept.folder() else contextlib.nullcontext():
+    store = keep and kept.folder() is not None
+    if _tell.get():
+        kept_how = ", kept for the next time" if store else ""
+        print(f"compiling for {count} frames of {width} x {height} pixels{kept_how}", file=sys.stderr, flush=True)
+    with kept.compiled_anew() if store else contextlib.nullcontext():
         compiled, names = _compile(method, part, jax.tree.unflatten(tree, shapes), quickly)
     found = compiled.memory_analysis()
     memory = found.temp_size_in_bytes + 2 * (found.argument_size_in_bytes + found.output_size_in_bytes)

@@ -330,7 +330,14 @@ def test_plain_progress(capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_interrupts_wait_for_xla_but_are_not_lost():
+def test_compiling_is_told_once(capsys):
+    frames = np.random.default_rng(0).random((3, 38, 54, 3), np.float32)
+    for expected in (1, 0):
+        prediction.predict(frames, method="sml", progress=True)
+        assert capsys.readouterr().err.count("compiling for 3 frames of 54 x 38 pixels\n") == expected
+
+
+def test_interrupts_wait_for_xla_but_are_not_lost(capfd):
     done = []
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
@@ -338,6 +345,7 @@ def test_interrupts_wait_for_xla_but_are_not_lost():
             signal.raise_signal(signal.SIGINT)
             done.append("the block ends first")
     assert done and signal.getsignal(signal.SIGINT) is before
+    assert capfd.readouterr().err.startswith("stopping as soon as")
     with pytest.raises(KeyboardInterrupt):
         with terminal.interrupt_held_back():
             signal.raise_signal(signal.SIGINT)
