@@ -111,11 +111,9 @@ def build_unroll(config: ModelConfig) -> Unroll:
                 context = problem.context._replace(heard=_hear(config, params["prox"], problem.context))
                 problem = problem._replace(context=context)
         own = resize_stack(own, num_iterations) if own and num_iterations else None
-        # only inference asks for a trace: without gradients a loop is as quick on CPU, too, and compiles sooner
-        rolled = 1 if return_history == "trace" else None
         return solve(
             scheme, problem, initial_depth(problem), shared=shared, per_iteration=own, num_iterations=num_iterations,
-            gradient=config.gradient, unroll=rolled, return_history=return_history,
+            gradient=config.gradient, return_history=return_history,
         )  # fmt: skip
 
     def regularization(params: dict) -> Array:
