@@ -239,7 +239,7 @@ def _compiled(
         compiled, names = _compile(method, part, jax.tree.unflatten(tree, shapes), quickly)
     found = compiled.memory_analysis()
     memory = found.temp_size_in_bytes + 2 * (found.argument_size_in_bytes + found.output_size_in_bytes)
-    if keep:
+    if store:
         kept.store_program(compiled, {"memory": memory, "stages": names}, *key)
     return _Program(compiled, memory, names)
 

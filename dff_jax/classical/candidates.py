@@ -62,8 +62,8 @@ def measure_candidates(image: Array, focus: Array, guide: Array) -> Candidates:
     num, height, width = image.shape[1:]
     guides = [pool(guide, scale) for scale in SCALES]
 
-    def peaks(volume: Array):
-        """Position and prominence at each scale, [2,B,h,w]."""
+    def peaks(volume: Array) -> list[Array]:
+        """A focus measure [B,Z,H,W] -> position (q) and prominence of its peaks at each scale, [2,B,h,w]."""
         pooled = [box_mean(volume, 3) if scale == 1 else pool(volume, scale) for scale in SCALES]
         means = [guided_mean(x, guide, RADIUS, EPSILON) for x, guide in zip(pooled, guides, strict=True)]
         side_by_side = jnp.concatenate([mean.reshape(*mean.shape[:2], 1, -1) for mean in means], -1)  # compiles sooner
