@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     with _signals():
         status, agreed = _run(args, rest)
     if several:
-        from dff_jax import processes
+        from dff_jax.runtime import processes
 
         processes.leave(status, agreed)
     return status
@@ -140,7 +140,7 @@ def _train(args: argparse.Namespace, rest: list[str]) -> int:
     if args.fields:
         print("\n".join(f"--{name.replace('_', '-')} {value}" for name, (value, _) in fields_of(config).items()))
         return 0
-    from dff_jax import processes
+    from dff_jax.runtime import processes
     from dff_jax.training.loop import TrainingDiverged, advice, train
 
     output = Path(args.output or Path("runs") / config.name)

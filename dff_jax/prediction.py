@@ -22,9 +22,9 @@ from dff_jax.data.arrays import stack_from_arrays
 from dff_jax.data.folder import Source, read_stack
 from dff_jax.data.frame_store import Allocate, allocator, on_disk
 from dff_jax.errors import InputError
-from dff_jax.output import check_output, staged_output
 from dff_jax.prediction_files import ALIGNMENT, FILES, write_alignment, write_maps
-from dff_jax.terminal import shown
+from dff_jax.runtime.files import check_output, staged_output
+from dff_jax.runtime.progress import shown
 from dff_jax.tiled import Work, check_devices, estimate, left_for_programs
 from dff_jax.tiles import check_tiling
 from dff_jax.types import Estimator, FocalStack, Variables

@@ -50,7 +50,7 @@ def forget_programs():
 @pytest.fixture(autouse=True)
 def nothing_kept(monkeypatch):
     """Some tests put a network of their own in the place of a preset's: its programs must not outlive them."""
-    from dff_jax import kept
+    from dff_jax.runtime import program_cache as kept
 
     monkeypatch.setattr(kept, "folder", lambda: None)
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dff_jax import compilation
+from dff_jax.runtime import compile as compilation
 
 
 @pytest.fixture

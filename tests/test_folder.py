@@ -8,11 +8,11 @@ import OpenEXR
 import pytest
 from PIL import Image
 
-from dff_jax import output
 from dff_jax.data.focus_settings import focus_settings
 from dff_jax.data.folder import list_stacks, natural_key, read_labelled_stack, read_stack
 from dff_jax.data.frame_store import allocator, let_go, on_disk
 from dff_jax.errors import InputError
+from dff_jax.runtime import files as output
 
 H, W = 20, 24
 

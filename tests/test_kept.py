@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from dff_jax import config, estimators, kept
+from dff_jax import config, estimators
 from dff_jax.estimators import weights
+from dff_jax.runtime import program_cache as kept
 
 FOLDER = kept.folder
 SMALL_TOO = ("jax_persistent_cache_min_compile_time_secs", "jax_persistent_cache_min_entry_size_bytes")

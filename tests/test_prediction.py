@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dff_jax import cli, config, estimators, output, pictures, prediction, prediction_files, terminal
+from dff_jax import cli, config, estimators, pictures, prediction, prediction_files
 from dff_jax.errors import InputError
 from dff_jax.estimators import weights as weights_module
-from dff_jax.output import check_output, staged_output
 from dff_jax.prediction import predict, predict_to_folder
 from dff_jax.prediction_files import FILES
+from dff_jax.runtime import files as output
+from dff_jax.runtime import progress as terminal
+from dff_jax.runtime.files import check_output, staged_output
 from dff_jax.types import Estimator, Prediction
 
 Z, H, W = 4, 40, 56

@@ -19,7 +19,8 @@ from dff_jax.data import pipeline
 from dff_jax.errors import ConfigError, InputError
 from dff_jax.estimators import weights
 from dff_jax.estimators.weights import load_weights
-from dff_jax.training import checkpoint, logging, loop, optimizer, parallel, state, stopping, validation
+from dff_jax.runtime import stopping
+from dff_jax.training import checkpoint, logging, loop, optimizer, parallel, state, validation
 from dff_jax.training.step import make_update
 
 # Devices -------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dff_jax.output import staged_output
+from dff_jax.runtime.files import staged_output
 from dff_jax.types import Array, Estimator, Prediction
 
 MATRIX_SIDE = 2048

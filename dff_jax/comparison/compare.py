@@ -32,7 +32,7 @@ from dff_jax.evaluation import buckets, conventions, paper_figures
 from dff_jax.evaluation.evaluate import evaluate
 from dff_jax.evaluation.progress import progress
 from dff_jax.evaluation.tables import finite
-from dff_jax.output import check_output, staged_output
+from dff_jax.runtime.files import check_output, staged_output
 from dff_jax.training import logging as logs
 
 VERSION = 1

@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image
 
 from dff_jax.data.pipeline import StackSource
-from dff_jax.output import check_output, staged_output
 from dff_jax.pictures import to_uint8
+from dff_jax.runtime.files import check_output, staged_output
 
 
 def export_stacks(source: StackSource, output: str | Path, limit: int | None = None) -> list[Path]:

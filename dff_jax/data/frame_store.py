@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from dff_jax.output import scratch_file
+from dff_jax.runtime.files import scratch_file
 
 Allocate = Callable[[tuple[int, ...], Any], np.ndarray]
 """(shape, dtype) -> an array of no particular content."""

@@ -20,9 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from dff_jax import config as configs
-from dff_jax import kept
 from dff_jax.config import ModelConfig
 from dff_jax.errors import ConfigError, InputError, WeightsError
+from dff_jax.runtime import program_cache as kept
 from dff_jax.types import Estimator, Variables
 
 FORMAT = "dff_jax"

@@ -22,7 +22,7 @@ from dff_jax.evaluation import ablation_figures, ablation_tables, figures
 from dff_jax.evaluation.ablation_passes import Variant, run_pass, sweep, variants
 from dff_jax.evaluation.evaluate import evaluate
 from dff_jax.evaluation.rows import Evaluation
-from dff_jax.output import check_output, staged_output
+from dff_jax.runtime.files import check_output, staged_output
 from dff_jax.types import Batch, Estimator, LoadedBatch, Prediction, Variables
 
 ITERATIONS = (0, 1, 2, 3, 5, 8, 16)

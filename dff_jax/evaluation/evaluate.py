@@ -22,7 +22,7 @@ from dff_jax.evaluation.conventions import Convention
 from dff_jax.evaluation.programs import Compiler, Placed, Task, cropped, place, placed_ahead, predict
 from dff_jax.evaluation.progress import Clock, OnBatch, progress
 from dff_jax.evaluation.rows import YARDSTICKS, Evaluation, Measured, gather, row_names
-from dff_jax.output import check_output, staged_output
+from dff_jax.runtime.files import check_output, staged_output
 from dff_jax.types import Batch, Estimator, LoadedBatch, Prediction, Variables
 
 if TYPE_CHECKING:

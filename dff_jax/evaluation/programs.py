@@ -13,10 +13,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dff_jax import extent, focus_axis
-from dff_jax.compilation import jit
 from dff_jax.evaluation import calibration, conventions, metrics
 from dff_jax.evaluation.buckets import BucketOf, Size
 from dff_jax.evaluation.rows import row_maps
+from dff_jax.runtime.compile import jit
 from dff_jax.types import Batch, Estimator, LoadedBatch, Prediction, Variables
 
 

@@ -19,7 +19,7 @@ import jax
 
 from dff_jax.config import Config
 from dff_jax.errors import ConfigError, InputError
-from dff_jax.output import check_output
+from dff_jax.runtime.files import check_output
 
 CROP = 48
 STEPS = 4

@@ -20,16 +20,17 @@ import jax
 import numpy as np
 
 from dff_jax import config as configs
-from dff_jax import estimators, processes
+from dff_jax import estimators
 from dff_jax.config import Config, TrainingConfig
 from dff_jax.data import pipeline
 from dff_jax.errors import ConfigError, InputError
 from dff_jax.estimators.initial_weights import place_common, place_encoder
-from dff_jax.output import check_output
+from dff_jax.runtime import processes
+from dff_jax.runtime.files import check_output
+from dff_jax.runtime.stopping import Stop, stop_on_signal
 from dff_jax.training import checkpoint, optimizer, parallel, state, validation
 from dff_jax.training import logging as logs
 from dff_jax.training.step import make_update
-from dff_jax.training.stopping import Stop, stop_on_signal
 from dff_jax.types import Variables
 
 
@@ -77,7 +78,7 @@ def train(config: Config, output: str | Path, *, resume: bool = True) -> dict[st
       `output`, `step`, `num_steps`, `interrupted`, `seconds`, `weights` (path of the best, or None), `best`
       (`step` and `MAE`, or None) and `final` (the newest validation: its line of the log, or None).
 
-    In a run of several processes (`dff_jax.processes`) each calls this with the same arguments.
+    In a run of several processes (`dff_jax.runtime.processes`) each calls this with the same arguments.
 
     Raises:
       InputError: wrong configuration, data or output folder, or another run's folder; a run begun is left as

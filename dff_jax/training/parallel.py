@@ -17,9 +17,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from dff_jax.compilation import compiler_options
 from dff_jax.config import TrainingConfig
 from dff_jax.errors import ConfigError
+from dff_jax.runtime.compile import compiler_options
 from dff_jax.types import Batch
 
 AXIS = "data"

@@ -19,13 +19,13 @@ import jax
 import numpy as np
 
 from dff_jax import config as configs
-from dff_jax import processes
 from dff_jax.config import Config
 from dff_jax.data import pipeline
 from dff_jax.estimators import weights
 from dff_jax.evaluation import buckets
 from dff_jax.evaluation.evaluate import evaluate
 from dff_jax.evaluation.rows import Evaluation
+from dff_jax.runtime import processes
 from dff_jax.training.checkpoint import Progress
 from dff_jax.training.logging import Bar, Writer, say
 from dff_jax.types import Estimator, Variables

@@ -143,16 +143,19 @@ def flat_shapes(estimator) -> dict[str, list[int]]:
 
 def losses(model, loss, shapes: dict[str, list[int]]) -> list[float]:
     """The loss of each of ten training steps, from the weights of the formula."""
-    from flax.traverse_util import unflatten_dict
+    from flax.traverse_util import empty_node, flatten_dict, unflatten_dict
 
     estimator = estimators.build(model)
-    given = unflatten_dict(weights(shapes), sep="/")
+    data = batch()
+    tree = jax.eval_shape(estimator.init, jax.random.key(0), data.frames, data.focus)
+    flat = flatten_dict(tree, sep="/", keep_empty_nodes=True)
+    given = unflatten_dict({k: v for k, v in flat.items() if v is empty_node} | weights(shapes), sep="/")
     optimizer = optimizers.build(OptimizerConfig(), 1000)
     params = jax.tree.map(jnp.asarray, given["params"])
     stats = jax.tree.map(jnp.asarray, given.get("batch_stats", {}))
     state = TrainState(jnp.int32(0), params, stats, optimizer.init(params), jnp.int32(-1))
     update = jax.jit(make_update(estimator, optimizer, loss, model.coordinate))
-    data, found = batch(), []
+    found = []
     for _ in range(STEPS):
         state, told = update(state, data)
         found.append(float(told["loss"]))

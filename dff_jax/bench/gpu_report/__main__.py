@@ -22,7 +22,7 @@ from dff_jax.bench.gpu_report.job import FULL, SMALL, Job, say
 from dff_jax.bench.gpu_report.table import markdown
 from dff_jax.errors import InputError
 from dff_jax.evaluation.tables import finite
-from dff_jax.output import check_output
+from dff_jax.runtime.files import check_output
 
 VERSION = 1
 FILES = ("report.json", "report.md")

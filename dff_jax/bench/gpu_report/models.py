@@ -13,8 +13,8 @@ import numpy as np
 from dff_jax.bench import measuring
 from dff_jax.bench.gpu_report.device import has_torch
 from dff_jax.bench.gpu_report.job import Job, inference, say, shares_of_peak, stack_gflops, training_step, variant
-from dff_jax.compilation import jit
 from dff_jax.config import DTYPES, ModelConfig
+from dff_jax.runtime.compile import jit
 
 
 def bench(job: Job, out: dict[str, Any]) -> None:

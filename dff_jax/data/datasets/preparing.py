@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from dff_jax.data.datasets.reading import available_cores
 from dff_jax.data.datasets.summary import STATISTICS, fingerprint
 from dff_jax.errors import InputError, SourceError
-from dff_jax.output import check_output
+from dff_jax.runtime.files import check_output
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
