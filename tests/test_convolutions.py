@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from jax import lax
 
-from dff_jax.enlarging import enlarge_axis
-from dff_jax.network import convolutions
 from dff_jax.network.layers import Conv, TorchBatchNorm, resize, torch_bias, torch_default
+from dff_jax.ops import convolutions
+from dff_jax.ops.resize import enlarge_axis
 
 
 def same_values_and_gradients(f, g, *args):

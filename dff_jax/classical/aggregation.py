@@ -8,7 +8,7 @@ from jax import lax
 
 from dff_jax import extent
 from dff_jax.classical.focus_measures import box_mean
-from dff_jax.enlarging import enlarge_axis
+from dff_jax.ops.resize import enlarge_axis
 from dff_jax.types import Array
 
 _AT_ONCE = 2**16  # pixels

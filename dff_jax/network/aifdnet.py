@@ -8,9 +8,9 @@ from __future__ import annotations
 import flax.linen as nn
 import jax.numpy as jnp
 
-from dff_jax.network.convolutions import max_pool3d
 from dff_jax.network.layers import Conv3d, ConvTranspose3d, TorchBatchNorm, channels, torch_bias, torch_default
 from dff_jax.network.layers import torch_name as torch_key
+from dff_jax.ops.convolutions import max_pool3d
 from dff_jax.types import Array
 
 __all__ = ["AiFDNet", "torch_key"]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import flax.linen as nn
 import jax.numpy as jnp
 
-from dff_jax.network.convolutions import max_pool3d
 from dff_jax.network.layers import (
     Conv3d,
     ConvTranspose3d,
@@ -19,6 +18,7 @@ from dff_jax.network.layers import (
     torch_name,
 )  # fmt: skip
 from dff_jax.network.pyramid import average_pool
+from dff_jax.ops.convolutions import max_pool3d
 from dff_jax.types import Array
 
 

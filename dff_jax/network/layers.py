@@ -15,8 +15,8 @@ import numpy as np
 from jax import lax
 
 from dff_jax import extent
-from dff_jax.enlarging import enlarge_axis
-from dff_jax.network.convolutions import conv3d, conv_general, conv_transpose3d, upsampled_conv_general
+from dff_jax.ops.convolutions import conv3d, conv_general, conv_transpose3d, upsampled_conv_general
+from dff_jax.ops.resize import enlarge_axis
 from dff_jax.types import Array
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
