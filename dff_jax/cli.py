@@ -21,7 +21,7 @@ from types import FrameType
 from dff_jax.arguments import PREPARE_OPTIONS, make_parser
 from dff_jax.bench import command as bench_command
 from dff_jax.config import Comparison, Config
-from dff_jax.config.files import fields_of, load_config, override
+from dff_jax.config.load import fields_of, load_config, override
 from dff_jax.errors import InputError
 
 

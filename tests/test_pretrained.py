@@ -36,7 +36,7 @@ def test_the_file_is_small_and_says_where_it_comes_from():
 
 
 def test_it_is_the_run_of_its_config():
-    from dff_jax.config.files import load_config
+    from dff_jax.config.load import load_config
 
     info = weights.read(FILE)[2]
     want = config.to_dict(load_config("configs/pretrained.py"))

@@ -9,7 +9,7 @@ from dff_jax.config.comparison import Comparison, Entrant, TestSet
 from dff_jax.config.data import UNITS, CameraConfig, DataConfig, LensConfig, PartConfig, WorldConfig
 from dff_jax.config.experiment import Config
 from dff_jax.config.json import from_dict, from_json, to_dict, to_json
-from dff_jax.config.model import DTYPES, UNTRAINED, ModelConfig
+from dff_jax.config.methods import DTYPES, UNTRAINED, ModelConfig
 from dff_jax.config.presets import (
     MODEL_PRESETS,
     aifdnet,

@@ -6,10 +6,10 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from dff_jax.checked import Checked
+from dff_jax.config.base import Checked
 from dff_jax.config.data import Unit, WorldConfig
 from dff_jax.config.experiment import Config
-from dff_jax.config.model import UNTRAINED
+from dff_jax.config.methods import UNTRAINED
 from dff_jax.errors import ConfigError
 
 

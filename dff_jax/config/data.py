@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from dff_jax.checked import Checked
+from dff_jax.config.base import Checked
 from dff_jax.errors import ConfigError
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from dff_jax.checked import Checked
+from dff_jax.config.base import Checked
 from dff_jax.config.data import DataConfig
-from dff_jax.config.model import ModelConfig
+from dff_jax.config.methods import ModelConfig
 from dff_jax.config.training import LossConfig, OptimizerConfig, TrainingConfig
 from dff_jax.errors import ConfigError
 

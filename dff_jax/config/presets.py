@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dff_jax.config.model import ModelConfig
+from dff_jax.config.methods import ModelConfig
 from dff_jax.errors import ConfigError
 
 

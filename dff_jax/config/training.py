@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from dff_jax.checked import Checked
+from dff_jax.config.base import Checked
 from dff_jax.errors import ConfigError
 
 

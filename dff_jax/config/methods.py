@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from dff_jax.checked import Checked
+from dff_jax.config.base import Checked
 from dff_jax.errors import ConfigError
 
 UNTRAINED = ("classical", "sml", "rdf", "rfvr_like")
