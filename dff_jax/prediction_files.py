@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dff_jax import __version__, focus_axis, pictures, report
+from dff_jax import __version__, focus_axis, report
 from dff_jax.data.align import Aligned
 from dff_jax.data.align_picture import alignment_sheet
-from dff_jax.pictures import Panel
-from dff_jax.points import write_points
+from dff_jax.pictures.panels import Panel
+from dff_jax.pictures.panels import panels as pictures
+from dff_jax.pictures.pointcloud import write_points
 
 if TYPE_CHECKING:
     from dff_jax.prediction import Result

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dff_jax import pictures
-from dff_jax.pictures import Panel
+from dff_jax.pictures.panels import Panel
+from dff_jax.pictures.panels import panels as pictures
 
 
 def test_to_uint8():

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dff_jax import cli, config, estimators, pictures, prediction, prediction_files
+from dff_jax import cli, config, estimators, prediction, prediction_files
 from dff_jax.errors import InputError
 from dff_jax.estimators import weights as weights_module
+from dff_jax.pictures.panels import panels as pictures
 from dff_jax.prediction import predict, predict_to_folder
 from dff_jax.prediction_files import FILES
 from dff_jax.runtime import files as output

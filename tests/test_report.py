@@ -13,7 +13,7 @@ import pytest
 
 from dff_jax import report
 from dff_jax.evaluation import calibration
-from dff_jax.points import write_points
+from dff_jax.pictures.pointcloud import write_points
 from dff_jax.types import confidence_of_error
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
@@ -60,7 +60,7 @@ def test_maps_keep_their_values_to_a_4000th_of_the_range():
     values = np.random.default_rng(0).normal(size=(9, 11)).astype(np.float32)
     values[2, 3] = np.nan
     low, high = float(np.nanmin(values)), float(np.nanmax(values))
-    coded = sys.modules["dff_jax.report.page"]._coded(values, low, high)
+    coded = sys.modules["dff_jax.pictures.panels.page"]._coded(values, low, high)
     rgb = np.asarray(Image.open(io.BytesIO(base64.b64decode(coded["png"].split(",")[1])))).astype(int)
     code = rgb[..., 0] * 16 + rgb[..., 1] // 16
     assert (code == 0).tolist() == np.isnan(values).tolist()
@@ -175,7 +175,7 @@ def test_points_of_a_wall_two_metres_away(tmp_path):
 
 def test_points_without_a_metric_are_a_relief_and_not_too_many(tmp_path, monkeypatch):
     q = np.linspace(0, 9, 60 * 80, dtype=np.float32).reshape(60, 80)
-    monkeypatch.setattr("dff_jax.points.MOST", 1500)
+    monkeypatch.setattr("dff_jax.pictures.pointcloud.MOST", 1500)
     write_points(tmp_path / "a.ply", q, np.zeros((60, 80, 3), np.uint8), np.ones(q.shape), "index")
     points = read_ply(tmp_path / "a.ply")
     assert len(points) == 30 * 40 and np.ptp(points["x"]) < 1 and 0.3 < np.ptp(points["z"]) < 0.4

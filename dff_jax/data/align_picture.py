@@ -8,7 +8,7 @@ import numpy as np
 
 from dff_jax.data.align import Aligned
 from dff_jax.data.frame_store import let_go
-from dff_jax.pictures import Panel, bands, sheet, to_uint8
+from dff_jax.pictures.panels import Panel, bands, sheet, to_uint8
 
 DETAIL = 160  # pixels, side of the details shown
 SMOOTH = 9  # pixels, side of the window that sharpness is summed over

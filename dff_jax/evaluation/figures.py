@@ -15,7 +15,7 @@ import numpy as np
 from dff_jax import focus_axis
 from dff_jax.evaluation import calibration, tables
 from dff_jax.evaluation.rows import YARDSTICKS, Evaluation, row_maps, row_names
-from dff_jax.pictures import any_script, literal
+from dff_jax.pictures.panels import any_script, literal
 from dff_jax.types import Batch, Prediction
 
 if TYPE_CHECKING:

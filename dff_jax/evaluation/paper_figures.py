@@ -12,7 +12,7 @@ import numpy as np
 
 from dff_jax import focus_axis
 from dff_jax.errors import InputError
-from dff_jax.pictures import literal
+from dff_jax.pictures.panels import literal
 from dff_jax.types import Batch, Prediction
 
 if TYPE_CHECKING:

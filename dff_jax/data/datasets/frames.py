@@ -16,7 +16,7 @@ from dff_jax.data.depth_maps import read_depth_map
 from dff_jax.data.images import image_size, read_image
 from dff_jax.errors import InputError
 from dff_jax.focus_axis import sort_order
-from dff_jax.pictures import to_uint8
+from dff_jax.pictures.panels import to_uint8
 from dff_jax.types import FocalStack
 
 

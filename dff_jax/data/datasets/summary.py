@@ -112,7 +112,7 @@ class Summary:
 
     def sheet(self) -> np.ndarray:
         """A row a stack: first, middle and last frame, and the truth: [H,1600,3] uint8."""
-        from dff_jax import pictures
+        from dff_jax.pictures.panels import panels as pictures
 
         unit = self.facts.unit
         rows = []
@@ -131,7 +131,7 @@ class Summary:
 
     def write(self, folder: Path) -> None:
         """Writes `statistics.json`, `overview.png` and the readers' own pictures into `folder`."""
-        from dff_jax.pictures import save_png
+        from dff_jax.pictures.panels import save_png
 
         (folder / STATISTICS).write_text(json.dumps(self.statistics(), indent=1) + "\n")
         save_png(folder / SHEET, self.sheet())

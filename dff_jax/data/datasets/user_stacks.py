@@ -141,7 +141,7 @@ def _read(read: functools.partial, max_size: int | None, model: str | None) -> F
         return stack._replace(frames=frames)
     from dff_jax.data import align
     from dff_jax.data.align_picture import alignment_sheet
-    from dff_jax.pictures import png_bytes
+    from dff_jax.pictures.panels import png_bytes
 
     names = [path.name for path in read.args[0].frames]
     aligned = align.align_stack(frames, model)
