@@ -14,8 +14,8 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "predict": "dff_jax.prediction",
-    "predict_to_folder": "dff_jax.prediction",
+    "predict": "dff_jax.prediction.predict",
+    "predict_to_folder": "dff_jax.prediction.predict",
     "evaluate_to_folder": "dff_jax.evaluation.evaluate",
     "train": "dff_jax.training.loop",
     "build": "dff_jax.estimators",

@@ -211,7 +211,7 @@ def _compare(args: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _predict(args: argparse.Namespace, rest: list[str]) -> None:
-    from dff_jax.prediction import predict_to_folder
+    from dff_jax.prediction.predict import predict_to_folder
 
     summary = predict_to_folder(
         args.stack[0] if len(args.stack) == 1 else args.stack, args.output, focus=args.focus, unit=args.unit,

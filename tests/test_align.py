@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dff_jax import cli, prediction
+from dff_jax import cli
 from dff_jax.data.align import MODELS, align_stack, remarks, report
 from dff_jax.data.align_picture import alignment_sheet
 from dff_jax.errors import InputError
+from dff_jax.prediction.predict import predict as prediction
 
 cv2 = pytest.importorskip("cv2", reason="OpenCV is in the extra `align`")
 

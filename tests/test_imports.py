@@ -57,7 +57,7 @@ def test_rooms_import_only_from_below(path):
     [
         ("dff_jax", "tensorflow tensorflow_datasets grain orbax matplotlib flax"),
         ("dff_jax.unroll", "tensorflow tensorflow_datasets grain orbax matplotlib flax optax PIL"),
-        ("dff_jax.prediction", "tensorflow tensorflow_datasets grain orbax matplotlib flax"),
+        ("dff_jax.prediction.predict", "tensorflow tensorflow_datasets grain orbax matplotlib flax"),
         ("dff_jax.estimators.proximal", "tensorflow tensorflow_datasets grain matplotlib tyro"),
     ],
 )

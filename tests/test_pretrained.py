@@ -14,7 +14,7 @@ from dff_jax.data.live import held_out_stack
 from dff_jax.errors import InputError, WeightsError
 from dff_jax.estimators import weights
 from dff_jax.evaluation.evaluate import evaluate_to_folder
-from dff_jax.prediction import predict
+from dff_jax.prediction.predict import predict
 
 FILE = weights.PRETRAINED_FILE
 

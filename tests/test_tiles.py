@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dff_jax import config, estimators, tiled, tiles
+from dff_jax import config, estimators
 from dff_jax.errors import InputError
-from dff_jax.tiled import estimate
-from dff_jax.tiles import split
+from dff_jax.prediction.predict import tiled, tiles
+from dff_jax.prediction.tiled import estimate
+from dff_jax.prediction.tiles import split
 from dff_jax.types import Estimator, FocalStack, Prediction
 
 

@@ -23,11 +23,11 @@ from dff_jax.data.folder import Source, read_stack
 from dff_jax.data.frame_store import Allocate, allocator, on_disk
 from dff_jax.errors import InputError
 from dff_jax.pictures.panels import panels as pictures
-from dff_jax.prediction_files import ALIGNMENT, FILES, write_alignment, write_maps
+from dff_jax.prediction.predict.files import ALIGNMENT, FILES, write_alignment, write_maps
+from dff_jax.prediction.tiled import Work, check_devices, estimate, left_for_programs
+from dff_jax.prediction.tiles import check_tiling
 from dff_jax.runtime.files import check_output, staged_output
 from dff_jax.runtime.progress import shown
-from dff_jax.tiled import Work, check_devices, estimate, left_for_programs
-from dff_jax.tiles import check_tiling
 from dff_jax.types import Estimator, FocalStack, Variables
 
 STAGES_UP_TO = 2**22  # pixels of pictures of which the way to the answer is kept, too

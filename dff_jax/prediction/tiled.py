@@ -24,10 +24,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 from dff_jax import focus_axis
 from dff_jax.data.frame_store import let_go
 from dff_jax.errors import InputError
+from dff_jax.prediction.tiles import LEAST, STRIDE, Tile, split
 from dff_jax.runtime import program_cache as kept
 from dff_jax.runtime.compile import jit
 from dff_jax.runtime.progress import interrupt_held_back, shown
-from dff_jax.tiles import LEAST, STRIDE, Tile, split
 from dff_jax.types import Estimator, FocalStack, History, Variables
 
 RUNTIME = 0.7e9  # bytes of Python, JAX and its compiler

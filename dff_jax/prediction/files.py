@@ -17,7 +17,7 @@ from dff_jax.pictures.panels import panels as pictures
 from dff_jax.pictures.pointcloud import write_points
 
 if TYPE_CHECKING:
-    from dff_jax.prediction import Result
+    from dff_jax.prediction.predict import Result
 
 FILES = (
     "depth.npy", "depth.png", "depth_color.png", "confidence.npy", "disagreement.npy", "all_in_focus.png",
