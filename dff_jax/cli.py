@@ -253,7 +253,7 @@ def _prepare(args: argparse.Namespace, rest: list[str]) -> None:
     )
     print(describe_made(path))
     if args.export:
-        from dff_jax.data.export import export_stacks
+        from dff_jax.data.files.export import export_stacks
         from dff_jax.data.pipeline import open_named
 
         source = open_named(args.name, split=args.split, data_dir=args.data_dir)

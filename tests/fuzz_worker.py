@@ -42,34 +42,34 @@ def converted(family, config, path):
 
 
 def read_stack(path):
-    from dff_jax.data import folder
+    from dff_jax.data.files import folder
 
     stack, _ = folder.read_stack(path)
     return [stack.frames, stack.focus]
 
 
 def read_labelled(path):
-    from dff_jax.data import folder
+    from dff_jax.data.files import folder
 
     stack = folder.read_labelled_stack(path, "disparity")
     return [stack.frames, stack.focus, stack.depth, stack.mask]
 
 
 def read_map(path):
-    from dff_jax.data.depth_maps import read_depth_map
+    from dff_jax.data.files.depth_maps import read_depth_map
 
     return list(read_depth_map(path))
 
 
 def read_scenes(path):
-    from dff_jax.data import rgbd
+    from dff_jax.data.files import rgbd
 
     scenes = [rgbd.read_scene(files) for files in rgbd.list_scenes(path)]
     return [x for scene in scenes for x in (scene.rgb, scene.depth, scene.mask)]
 
 
 def read_light_field(path):
-    from dff_jax.data import light_fields
+    from dff_jax.data.files import light_fields
 
     problems, scene = light_fields.probe_light_field(path)
     raise_first(problems)

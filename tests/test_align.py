@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from dff_jax import cli
-from dff_jax.data.align import MODELS, align_stack, remarks, report
-from dff_jax.data.align_picture import alignment_sheet
+from dff_jax.data.files.align import MODELS, align_stack, remarks, report
+from dff_jax.data.files.align_picture import alignment_sheet
 from dff_jax.errors import InputError
 from dff_jax.prediction.predict import predict as prediction
 

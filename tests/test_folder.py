@@ -8,9 +8,9 @@ import OpenEXR
 import pytest
 from PIL import Image
 
-from dff_jax.data.focus_settings import focus_settings
-from dff_jax.data.folder import list_stacks, natural_key, read_labelled_stack, read_stack
-from dff_jax.data.frame_store import allocator, let_go, on_disk
+from dff_jax.data.files.focus_settings import focus_settings
+from dff_jax.data.files.folder import list_stacks, natural_key, read_labelled_stack, read_stack
+from dff_jax.data.files.frame_store import allocator, let_go, on_disk
 from dff_jax.errors import InputError
 from dff_jax.runtime import files as output
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from dff_jax.data import datasets
 from dff_jax.data.datasets.ddff12 import FOCUS
-from dff_jax.data.light_fields import probe_light_field, read_parameters
+from dff_jax.data.files.light_fields import probe_light_field, read_parameters
 from dff_jax.errors import InputError
 
 H, W = 20, 24

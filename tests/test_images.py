@@ -9,7 +9,7 @@ import pytest
 import tifffile
 from PIL import Image, ImageOps
 
-from dff_jax.data import images
+from dff_jax.data.files import images
 from dff_jax.errors import InputError
 
 H, W = 20, 24

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from dff_jax.data import datasets
-from dff_jax.data.rgbd import find_scenes, list_scenes, read_scene
+from dff_jax.data.files.rgbd import find_scenes, list_scenes, read_scene
 from dff_jax.errors import InputError
 from dff_jax.optics.rgbd import fill_holes, lens_limits, photograph
 

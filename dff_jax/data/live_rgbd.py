@@ -18,9 +18,9 @@ import numpy as np
 
 from dff_jax.config import CameraConfig, DataConfig, LensConfig
 from dff_jax.data.augment import crop_window, draw_frame_count
+from dff_jax.data.files.rgbd import SceneFiles, read_scene
 from dff_jax.data.live import PERFECT, develop, draw_focus, map_stacks, refocus_batch
 from dff_jax.data.parts import Share
-from dff_jax.data.rgbd import SceneFiles, read_scene
 from dff_jax.errors import ConfigError, InputError
 from dff_jax.focus_axis import to_q
 from dff_jax.optics.rgbd import fill_holes, photograph

@@ -24,7 +24,7 @@ from dff_jax.types import FocalStack, LoadedBatch
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
-    from dff_jax.data.rgbd import SceneFiles
+    from dff_jax.data.files.rgbd import SceneFiles
 
 Split = Literal["train", "validation", "test"]
 
@@ -107,7 +107,7 @@ def folder_source(root: str | os.PathLike, split: Split, unit: str) -> StackSour
     Raises:
       InputError: no such folder, or none for that split, or no stacks in it.
     """
-    from dff_jax.data.folder import list_stacks
+    from dff_jax.data.files.folder import list_stacks
 
     place, name = _split_place(root, split, "focal stacks", whole=split != "train")
     stacks = list_stacks(place)
@@ -117,7 +117,7 @@ def folder_source(root: str | os.PathLike, split: Split, unit: str) -> StackSour
 
 
 def _read_folder(stacks: list[Path], unit: str, index: int) -> FocalStack:
-    from dff_jax.data.folder import read_labelled_stack
+    from dff_jax.data.files.folder import read_labelled_stack
 
     return read_labelled_stack(stacks[index], unit)
 
@@ -143,7 +143,7 @@ def scene_files(root: str | os.PathLike, split: Split) -> tuple[str, list[SceneF
     Raises:
       InputError: no such folder, none for that split, or as `rgbd.list_scenes`.
     """
-    from dff_jax.data.rgbd import list_scenes
+    from dff_jax.data.files.rgbd import list_scenes
 
     place, name = _split_place(root, split, "RGB-D scenes", whole=split == "train")
     return name, list_scenes(place)

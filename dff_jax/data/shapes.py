@@ -31,8 +31,8 @@ def of_records(builder: tfds.core.DatasetBuilder, split: str, length: int, limit
 
 def of_folders(stacks: Sequence[Path], limit: int | None) -> Shapes:
     """From the names of the frames and the header of one; a damaged stack is left for its reading to complain of."""
-    from dff_jax.data.folder import find_frames
-    from dff_jax.data.images import image_size
+    from dff_jax.data.files.folder import find_frames
+    from dff_jax.data.files.images import image_size
 
     found: Counter[tuple[int, int, int]] = Counter()
     for stack in stacks[:limit]:

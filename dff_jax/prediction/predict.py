@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dff_jax import config, estimators, focus_axis
-from dff_jax.data.align import Aligned, align_stack, remarks, report
-from dff_jax.data.arrays import stack_from_arrays
-from dff_jax.data.folder import Source, read_stack
-from dff_jax.data.frame_store import Allocate, allocator, on_disk
+from dff_jax.data.files.align import Aligned, align_stack, remarks, report
+from dff_jax.data.files.arrays import stack_from_arrays
+from dff_jax.data.files.folder import Source, read_stack
+from dff_jax.data.files.frame_store import Allocate, allocator, on_disk
 from dff_jax.errors import InputError
 from dff_jax.pictures.panels import panels as pictures
 from dff_jax.prediction.predict.files import ALIGNMENT, FILES, write_alignment, write_maps

@@ -22,7 +22,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from dff_jax import focus_axis
-from dff_jax.data.frame_store import let_go
+from dff_jax.data.files.frame_store import let_go
 from dff_jax.errors import InputError
 from dff_jax.prediction.tiles import LEAST, STRIDE, Tile, split
 from dff_jax.runtime import program_cache as kept

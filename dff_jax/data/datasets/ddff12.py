@@ -14,7 +14,7 @@ import numpy as np
 
 from dff_jax.data.datasets.base import Facts, Inventory, StackBuilder, StackConfig
 from dff_jax.data.datasets.packed import Layout, find_h5, part_items, part_shape, shape_and_size
-from dff_jax.data.hdf5 import open_h5
+from dff_jax.data.files.hdf5 import open_h5
 
 NUM_FRAMES = 10
 DISPARITY_METRES = 1982.0250823695178 / 7317.020641763665 * 1e-3 * 521.4052

@@ -12,8 +12,8 @@ import numpy as np
 
 from dff_jax.data.datasets.base import Inventory, Item
 from dff_jax.data.datasets.preparing import record_bytes
-from dff_jax.data.depth_maps import read_depth_map
-from dff_jax.data.images import image_size, read_image
+from dff_jax.data.files.depth_maps import read_depth_map
+from dff_jax.data.files.images import image_size, read_image
 from dff_jax.errors import InputError
 from dff_jax.focus_axis import sort_order
 from dff_jax.pictures.panels import to_uint8

@@ -18,8 +18,8 @@ import numpy as np
 from dff_jax.data.datasets.base import Facts, Inventory, Item, StackBuilder, StackConfig
 from dff_jax.data.datasets.packed import Layout, find_h5, part_items, part_shape, shape_and_size
 from dff_jax.data.datasets.preparing import record_bytes
-from dff_jax.data.hdf5 import hard_linked, need, open_h5
-from dff_jax.data.light_fields import VIEW, LightField, probe_light_field, refocused_stack
+from dff_jax.data.files.hdf5 import hard_linked, need, open_h5
+from dff_jax.data.files.light_fields import VIEW, LightField, probe_light_field, refocused_stack
 from dff_jax.errors import InputError
 
 NUM_FRAMES, FOCUS_RANGE = 10, (-2.5, 2.5)

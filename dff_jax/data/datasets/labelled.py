@@ -10,8 +10,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from dff_jax.data.datasets.frames import StackFiles
-from dff_jax.data.focus_settings import labelled_settings
-from dff_jax.data.folder import TRUTH_FILES, find_frames
+from dff_jax.data.files.focus_settings import labelled_settings
+from dff_jax.data.files.folder import TRUTH_FILES, find_frames
 from dff_jax.errors import InputError
 
 TRUTH = "disp.exr"

@@ -11,8 +11,8 @@ import numpy as np
 
 from dff_jax.data.datasets.base import Item
 from dff_jax.data.datasets.preparing import record_bytes
-from dff_jax.data.hdf5 import need, open_h5
-from dff_jax.data.images import MAX_PIXELS
+from dff_jax.data.files.hdf5 import need, open_h5
+from dff_jax.data.files.images import MAX_PIXELS
 from dff_jax.errors import InputError
 from dff_jax.types import FocalStack
 

@@ -1,6 +1,6 @@
 """tfds family `rgbd`: your own RGB-D pictures, photographed when prepared: `dff-jax prepare rgbd/room --source DIR`.
 
-Which files make a scene: see `dff_jax.data.rgbd`. `DIR/train`, `DIR/val` and `DIR/test` are splits; without them all
+Which files make a scene: see `dff_jax.data.files.rgbd`. `DIR/train`, `DIR/val` and `DIR/test` are splits; without them all
 scenes are to train. To photograph them anew each time instead, train with `data.source=rgbd`.
 """
 
@@ -18,8 +18,8 @@ import numpy as np
 
 from dff_jax.data.datasets.base import Facts, Inventory, Item, StackBuilder, StackConfig
 from dff_jax.data.datasets.preparing import record_bytes
-from dff_jax.data.images import image_size
-from dff_jax.data.rgbd import SceneFiles, find_scenes, read_scene
+from dff_jax.data.files.images import image_size
+from dff_jax.data.files.rgbd import SceneFiles, find_scenes, read_scene
 from dff_jax.errors import InputError
 from dff_jax.focus_axis import from_q, to_q
 from dff_jax.optics.rgbd import fill_holes, lens_limits, photograph

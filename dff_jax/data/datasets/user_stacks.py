@@ -17,9 +17,9 @@ import numpy as np
 from dff_jax.data.datasets.base import Facts, Inventory, Item, StackBuilder, StackConfig
 from dff_jax.data.datasets.frames import StackFiles, inventory
 from dff_jax.data.datasets.reading import Noted
-from dff_jax.data.focus_settings import focus_settings, labelled_settings
-from dff_jax.data.folder import MIN_SIDE, TRUTH_FILES, find_frames, list_stacks
-from dff_jax.data.images import downscale
+from dff_jax.data.files.focus_settings import focus_settings, labelled_settings
+from dff_jax.data.files.folder import MIN_SIDE, TRUTH_FILES, find_frames, list_stacks
+from dff_jax.data.files.images import downscale
 from dff_jax.errors import InputError
 from dff_jax.types import FocalStack
 
@@ -125,8 +125,8 @@ def _one_unit(stacks: list[StackFiles]) -> tuple[str, list[str]]:
 
 
 def _check_model(model: str) -> None:
-    from dff_jax.data import align
-    from dff_jax.data.registration import opencv
+    from dff_jax.data.files import align
+    from dff_jax.data.files.registration import opencv
 
     if model not in align.MODELS:
         raise InputError(f"align: {model!r} is unknown; choose one of {', '.join(align.MODELS)}")
@@ -139,8 +139,8 @@ def _read(read: functools.partial, max_size: int | None, model: str | None) -> F
     frames = np.stack([downscale(frame, max_size) for frame in stack.frames])
     if model is None:
         return stack._replace(frames=frames)
-    from dff_jax.data import align
-    from dff_jax.data.align_picture import alignment_sheet
+    from dff_jax.data.files import align
+    from dff_jax.data.files.align_picture import alignment_sheet
     from dff_jax.pictures.panels import png_bytes
 
     names = [path.name for path in read.args[0].frames]

@@ -15,10 +15,10 @@ from typing import NamedTuple
 import numpy as np
 
 from dff_jax import focus_axis
-from dff_jax.data.depth_maps import read_depth
-from dff_jax.data.focus_settings import focus_settings, labelled_settings
-from dff_jax.data.frame_store import Allocate, let_go
-from dff_jax.data.images import IMAGE_SUFFIXES, downscale, read_image
+from dff_jax.data.files.depth_maps import read_depth
+from dff_jax.data.files.focus_settings import focus_settings, labelled_settings
+from dff_jax.data.files.frame_store import Allocate, let_go
+from dff_jax.data.files.images import IMAGE_SUFFIXES, downscale, read_image
 from dff_jax.errors import InputError
 from dff_jax.types import FocalStack
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dff_jax.data.images import check_png, read_bytes
+from dff_jax.data.files.images import check_png, read_bytes
 from dff_jax.errors import InputError, one_line
 
 DEPTH_SUFFIXES = (".exr", ".pfm", ".npy", ".npz", ".png")

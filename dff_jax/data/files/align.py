@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dff_jax.data.frame_store import Allocate, let_go
-from dff_jax.data.registration import Motion, corner_move, describe, opencv, pyramid, register, seen_by, warp
+from dff_jax.data.files.frame_store import Allocate, let_go
+from dff_jax.data.files.registration import Motion, corner_move, describe, opencv, pyramid, register, seen_by, warp
 from dff_jax.errors import InputError
 
 MODELS = ("similarity", "translation", "affine", "homography")

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dff_jax.data.align import Aligned
-from dff_jax.data.frame_store import let_go
+from dff_jax.data.files.align import Aligned
+from dff_jax.data.files.frame_store import let_go
 from dff_jax.pictures.panels import Panel, bands, sheet, to_uint8
 
 DETAIL = 160  # pixels, side of the details shown

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dff_jax.data.depth_maps import read_depth_map
-from dff_jax.data.images import image_size, read_image
+from dff_jax.data.files.depth_maps import read_depth_map
+from dff_jax.data.files.images import image_size, read_image
 from dff_jax.errors import InputError
 from dff_jax.types import FocalStack
 

@@ -19,9 +19,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dff_jax.data.depth_maps import read_depth_map
-from dff_jax.data.folder import MIN_SIDE, natural_key
-from dff_jax.data.images import IMAGE_SUFFIXES, image_size, read_image
+from dff_jax.data.files.depth_maps import read_depth_map
+from dff_jax.data.files.folder import MIN_SIDE, natural_key
+from dff_jax.data.files.images import IMAGE_SUFFIXES, image_size, read_image
 from dff_jax.errors import InputError
 from dff_jax.focus_axis import check_unit
 

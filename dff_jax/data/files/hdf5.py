@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dff_jax.data.images import read_bytes
+from dff_jax.data.files.images import read_bytes
 from dff_jax.errors import InputError, one_line
 
 if TYPE_CHECKING:
