@@ -6,8 +6,8 @@ import argparse
 from typing import Any, NoReturn
 
 from dff_jax import __version__
-from dff_jax.bench import command as bench_command
 from dff_jax.config import UNITS, UNTRAINED
+from dff_jax.studies.bench import command as bench_command
 
 
 class Parser(argparse.ArgumentParser):

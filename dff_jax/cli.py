@@ -19,10 +19,10 @@ from pathlib import Path
 from types import FrameType
 
 from dff_jax.arguments import PREPARE_OPTIONS, make_parser
-from dff_jax.bench import command as bench_command
 from dff_jax.config import Comparison, Config
 from dff_jax.config.load import fields_of, load_config, override
 from dff_jax.errors import InputError
+from dff_jax.studies.bench import command as bench_command
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -181,7 +181,7 @@ def _evaluate(args: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _ablate(args: argparse.Namespace, rest: list[str]) -> None:
-    from dff_jax.evaluation.ablate import ablate
+    from dff_jax.studies.ablate import ablate
 
     ablate(
         args.runs, args.output, dataset=args.dataset, source=args.source, unit=args.unit, split=args.split,
@@ -193,7 +193,7 @@ def _ablate(args: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _compare(args: argparse.Namespace, rest: list[str]) -> int:
-    from dff_jax.comparison.compare import compare
+    from dff_jax.studies.compare import compare
     from dff_jax.training.loop import TrainingDiverged
 
     comparison = load_config(args.comparison, Comparison)

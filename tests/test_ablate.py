@@ -15,8 +15,9 @@ from dff_jax import config as configs
 from dff_jax.data import pipeline
 from dff_jax.errors import InputError
 from dff_jax.estimators.weights import load_estimator, save_weights
-from dff_jax.evaluation import ablation_tables, metrics
-from dff_jax.evaluation.ablate import COMPARISON_FILES, FILES, ablate
+from dff_jax.evaluation import metrics
+from dff_jax.studies import ablation_tables
+from dff_jax.studies.ablate import COMPARISON_FILES, FILES, ablate
 
 MODEL = dataclasses.replace(configs.tiny(), width=0.13, head_width=0.13, num_iterations=1)
 

@@ -7,8 +7,8 @@ import pytest
 import training_fakes as fakes
 
 from dff_jax import cli, estimators
-from dff_jax.bench import loader
 from dff_jax.errors import InputError
+from dff_jax.studies.bench import loader
 
 
 @pytest.mark.slow

@@ -6,8 +6,8 @@ import pytest
 import training_fakes as fakes
 
 from dff_jax import cli, estimators
-from dff_jax.bench import model, profile
 from dff_jax.errors import InputError
+from dff_jax.studies.bench import model, profile
 
 
 def test_every_combination_is_measured_once(tmp_path, monkeypatch):
@@ -70,9 +70,9 @@ def test_the_pytorch_counterpart_is_the_same_network(key):
     import jax
     import numpy as np
 
-    from dff_jax.bench import torch_peers
     from dff_jax.config import dfv_diff
     from dff_jax.estimators.torch_import import network_shapes, place
+    from dff_jax.studies.bench import torch_peers
 
     net = torch_peers.DFV(difference=True).eval()
     frames = jax.random.uniform(key, (1, 3, 64, 64, 3))

@@ -10,11 +10,11 @@ import training_fakes as fakes
 
 from dff_jax import cli, estimators
 from dff_jax import config as cfg
-from dff_jax.comparison import compare as module
-from dff_jax.comparison import report
-from dff_jax.comparison.compare import compare
 from dff_jax.data import datasets
 from dff_jax.errors import ConfigError
+from dff_jax.studies import compare as module
+from dff_jax.studies import compare_report as report
+from dff_jax.studies.compare import compare
 
 
 def _entrant(label, data_dir, **loss):

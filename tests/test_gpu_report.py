@@ -10,10 +10,10 @@ import jax
 import numpy as np
 import pytest
 
-from dff_jax.bench.gpu_report import __main__ as command
-from dff_jax.bench.gpu_report import checks, device, models, table, training
-from dff_jax.bench.gpu_report.job import SMALL, Job, fill, inference, stack_gflops, variant
-from dff_jax.bench.measuring import count_gflops
+from dff_jax.studies.bench.gpu_report import __main__ as command
+from dff_jax.studies.bench.gpu_report import checks, device, models, table, training
+from dff_jax.studies.bench.gpu_report.job import SMALL, Job, fill, inference, stack_gflops, variant
+from dff_jax.studies.bench.measuring import count_gflops
 
 ROOT = pathlib.Path(__file__).parent.parent
 NOT_NEEDED = (

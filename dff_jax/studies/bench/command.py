@@ -49,7 +49,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _model(args: argparse.Namespace) -> None:
-    from dff_jax.bench import model
+    from dff_jax.studies.bench import model
 
     presets = args.preset or ["physical", "dfv_diff"]
     report = model.bench_model(
@@ -59,7 +59,7 @@ def _model(args: argparse.Namespace) -> None:
     )  # fmt: skip
     print(model.markdown(report))
     if args.profile:
-        from dff_jax.bench import profile
+        from dff_jax.studies.bench import profile
 
         for name in presets:
             print(profile.profile(name, args.profile, size=(args.size or [256])[0], num_frames=args.frames[0]))
@@ -74,7 +74,7 @@ def _unroll(args: argparse.Namespace) -> None:
 
 
 def _loader(args: argparse.Namespace) -> None:
-    from dff_jax.bench import loader
+    from dff_jax.studies.bench import loader
 
     report = loader.bench_loader(
         args.dataset, args.data_dir, preset=_trainable(args), size=_one(args, "size", 256),

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dff_jax.evaluation import figures
-from dff_jax.evaluation.ablation_tables import summary
 from dff_jax.evaluation.rows import Evaluation
 from dff_jax.pictures.panels import panels as pictures
+from dff_jax.studies.ablation_tables import summary
 from dff_jax.types import Batch, Prediction
 
 if TYPE_CHECKING:

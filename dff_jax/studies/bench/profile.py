@@ -11,8 +11,8 @@ import jax.numpy as jnp
 
 from dff_jax import config as configs
 from dff_jax import estimators
-from dff_jax.bench import measuring
 from dff_jax.errors import InputError
+from dff_jax.studies.bench import measuring
 
 # part: how flax and the estimators name what belongs to it
 PARTS = {

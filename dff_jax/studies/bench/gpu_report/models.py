@@ -10,11 +10,19 @@ from typing import Any
 import jax
 import numpy as np
 
-from dff_jax.bench import measuring
-from dff_jax.bench.gpu_report.device import has_torch
-from dff_jax.bench.gpu_report.job import Job, inference, say, shares_of_peak, stack_gflops, training_step, variant
 from dff_jax.config import DTYPES, ModelConfig
 from dff_jax.runtime.compile import jit
+from dff_jax.studies.bench import measuring
+from dff_jax.studies.bench.gpu_report.device import has_torch
+from dff_jax.studies.bench.gpu_report.job import (
+    Job,
+    inference,
+    say,
+    shares_of_peak,
+    stack_gflops,
+    training_step,
+    variant,
+)
 
 
 def bench(job: Job, out: dict[str, Any]) -> None:
@@ -80,7 +88,7 @@ def _torch(job: Job, row: dict[str, Any], shape: tuple[int, int, int], training:
     """Seconds and, on a GPU, the most memory of PyTorch's own; {} for what it has not or cannot train on."""
     import torch
 
-    from dff_jax.bench import torch_peers
+    from dff_jax.studies.bench import torch_peers
 
     if row["preset"] not in torch_peers.PRESETS or (training and shape[0] == 1):
         return {}

@@ -19,13 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from dff_jax import estimators
-from dff_jax.bench import measuring
 from dff_jax.config import Config, ModelConfig
 from dff_jax.data.parts import StackSource, to_batch
 from dff_jax.errors import InputError
 from dff_jax.estimators import weights
 from dff_jax.evaluation.tables import machine
 from dff_jax.runtime.compile import jit
+from dff_jax.studies.bench import measuring
 from dff_jax.training import logging as logs
 from dff_jax.training import optimizer
 from dff_jax.training.state import TrainState
@@ -33,7 +33,7 @@ from dff_jax.training.step import make_update
 from dff_jax.types import Batch, Estimator, Prediction
 
 if TYPE_CHECKING:
-    from dff_jax.comparison.compare import Trained
+    from dff_jax.studies.compare import Trained
 
 ROUNDS = 3
 

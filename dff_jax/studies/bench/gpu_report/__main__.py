@@ -17,12 +17,12 @@ from typing import Any
 import jax
 
 from dff_jax import __version__
-from dff_jax.bench.gpu_report import checks, device, models, training
-from dff_jax.bench.gpu_report.job import FULL, SMALL, Job, say
-from dff_jax.bench.gpu_report.table import markdown
 from dff_jax.errors import InputError
 from dff_jax.evaluation.tables import finite
 from dff_jax.runtime.files import check_output
+from dff_jax.studies.bench.gpu_report import checks, device, models, training
+from dff_jax.studies.bench.gpu_report.job import FULL, SMALL, Job, say
+from dff_jax.studies.bench.gpu_report.table import markdown
 
 VERSION = 1
 FILES = ("report.json", "report.md")

@@ -22,7 +22,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from dff_jax import config as configs
-from dff_jax.comparison import costs, report
 from dff_jax.config import Comparison, DataConfig, Entrant, TestSet
 from dff_jax.data import pipeline
 from dff_jax.data.parts import StackSource
@@ -33,6 +32,8 @@ from dff_jax.evaluation.evaluate import evaluate
 from dff_jax.evaluation.progress import progress
 from dff_jax.evaluation.tables import finite
 from dff_jax.runtime.files import check_output, staged_output
+from dff_jax.studies import compare_report as report
+from dff_jax.studies import costs
 from dff_jax.training import logging as logs
 
 VERSION = 1

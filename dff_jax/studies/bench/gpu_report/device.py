@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dff_jax.bench import measuring
-from dff_jax.bench.gpu_report.job import PUBLISHED, Job, say
+from dff_jax.studies.bench import measuring
+from dff_jax.studies.bench.gpu_report.job import PUBLISHED, Job, say
 
 TF32_ERROR = 1e-4  # relative error of a product: float32 is far below, TF32 (10 bits) above
 

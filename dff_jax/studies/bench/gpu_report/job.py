@@ -15,9 +15,9 @@ import numpy as np
 
 from dff_jax import config as configs
 from dff_jax import estimators
-from dff_jax.bench import measuring
 from dff_jax.config import LossConfig, ModelConfig, OptimizerConfig
 from dff_jax.runtime.compile import jit
+from dff_jax.studies.bench import measuring
 from dff_jax.training import optimizer as optimizers
 from dff_jax.training.state import TrainState
 from dff_jax.training.step import make_update

@@ -9,9 +9,9 @@ from typing import Any
 
 import jax
 
-from dff_jax.evaluation.ablation_passes import Pass
 from dff_jax.evaluation.metrics import COUNTS, METRICS
 from dff_jax.evaluation.tables import finite
+from dff_jax.studies.ablation_passes import Pass
 
 FILES = ("ablation.json", "per_stack.csv", "table.md")
 

@@ -16,10 +16,10 @@ import optax
 
 from dff_jax import config as configs
 from dff_jax import estimators
-from dff_jax.bench.gpu_report.job import Job, fill, inference, make_batch, say, training_step
 from dff_jax.config import LossConfig, ModelConfig, OptimizerConfig, TrainingConfig, WorldConfig
 from dff_jax.data import live
 from dff_jax.ops import convolutions
+from dff_jax.studies.bench.gpu_report.job import Job, fill, inference, make_batch, say, training_step
 from dff_jax.training import checkpoint, parallel
 from dff_jax.training import optimizer as optimizers
 from dff_jax.training.state import TrainState

@@ -18,13 +18,13 @@ import jax
 
 from dff_jax import config as configs
 from dff_jax import estimators
-from dff_jax.bench import measuring
-from dff_jax.bench.gpu_report.job import Job, say, shares_of_peak, stack_gflops, training_step, variant
 from dff_jax.config import Config, DataConfig, ModelConfig, OptimizerConfig, TrainingConfig, WorldConfig
 from dff_jax.data import pipeline
 from dff_jax.evaluation.evaluate import evaluate
 from dff_jax.evaluation.rows import Evaluation
 from dff_jax.runtime.compile import jit
+from dff_jax.studies.bench import measuring
+from dff_jax.studies.bench.gpu_report.job import Job, say, shares_of_peak, stack_gflops, training_step, variant
 from dff_jax.training import checkpoint, loop
 from dff_jax.training import logging as logs
 from dff_jax.training import optimizer as optimizers

@@ -19,7 +19,7 @@ from dff_jax.evaluation.metrics import COUNTS, LARGER_IS_BETTER, METRICS
 from dff_jax.evaluation.tables import finite
 
 if TYPE_CHECKING:
-    from dff_jax.comparison.compare import Trained
+    from dff_jax.studies.compare import Trained
 
 FILES = ("table.md", "table.json", "per_stack.csv", "figure.png")
 TRANSFER = ("MAE", "RMS", "AbsRel", "Acc_1")

@@ -18,11 +18,12 @@ import numpy as np
 from dff_jax import config as configs
 from dff_jax.errors import InputError
 from dff_jax.estimators.weights import LoadedEstimator, check_frames, load_estimator
-from dff_jax.evaluation import ablation_figures, ablation_tables, figures
-from dff_jax.evaluation.ablation_passes import Variant, run_pass, sweep, variants
+from dff_jax.evaluation import figures
 from dff_jax.evaluation.evaluate import evaluate
 from dff_jax.evaluation.rows import Evaluation
 from dff_jax.runtime.files import check_output, staged_output
+from dff_jax.studies import ablation_figures, ablation_tables
+from dff_jax.studies.ablation_passes import Variant, run_pass, sweep, variants
 from dff_jax.types import Batch, Estimator, LoadedBatch, Prediction, Variables
 
 ITERATIONS = (0, 1, 2, 3, 5, 8, 16)

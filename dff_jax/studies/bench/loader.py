@@ -20,7 +20,6 @@ import numpy as np
 
 from dff_jax import config as configs
 from dff_jax import estimators
-from dff_jax.bench import measuring
 from dff_jax.config import DataConfig, LossConfig, OptimizerConfig
 from dff_jax.data import pipeline
 from dff_jax.data.loading import PartLoader
@@ -28,6 +27,7 @@ from dff_jax.data.parts import FilePart, Share
 from dff_jax.errors import InputError
 from dff_jax.runtime.compile import jit
 from dff_jax.runtime.files import check_output
+from dff_jax.studies.bench import measuring
 from dff_jax.training import optimizer as optimizers
 from dff_jax.training.state import create
 from dff_jax.training.step import make_update

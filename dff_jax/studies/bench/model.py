@@ -20,12 +20,12 @@ import jax.numpy as jnp
 
 from dff_jax import config as configs
 from dff_jax import estimators
-from dff_jax.bench import measuring
 from dff_jax.config import LossConfig, ModelConfig, OptimizerConfig
 from dff_jax.errors import InputError
 from dff_jax.evaluation.tables import machine
 from dff_jax.runtime.compile import jit
 from dff_jax.runtime.files import check_output
+from dff_jax.studies.bench import measuring
 from dff_jax.training import optimizer as optimizers
 from dff_jax.training.state import create
 from dff_jax.training.step import make_update
@@ -173,7 +173,7 @@ def _check(presets, sizes, frames, batches, iterations, candidates, dtypes, trai
     if against == "torch":
         if training and min(batches) < 2:
             raise InputError("--batch: PyTorch cannot train DFV on one stack (one value a channel); give 2 or more")
-        from dff_jax.bench import torch_peers
+        from dff_jax.studies.bench import torch_peers
 
         missing = [name for name in presets if name not in torch_peers.PRESETS]
         if missing:
@@ -231,7 +231,7 @@ def _loss(model: ModelConfig) -> LossConfig:
 
 
 def _torch(name: str, shape: tuple[int, int, int], training: bool) -> dict[str, Callable[[], None]]:
-    from dff_jax.bench import torch_peers
+    from dff_jax.studies.bench import torch_peers
 
     return torch_peers.runs(name, shape, training) if name in torch_peers.PRESETS else {}
 
