@@ -14,7 +14,7 @@ from dff_jax import estimators
 from dff_jax.errors import ConfigError
 from dff_jax.network.candidates import normalize_weights
 from dff_jax.network.focus_volume import measure_logits, resample_planes
-from dff_jax.network.proximal import Gate
+from dff_jax.network.prox import Gate
 from dff_jax.network.pyramid import pool_bins
 from dff_jax.ops.convolutions import conv3d_by_slices
 

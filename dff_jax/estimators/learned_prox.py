@@ -16,7 +16,7 @@ from dff_jax.config import ModelConfig
 from dff_jax.errors import ConfigError
 from dff_jax.estimators.padding import MULTIPLE
 from dff_jax.network.layers import Conv
-from dff_jax.network.proximal import GatedProximalNetwork
+from dff_jax.network.prox import GatedProximalNetwork
 from dff_jax.network.recurrent import RecurrentUpdate
 from dff_jax.network.residual import ResidualCnn
 from dff_jax.types import Array

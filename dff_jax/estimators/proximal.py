@@ -16,11 +16,11 @@ from dff_jax.estimators.learned_prox import Context, build_unroll, not_within
 from dff_jax.estimators.padding import padded
 from dff_jax.focus_axis import from_unit_coordinate, span, to_unit_coordinate
 from dff_jax.network.candidates import Candidates
+from dff_jax.network.confidence import ExpectedError
 from dff_jax.network.context import ContextHeads, PixelContext, has_context
 from dff_jax.network.focus_volume import FocusVolume, resample_planes
 from dff_jax.network.measured import Measured, measure
 from dff_jax.network.refiner import Refiner, between_settings
-from dff_jax.network.uncertainty import ExpectedError
 from dff_jax.types import Array, Estimator, History, Prediction, Variables, confidence_of_error
 from dff_jax.unroll import Problem, disagreement, initial_depth
 from dff_jax.unroll.problem import EPS
