@@ -264,7 +264,7 @@ def _prepare(args: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _import_weights(args: argparse.Namespace, rest: list[str]) -> None:
-    from dff_jax.estimators.torch_import import import_weights
+    from dff_jax.estimators.torch_weights import import_weights
 
     order = "descending" if args.near_first else "ascending"
     done = import_weights(args.file, args.model, args.output, frame_order=order)
@@ -273,7 +273,7 @@ def _import_weights(args: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _pack(args: argparse.Namespace, rest: list[str]) -> None:
-    from dff_jax.packing import pack
+    from dff_jax.estimators.release import pack
 
     info = pack(args.weights, args.output, dict(args.score))
     size = Path(args.output).stat().st_size / 1e6

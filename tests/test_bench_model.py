@@ -71,7 +71,7 @@ def test_the_pytorch_counterpart_is_the_same_network(key):
     import numpy as np
 
     from dff_jax.config import dfv_diff
-    from dff_jax.estimators.torch_import import network_shapes, place
+    from dff_jax.estimators.torch_weights import network_shapes, place
     from dff_jax.studies.bench import torch_peers
 
     net = torch_peers.DFV(difference=True).eval()

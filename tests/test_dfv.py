@@ -12,7 +12,7 @@ from torch_layouts import dfv_shapes, wave_stacks, waves
 
 from dff_jax import config as configs
 from dff_jax import estimators
-from dff_jax.estimators.torch_import import network_shapes, place
+from dff_jax.estimators.torch_weights import network_shapes, place
 from dff_jax.network.dfv import torch_key
 from dff_jax.network.layers import TorchBatchNorm
 from dff_jax.network.pyramid import pool_bins

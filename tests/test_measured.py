@@ -12,11 +12,11 @@ from flax.traverse_util import flatten_dict
 from dff_jax import config as configs
 from dff_jax import estimators
 from dff_jax.errors import ConfigError, WeightsError
-from dff_jax.estimators.initial_weights import place_common
 from dff_jax.estimators.weights import read, save_weights
 from dff_jax.network.measured import measure
 from dff_jax.network.refiner import GAP_SCALE, between_settings
 from dff_jax.optics.scenes import make_stack
+from dff_jax.training.initial_weights import place_common
 from dff_jax.training.loop import train
 from dff_jax.unroll import Problem, initial_depth
 

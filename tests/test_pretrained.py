@@ -9,9 +9,10 @@ import pytest
 from flax.traverse_util import flatten_dict
 from safetensors import safe_open
 
-from dff_jax import config, packing
+from dff_jax import config
 from dff_jax.data.live import held_out_stack
 from dff_jax.errors import InputError, WeightsError
+from dff_jax.estimators import release as packing
 from dff_jax.estimators import weights
 from dff_jax.evaluation.evaluate import evaluate_to_folder
 from dff_jax.prediction.predict import predict

@@ -19,13 +19,13 @@ from torch_layouts import dfv_shapes, resnet18_shapes, waves
 from dff_jax import cli, estimators
 from dff_jax import config as configs
 from dff_jax.errors import InputError, WeightsError
-from dff_jax.estimators.initial_weights import place_encoder
 from dff_jax.estimators.torch_files import read_state_dict
-from dff_jax.estimators.torch_import import import_weights, network_shapes, place
+from dff_jax.estimators.torch_weights import import_weights, network_shapes, place
 from dff_jax.estimators.weights import load_estimator, read, save_weights
 from dff_jax.network.dfv import torch_key
 from dff_jax.network.encoder import torch_key as encoder_key
 from dff_jax.training import loop
+from dff_jax.training.initial_weights import place_encoder
 from dff_jax.training.loop import train
 
 IDLE = {"fc.weight": np.zeros((1000, 512), np.float32), "fc.bias": np.zeros(1000, np.float32)}

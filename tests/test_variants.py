@@ -15,7 +15,7 @@ from jax import lax
 from dff_jax import config as cfg
 from dff_jax import estimators
 from dff_jax.errors import ConfigError
-from dff_jax.estimators.learned_prox import NETWORKS, Context, build_unroll
+from dff_jax.estimators.unrolled import NETWORKS, Context, build_unroll
 from dff_jax.estimators.weights import load_weights, save_weights
 from dff_jax.network.context import ContextHeads, PixelContext, has_context
 from dff_jax.network.focus_volume import FocusVolume

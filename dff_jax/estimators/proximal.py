@@ -12,8 +12,8 @@ import jax.numpy as jnp
 
 from dff_jax.classical import nearest_composite, weighted_median
 from dff_jax.config import ModelConfig
-from dff_jax.estimators.learned_prox import Context, build_unroll, not_within
 from dff_jax.estimators.padding import padded
+from dff_jax.estimators.unrolled import Context, build_unroll, not_within
 from dff_jax.focus_axis import from_unit_coordinate, span, to_unit_coordinate
 from dff_jax.network.candidates import Candidates
 from dff_jax.network.confidence import ExpectedError

@@ -16,7 +16,7 @@ from dff_jax.classical import (
     luminance,
     sharp_composite,
 )
-from dff_jax.estimators.peak_depth import Sharpness, peak_estimator
+from dff_jax.estimators.peaks import Sharpness, peak_estimator
 from dff_jax.types import Array, Estimator
 
 

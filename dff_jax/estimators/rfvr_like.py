@@ -13,7 +13,7 @@ from jax import lax
 from dff_jax import extent
 from dff_jax.classical import gaussian_peak, luminance, sum_modified_laplacian
 from dff_jax.classical.volume_regularization import VolumeProblem, guided_similarity, regularize_volume
-from dff_jax.estimators.peak_depth import Sharpness, peak_estimator
+from dff_jax.estimators.peaks import Sharpness, peak_estimator
 from dff_jax.types import Array, Estimator
 
 WINDOW = 5  # of the measure, pixels: what lies further off is for the regularisation to bring in

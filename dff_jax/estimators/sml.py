@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dff_jax.classical import box_mean, luminance, sum_modified_laplacian
-from dff_jax.estimators.peak_depth import Sharpness, peak_estimator
+from dff_jax.estimators.peaks import Sharpness, peak_estimator
 from dff_jax.types import Array, Estimator
 
 

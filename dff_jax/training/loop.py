@@ -24,12 +24,12 @@ from dff_jax import estimators
 from dff_jax.config import Config, TrainingConfig
 from dff_jax.data import pipeline
 from dff_jax.errors import ConfigError, InputError
-from dff_jax.estimators.initial_weights import place_common, place_encoder
 from dff_jax.runtime import processes
 from dff_jax.runtime.files import check_output
 from dff_jax.runtime.stopping import Stop, stop_on_signal
 from dff_jax.training import checkpoint, optimizer, parallel, state, validation
 from dff_jax.training import logging as logs
+from dff_jax.training.initial_weights import place_common, place_encoder
 from dff_jax.training.step import make_update
 from dff_jax.types import Variables
 
