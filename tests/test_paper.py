@@ -17,7 +17,8 @@ from dff_jax.data import pipeline
 from dff_jax.data.parts import StackSource
 from dff_jax.errors import InputError
 from dff_jax.evaluation import evaluate as module
-from dff_jax.evaluation import paper_figures, paper_tables, resampling
+from dff_jax.evaluation import paper as paper_tables
+from dff_jax.evaluation import paper_figures, resampling
 from dff_jax.evaluation.evaluate import evaluate_to_folder
 from dff_jax.types import Estimator, FocalStack, Prediction
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from dff_jax import __version__
-from dff_jax.evaluation import conventions, paper_tables
+from dff_jax.evaluation import conventions
+from dff_jax.evaluation import paper as paper_tables
 from dff_jax.evaluation.metrics import COUNTS, LARGER_IS_BETTER, METRICS
 from dff_jax.evaluation.rows import YARDSTICKS
 
