@@ -12,7 +12,7 @@ from dff_jax import cli
 from dff_jax.data.files.align import MODELS, align_stack, remarks, report
 from dff_jax.data.files.align_picture import alignment_sheet
 from dff_jax.errors import InputError
-from dff_jax.prediction.predict import predict as prediction
+from dff_jax.prediction import predict as prediction
 
 cv2 = pytest.importorskip("cv2", reason="OpenCV is in the extra `align`")
 

@@ -28,7 +28,7 @@ import training_fakes
 from dff_jax import estimators
 real = estimators.build
 estimators.build = lambda model, axis=None: (training_fakes.build if model.method == "proximal" else real)(model, axis)
-runpy.run_module("dff_jax.bench.gpu_report", run_name="__main__", alter_sys=True)
+runpy.run_module("dff_jax.studies.bench.gpu_report", run_name="__main__", alter_sys=True)
 """
 
 

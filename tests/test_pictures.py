@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dff_jax.pictures import panels as pictures
 from dff_jax.pictures.panels import Panel
-from dff_jax.pictures.panels import panels as pictures
 
 
 def test_to_uint8():
@@ -104,7 +104,7 @@ def test_png_keeps_16_bits(tmp_path):
 
 def test_no_matplotlib_until_drawn_and_never_its_figures():
     code = (
-        "import sys, numpy as np; from dff_jax import pictures, prediction;"
+        "import sys, numpy as np; from dff_jax.pictures import panels as pictures; import dff_jax.prediction.predict;"
         "assert 'matplotlib' not in sys.modules;"
         "pictures.sheet([[pictures.Panel(np.zeros((20, 20, 3), np.uint8), 'x')]], width=100);"
         "assert 'matplotlib' in sys.modules and not {'matplotlib.pyplot', 'matplotlib.figure'} & set(sys.modules)"

@@ -8,16 +8,16 @@ from collections import namedtuple
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from dff_jax.prediction.predict.files import FILES
 from PIL import Image
 
 from dff_jax import cli, config, estimators
 from dff_jax.errors import InputError
 from dff_jax.estimators import weights as weights_module
-from dff_jax.pictures.panels import panels as pictures
-from dff_jax.prediction.predict import files as prediction_files
+from dff_jax.pictures import panels as pictures
+from dff_jax.prediction import files as prediction_files
+from dff_jax.prediction import predict as prediction
+from dff_jax.prediction.files import FILES
 from dff_jax.prediction.predict import predict, predict_to_folder
-from dff_jax.prediction.predict import predict as prediction
 from dff_jax.runtime import files as output
 from dff_jax.runtime import progress as terminal
 from dff_jax.runtime.files import check_output, staged_output

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dff_jax import report
 from dff_jax.evaluation import calibration
+from dff_jax.pictures import page as report
 from dff_jax.pictures.pointcloud import write_points
 from dff_jax.types import confidence_of_error
 
@@ -60,7 +60,7 @@ def test_maps_keep_their_values_to_a_4000th_of_the_range():
     values = np.random.default_rng(0).normal(size=(9, 11)).astype(np.float32)
     values[2, 3] = np.nan
     low, high = float(np.nanmin(values)), float(np.nanmax(values))
-    coded = sys.modules["dff_jax.pictures.panels.page"]._coded(values, low, high)
+    coded = sys.modules["dff_jax.pictures.page"]._coded(values, low, high)
     rgb = np.asarray(Image.open(io.BytesIO(base64.b64decode(coded["png"].split(",")[1])))).astype(int)
     code = rgb[..., 0] * 16 + rgb[..., 1] // 16
     assert (code == 0).tolist() == np.isnan(values).tolist()

@@ -7,7 +7,7 @@ import pytest
 
 from dff_jax import config, estimators
 from dff_jax.errors import InputError
-from dff_jax.prediction.predict import tiled, tiles
+from dff_jax.prediction import tiled, tiles
 from dff_jax.prediction.tiled import estimate
 from dff_jax.prediction.tiles import split
 from dff_jax.types import Estimator, FocalStack, Prediction

@@ -27,7 +27,7 @@ from dff_jax.types import Batch, Estimator, LoadedBatch, Prediction, Variables
 
 if TYPE_CHECKING:
     from dff_jax.data.parts import StackSource
-    from dff_jax.report import Shown
+    from dff_jax.pictures.page import Shown
 
 
 @functools.cache

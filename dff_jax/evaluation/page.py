@@ -12,9 +12,9 @@ from dff_jax import focus_axis
 from dff_jax.evaluation import calibration, tables
 from dff_jax.evaluation.metrics import METRICS
 from dff_jax.evaluation.rows import Evaluation, row_maps, row_names
-from dff_jax.pictures.panels import page
-from dff_jax.pictures.panels import panels as pictures
-from dff_jax.report import Shown, Stage, Table, shown_stack
+from dff_jax.pictures import page
+from dff_jax.pictures import panels as pictures
+from dff_jax.pictures.page import Shown, Stage, Table, shown_stack
 from dff_jax.types import Batch, Prediction
 
 FILE = "report.html"

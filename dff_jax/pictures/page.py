@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from dff_jax import focus_axis
-from dff_jax.pictures.panels import panels as pictures
+from dff_jax.pictures import panels as pictures
 
 MOST = 640
 """Pixels of the longer side of what a page shows."""

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dff_jax import __version__, focus_axis, report
+from dff_jax import __version__, focus_axis
 from dff_jax.data.files.align import Aligned
 from dff_jax.data.files.align_picture import alignment_sheet
+from dff_jax.pictures import page as report
+from dff_jax.pictures import panels as pictures
 from dff_jax.pictures.panels import Panel
-from dff_jax.pictures.panels import panels as pictures
 from dff_jax.pictures.pointcloud import write_points
 
 if TYPE_CHECKING:

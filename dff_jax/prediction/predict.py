@@ -22,8 +22,8 @@ from dff_jax.data.files.arrays import stack_from_arrays
 from dff_jax.data.files.folder import Source, read_stack
 from dff_jax.data.files.frame_store import Allocate, allocator, on_disk
 from dff_jax.errors import InputError
-from dff_jax.pictures.panels import panels as pictures
-from dff_jax.prediction.predict.files import ALIGNMENT, FILES, write_alignment, write_maps
+from dff_jax.pictures import panels as pictures
+from dff_jax.prediction.files import ALIGNMENT, FILES, write_alignment, write_maps
 from dff_jax.prediction.tiled import Work, check_devices, estimate, left_for_programs
 from dff_jax.prediction.tiles import check_tiling
 from dff_jax.runtime.files import check_output, staged_output

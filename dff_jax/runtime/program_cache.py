@@ -140,7 +140,7 @@ def _stamp() -> list[tuple[str, int, int]]:
     return found
 
 
-_ROOT = Path(__file__).parent
+_ROOT = Path(__file__).parent.parent
 _STAMP, _AT_IMPORT = _stamp(), _code()
 
 

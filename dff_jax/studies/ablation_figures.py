@@ -10,7 +10,7 @@ import numpy as np
 
 from dff_jax.evaluation import figures
 from dff_jax.evaluation.rows import Evaluation
-from dff_jax.pictures.panels import panels as pictures
+from dff_jax.pictures import panels as pictures
 from dff_jax.studies.ablation_tables import summary
 from dff_jax.types import Batch, Prediction
 

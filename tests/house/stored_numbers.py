@@ -91,10 +91,11 @@ def _numbers(tree, path=""):
 def networks() -> dict[str, tuple]:
     """Small networks, each with the loss that it is trained by."""
     scales = lambda n: LossConfig(kind="multi_scale", scale_weights=(1.0,) * n, penalty="smooth_l1")  # noqa: E731
-    small = lambda model, **more: dataclasses.replace(model, **more)  # noqa: E731
+    small = dataclasses.replace
+    narrow = {"width": 0.125, "head_width": 0.25, "decoder_width": 0.25}
     return {
-        "paper": (small(config.paper(), width=0.125, head_width=0.25, decoder_width=0.25), LossConfig(kind="mse_final")),
-        "physical": (small(config.physical(), width=0.125, head_width=0.25, decoder_width=0.25), LossConfig()),
+        "paper": (small(config.paper(), **narrow), LossConfig(kind="mse_final")),
+        "physical": (small(config.physical(), **narrow), LossConfig()),
         "tiny": (config.tiny(), LossConfig()),
         "dfv_diff": (small(config.dfv_diff(), width=0.125), scales(4)),
         "aifdnet": (small(config.aifdnet(), width=0.125), scales(1)),

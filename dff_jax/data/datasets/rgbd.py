@@ -1,7 +1,7 @@
 """tfds family `rgbd`: your own RGB-D pictures, photographed when prepared: `dff-jax prepare rgbd/room --source DIR`.
 
-Which files make a scene: see `dff_jax.data.files.rgbd`. `DIR/train`, `DIR/val` and `DIR/test` are splits; without them all
-scenes are to train. To photograph them anew each time instead, train with `data.source=rgbd`.
+Which files make a scene: see `dff_jax.data.files.rgbd`. `DIR/train`, `DIR/val` and `DIR/test` are splits; without
+them all scenes are to train. To photograph them anew each time instead, train with `data.source=rgbd`.
 """
 
 from __future__ import annotations

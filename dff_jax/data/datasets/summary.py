@@ -112,7 +112,7 @@ class Summary:
 
     def sheet(self) -> np.ndarray:
         """A row a stack: first, middle and last frame, and the truth: [H,1600,3] uint8."""
-        from dff_jax.pictures.panels import panels as pictures
+        from dff_jax.pictures import panels as pictures
 
         unit = self.facts.unit
         rows = []

@@ -66,7 +66,7 @@ def _model(args: argparse.Namespace) -> None:
 
 
 def _unroll(args: argparse.Namespace) -> None:
-    from dff_jax.bench import unroll
+    from dff_jax.studies.bench import unroll
 
     size, frames = _one(args, "size", 96), _one(args, "frames")
     report = unroll.bench_unroll(_trainable(args), args.iterations or [2, 4, 8, 16], size, frames, args.output)

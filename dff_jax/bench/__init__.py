@@ -1,1 +1,0 @@
-"""Benchmarks that anyone can rerun: ratios measured side by side in one run."""
