@@ -2,7 +2,6 @@
 
 import gc
 import os
-import pathlib
 
 # Before jax starts its backend
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -11,17 +10,12 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
 
 import jax
 import pytest
+from compiler import CACHE, QUICK
 
-# Tests compile much and compute little: five times quicker without the compiler's optimisations.
-# Split into many parts, to be compiled side by side, a program takes a quarter more work.
-QUICK = ["--xla_backend_optimization_level=0"]
-if jax.__version_info__ < (0, 11):  # an unknown flag ends the process, and these may go
-    QUICK += ["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"]
 for flag in QUICK:
     if flag.split("=")[0] not in os.environ["XLA_FLAGS"]:
         os.environ["XLA_FLAGS"] += f" {flag}"
 
-CACHE = pathlib.Path(__file__).parent.parent / ".cache" / "jax"
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -21,8 +21,8 @@ from dff_jax import config as configs
 from dff_jax import estimators
 from dff_jax.config import LossConfig, ModelConfig, OptimizerConfig
 from dff_jax.errors import InputError
-from dff_jax.network.proximal import GatedProximalNetwork
-from dff_jax.output import check_output
+from dff_jax.network.prox import GatedProximalNetwork
+from dff_jax.runtime.files import check_output
 from dff_jax.studies.bench import measuring
 from dff_jax.training import optimizer as optimizers
 from dff_jax.training.state import create

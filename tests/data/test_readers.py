@@ -312,7 +312,8 @@ def test_h5py_is_wanted_only_when_used(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "h5py", None)
     with pytest.raises(InputError, match=r"pip install 'dff-jax\[datasets\]'"), open_h5(tmp_path / "a.h5"):
         pass
-    code = "import sys, dff_jax.data.files.hdf5; from dff_jax.data.files import depth_maps as d; print('h5py' in sys.modules, d.__name__)"
+    code = "import sys, dff_jax.data.files.hdf5; from dff_jax.data.files import depth_maps as d"
+    code += "; print('h5py' in sys.modules, d.__name__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "dff_jax.data.files.depth_maps"]
 

@@ -14,7 +14,7 @@ from training_fakes import write_stacks
 from dff_jax import cli
 from dff_jax.estimators.weights import load_weights
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 PAGE = (ROOT / "dff_jax" / "unroll" / "README.md").read_text()
 SURFACE, VARIANT = re.findall(r"```python\n(.*?)```", PAGE, re.S)
 

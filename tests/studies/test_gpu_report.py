@@ -15,7 +15,7 @@ from dff_jax.studies.bench.gpu_report import checks, device, models, table, trai
 from dff_jax.studies.bench.gpu_report.job import SMALL, Job, fill, inference, stack_gflops, variant
 from dff_jax.studies.bench.measuring import count_gflops
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 NOT_NEEDED = (
     "tensorflow_datasets tensorflow grain tyro tqdm safetensors PIL scipy matplotlib tensorboardX imagecodecs tifffile "
     "OpenEXR cv2 h5py array_record torch"
@@ -23,7 +23,7 @@ NOT_NEEDED = (
 WITHOUT = f"""
 import runpy, sys
 sys.modules.update(dict.fromkeys({NOT_NEEDED!r}.split()))  # as if they were not installed
-sys.path.append({str(ROOT / "tests")!r})
+sys.path.append({str(ROOT / "tests" / "helpers")!r})
 import training_fakes
 from dff_jax import estimators
 real = estimators.build

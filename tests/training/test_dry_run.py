@@ -17,7 +17,7 @@ from dff_jax.errors import InputError
 from dff_jax.evaluation import evaluate as evaluation
 from dff_jax.training import dry_run as module
 
-CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
+CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 EXPERIMENTS = ("paper_ft", "physical_ft", "paper_hci", "physical_hci", "paper_ddff", "physical_ddff")
 
 

@@ -8,7 +8,7 @@ import math
 import jax
 import numpy as np
 import pytest
-from test_evaluate import VARIABLES, fake_estimator, loaded_batch
+from known_errors import VARIABLES, fake_estimator, loaded_batch
 
 from dff_jax.errors import InputError
 from dff_jax.evaluation import conventions, metrics, tables

@@ -10,7 +10,7 @@ from pathlib import Path
 import fuzz_cases
 import pytest
 
-WORKER = Path(__file__).parent / "fuzz_worker.py"
+WORKER = Path(__file__).parents[1] / "helpers" / "fuzz_worker.py"
 SECONDS = 300  # for a worker on a busy machine; a case has a limit of its own
 
 

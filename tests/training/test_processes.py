@@ -7,14 +7,15 @@ import subprocess
 import sys
 import time
 
-import conftest
 import numpy as np
 import pytest
 import training_fakes as fakes
+from compiler import CACHE, QUICK
 
 from dff_jax.training import checkpoint, logging
 
-HERE = pathlib.Path(__file__).parent
+HELPERS = pathlib.Path(__file__).parents[1] / "helpers"
+ROOT = HELPERS.parents[1]
 pytestmark = pytest.mark.slow
 
 
@@ -38,12 +39,12 @@ def start(place, name, processes, devices, *options, befall=None):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    env = dict(os.environ, JAX_PLATFORMS="cpu", JAX_COMPILATION_CACHE_DIR=str(conftest.CACHE))
-    env["XLA_FLAGS"] = " ".join([f"--xla_force_host_platform_device_count={devices}", *conftest.QUICK])
-    env["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), env.get("PYTHONPATH", "")])
+    env = dict(os.environ, JAX_PLATFORMS="cpu", JAX_COMPILATION_CACHE_DIR=str(CACHE))
+    env["XLA_FLAGS"] = " ".join([f"--xla_force_host_platform_device_count={devices}", *QUICK])
+    env["PYTHONPATH"] = os.pathsep.join([str(ROOT), env.get("PYTHONPATH", "")])
     started = []
     for i in range(processes):
-        command = [sys.executable, HERE / "process_worker.py", place / "plan.py", "--output", place / name, *options]
+        command = [sys.executable, HELPERS / "process_worker.py", place / "plan.py", "--output", place / name, *options]
         if processes > 1:
             command += ["--coordinator", f"localhost:{port}", "--num-processes", processes, "--process-id", i]
         if befall and i in befall:
