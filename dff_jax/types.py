@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 Array = jax.Array
-Variables = dict[str, Any]  # {"params": pytree, "batch_stats": pytree}, perhaps "survey" (see Estimator)
+Variables = dict[str, Any]  # {"params": pytree, "batch_stats": pytree}, perhaps "global_statistics"
 
 
 class FocalStack(NamedTuple):
@@ -45,10 +45,9 @@ class LoadedBatch(NamedTuple):
 
 
 class History(NamedTuple):
-    """The stages on the way to the answer, in q: every row of an evaluation and every term of the sequence loss.
+    """The stages on the way to the answer, in q: rows of an evaluation, and terms of the sequence loss.
 
-    Of a compared network: `candidates` are its depths at several scales, the answer first (only the answer at
-    inference), `weights` are ones, `expected` and the one iterate are the answer, and T = 0.
+    A method that looks for one peak has N = 1, K = 0 and T = 0.
     """
 
     expected: Array  # [B,H,W] Dbar, the soft-argmax (5)
@@ -80,7 +79,8 @@ class Prediction(NamedTuple):
     confidence: Array  # [B,H,W] in [0,1]
     disagreement: Array  # [B,H,W] V = 1/2 (sum W_i^2 D_i^2 - b^2/S) in q^2, >= 0
     all_in_focus: Array  # [B,H,W,3] in [0,1]
-    history: History | None = None
+    history: History | None = None  # of a method with candidates
+    scales: Array | None = None  # [B,H,W,n] depths in q of a network trained at several scales, the answer first
 
 
 class Estimator(NamedTuple):
@@ -92,13 +92,11 @@ class Estimator(NamedTuple):
         Any H x W (padded and cropped back inside). `train` and `num_iterations` are static under jit;
         `num_iterations=None` means the configured K. batch_stats is the updated collection when training and
         the given one otherwise ({} for a method without).
-    survey(frames, focus) -> [B,H,W,n]
-        Of a method that looks at means over the whole picture: what it averages. With such means [n] as
-        variables["survey"], `apply` answers for a tile of the picture as it would for all of it.
+    global_statistics(frames, focus) -> [B,H,W,n]
+        The maps whose means over the whole image a method needs; None: it needs none. With these means [n] as
+        variables["global_statistics"], `apply` gives for a tile what it gives for the whole image.
     """
 
     init: Callable[..., Variables]
     apply: Callable[..., tuple[Prediction, Any]]
-    survey: Callable[[Array, Array], Array] | None = None
-    not_within: str | None = "it does not say that it heeds an extent"
-    """Why pictures of many sizes must not share a program of it, padded, by `extent`; None: they may."""
+    global_statistics: Callable[[Array, Array], Array] | None = None

@@ -6,13 +6,11 @@ from dff_jax.config import ModelConfig
 from dff_jax.types import Estimator
 
 
-def build(config: ModelConfig, axis_name: str | None = None) -> Estimator:
+def build(config: ModelConfig) -> Estimator:
     """The estimator that `config` describes.
 
     Args:
       config: which method and how; `config.method` chooses the file of this room.
-      axis_name: name of the pmapped axis over which batch statistics are shared; None under jit, where the
-        compiler sees the whole batch anyway.
 
     Raises:
       ConfigError: a scheme that does not exist.
@@ -20,15 +18,15 @@ def build(config: ModelConfig, axis_name: str | None = None) -> Estimator:
     if config.method == "dfv":
         from dff_jax.estimators.dfv import dfv
 
-        return _in_order(dfv(config, axis_name), config)
+        return _in_order(dfv(config), config)
     if config.method == "aifdnet":
         from dff_jax.estimators.aifdnet import aifdnet
 
-        return _in_order(aifdnet(config, axis_name), config)
+        return _in_order(aifdnet(config), config)
     if config.method == "dwild":
         from dff_jax.estimators.dwild import dwild
 
-        return _in_order(dwild(config, axis_name), config)
+        return _in_order(dwild(config), config)
     if config.method == "rdf":
         from dff_jax.estimators.rdf import rdf
 
@@ -47,7 +45,7 @@ def build(config: ModelConfig, axis_name: str | None = None) -> Estimator:
         return sml()
     from dff_jax.estimators.proximal import proximal
 
-    return proximal(config, axis_name)
+    return proximal(config)
 
 
 def _in_order(estimator: Estimator, config: ModelConfig) -> Estimator:

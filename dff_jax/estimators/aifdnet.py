@@ -17,9 +17,9 @@ from dff_jax.network.aifdnet import AiFDNet
 from dff_jax.types import Array, Estimator, Prediction, Variables
 
 
-def aifdnet(config: ModelConfig, axis_name: str | None = None) -> Estimator:
+def aifdnet(config: ModelConfig) -> Estimator:
     """The estimator of `config`, of which it takes `width` and `dtype`; see `estimators.build`."""
-    net = AiFDNet(config.width, axis_name)
+    net = AiFDNet(config.width)
 
     def apply(
         variables: Variables, frames: Array, focus: Array, *, train: bool = False, num_iterations: int | None = None
@@ -28,4 +28,4 @@ def aifdnet(config: ModelConfig, axis_name: str | None = None) -> Estimator:
             logits, stats = soft_depth.run(net, variables, seen.astype(config.dtype), train)
         return soft_depth.answer(frames, focus, [jax.nn.softmax(logits.astype(jnp.float32), axis=1)]), stats
 
-    return Estimator(soft_depth.initializer(net), apply, not_within=None)
+    return Estimator(soft_depth.initializer(net), apply)

@@ -50,7 +50,7 @@ def classical(num_iterations: int = NUM_ITERATIONS, regularization: float = LAMB
     def init(key: Array, frames: Array, focus: Array) -> Variables:
         return {"params": {}, "batch_stats": {}}
 
-    def survey(frames: Array, focus: Array) -> Array:
+    def global_statistics(frames: Array, focus: Array) -> Array:
         return squared_excess(propose(frames, focus_axis.to_unit_coordinate(focus, focus))[1])
 
     def apply(
@@ -59,7 +59,8 @@ def classical(num_iterations: int = NUM_ITERATIONS, regularization: float = LAMB
         K = default_iterations if num_iterations is None else num_iterations
         t = focus_axis.to_unit_coordinate(focus, focus)
         first, candidates = propose(frames, t)
-        weights = candidate_weights(candidates, jnp.full_like(first[:, :1, :1], REACH), variables.get("survey"))
+        reach = jnp.full_like(first[:, :1, :1], REACH)
+        weights = candidate_weights(candidates, reach, variables.get("global_statistics"))
         problem = Problem(candidates.depth, weights, regularization)
         sharp = sharp_composite(frames, initial_depth(problem), t)
         problem = problem._replace(context=sharp)
@@ -82,4 +83,4 @@ def classical(num_iterations: int = NUM_ITERATIONS, regularization: float = LAMB
             history=history,
         ), {}
 
-    return Estimator(init, apply, survey, not_within=None)
+    return Estimator(init, apply, global_statistics)

@@ -11,12 +11,12 @@ from dff_jax.network.dfv import DFV
 from dff_jax.types import Array, Estimator, Prediction, Variables
 
 
-def dfv(config: ModelConfig, axis_name: str | None = None) -> Estimator:
+def dfv(config: ModelConfig) -> Estimator:
     """The estimator of `config`, of which it takes `volume`, `width` and `dtype`; see `estimators.build`.
 
-    A history holds the depths of all four scales when training, finest first, else only the finest.
+    When training it answers at four scales (the finest is the answer), otherwise at the finest alone.
     """
-    net = DFV(config.width, config.volume == "diff", axis_name, config.dtype)
+    net = DFV(config.width, config.volume == "diff", config.dtype)
 
     def apply(
         variables: Variables, frames: Array, focus: Array, *, train: bool = False, num_iterations: int | None = None
@@ -25,4 +25,4 @@ def dfv(config: ModelConfig, axis_name: str | None = None) -> Estimator:
             weights, stats = soft_depth.run(net, variables, seen, train)
         return soft_depth.answer(frames, focus, weights), stats
 
-    return Estimator(soft_depth.initializer(net, num_frames=2, side=64), apply, not_within=None)
+    return Estimator(soft_depth.initializer(net, num_frames=2, side=64), apply)

@@ -19,12 +19,12 @@ from dff_jax.types import Array, Estimator, Prediction, Variables
 LEAST_SHARE = 1e-6  # added to every weight, so that their sum is never 0
 
 
-def dwild(config: ModelConfig, axis_name: str | None = None) -> Estimator:
+def dwild(config: ModelConfig) -> Estimator:
     """The estimator of `config`, of which it takes `width` and `dtype`; see `estimators.build`.
 
     When training it answers at four scales (the finest is the answer), otherwise at the finest alone.
     """
-    net = DWild(config.width, axis_name)
+    net = DWild(config.width)
 
     def attention(logits: Array) -> Array:
         positive = jax.nn.softplus(logits.astype(jnp.float32)) + LEAST_SHARE
@@ -38,4 +38,4 @@ def dwild(config: ModelConfig, axis_name: str | None = None) -> Estimator:
             logits, stats = soft_depth.run(net, variables, seen.astype(config.dtype), train)
         return soft_depth.answer(frames, focus, [attention(scale) for scale in logits]), stats
 
-    return Estimator(soft_depth.initializer(net), apply, not_within=None)
+    return Estimator(soft_depth.initializer(net), apply)

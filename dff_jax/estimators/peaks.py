@@ -20,13 +20,14 @@ class Sharpness(NamedTuple):
 
 
 def peak_estimator(
-    sharpness: Callable[[Array, Array, Array | None], Sharpness], survey: Callable[[Array, Array], Array] | None = None
+    sharpness: Callable[[Array, Array, Array | None], Sharpness],
+    global_statistics: Callable[[Array, Array], Array] | None = None,
 ) -> Estimator:
     """An estimator without weights, for any Z, H and W.
 
     Args:
-      sharpness: (frames [B,Z,H,W,3], focus [B,Z], means of the survey [n] or None) -> Sharpness.
-      survey: as `Estimator.survey`.
+      sharpness: (frames [B,Z,H,W,3], focus [B,Z], means of the global statistics [n] or None) -> Sharpness.
+      global_statistics: as `Estimator.global_statistics`.
     """
 
     def init(key: Array, frames: Array, focus: Array) -> Variables:
@@ -35,7 +36,7 @@ def peak_estimator(
     def apply(
         variables: Variables, frames: Array, focus: Array, *, train: bool = False, num_iterations: int | None = None
     ) -> tuple[Prediction, dict]:
-        volume, measured, first = sharpness(frames, focus, variables.get("survey"))
+        volume, measured, first = sharpness(frames, focus, variables.get("global_statistics"))
         depth = gaussian_peak(volume, focus)
         history = History(
             expected=depth if first is None else first,
@@ -52,4 +53,4 @@ def peak_estimator(
             history=history,
         ), {}
 
-    return Estimator(init, apply, survey, not_within=None)
+    return Estimator(init, apply, global_statistics)

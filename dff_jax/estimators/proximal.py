@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from dff_jax.classical import nearest_composite, weighted_median
 from dff_jax.config import ModelConfig
 from dff_jax.estimators.padding import padded
-from dff_jax.estimators.unrolled import Context, build_unroll, not_within
+from dff_jax.estimators.unrolled import Context, build_unroll
 from dff_jax.focus_axis import from_unit_coordinate, span, to_unit_coordinate
 from dff_jax.network.candidates import Candidates
 from dff_jax.network.confidence import ExpectedError
@@ -48,9 +48,9 @@ def apart(problem: Problem) -> Array:
     return jnp.sqrt(2 * disagreement(problem) / jnp.maximum(problem.S, EPS) + 1e-8)
 
 
-def proximal(config: ModelConfig, axis_name: str | None = None) -> Estimator:
+def proximal(config: ModelConfig) -> Estimator:
     """The estimator of `config`; see `estimators.build`."""
-    volume_net, candidate_net = FocusVolume(config, axis_name), Candidates(config)
+    volume_net, candidate_net = FocusVolume(config), Candidates(config)
     context_net, refiner_net, error_net = ContextHeads(config), Refiner(config), ExpectedError(config)
     unroll = build_unroll(config)
     unit = config.coordinate == "unit"
@@ -216,4 +216,4 @@ def proximal(config: ModelConfig, axis_name: str | None = None) -> Estimator:
             ),
         ), stats
 
-    return Estimator(init, apply, not_within=not_within(config))
+    return Estimator(init, apply)

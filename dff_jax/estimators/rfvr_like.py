@@ -38,7 +38,7 @@ def rfvr_like(
       solver_iterations: of the conjugate gradients in each.
     """
 
-    def survey(frames: Array, focus: Array) -> Array:
+    def global_statistics(frames: Array, focus: Array) -> Array:
         measure = sum_modified_laplacian(luminance(frames), WINDOW)
         return ((measure.max(1) - measure.mean(1)) ** 2)[..., None]
 
@@ -63,4 +63,4 @@ def rfvr_like(
         # what was brought in from neighbours counts less
         return Sharpness(volume, volume * height, gaussian_peak(measure, focus))
 
-    return peak_estimator(sharpness, survey)
+    return peak_estimator(sharpness, global_statistics)

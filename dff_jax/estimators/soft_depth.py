@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dff_jax.types import Array, Estimator, History, Prediction, Variables, confidence_of_error
+from dff_jax.types import Array, Estimator, Prediction, Variables, confidence_of_error
 
 
 def mean_depth(weights: Array, focus: Array) -> Array:
@@ -43,13 +43,7 @@ def answer(frames: Array, focus: Array, weights: list[Array]) -> Prediction:
         confidence=confidence_of_error(share),
         disagreement=jnp.zeros_like(depth),
         all_in_focus=(weights[0][..., None] * frames).sum(1),
-        history=History(
-            expected=depth,
-            candidates=depths,
-            weights=jnp.ones_like(depths),
-            iterates=depth[:, None],
-            refined=jnp.zeros((depth.shape[0], 0, *depth.shape[1:]), depth.dtype),
-        ),
+        scales=depths,
     )
 
 
@@ -63,10 +57,7 @@ def in_order(estimator: Estimator, frame_order: str) -> Estimator:
 
     def apply(variables: Any, frames: Array, focus: Array, **options: Any) -> tuple[Prediction, Any]:
         seen, batch_stats = estimator.apply(variables, frames[:, ::-1], -focus[:, ::-1], **options)
-        history = seen.history._replace(
-            expected=-seen.history.expected, candidates=-seen.history.candidates, iterates=-seen.history.iterates
-        )
-        return seen._replace(depth=-seen.depth, history=history), batch_stats
+        return seen._replace(depth=-seen.depth, scales=-seen.scales), batch_stats
 
     return estimator._replace(apply=apply)
 

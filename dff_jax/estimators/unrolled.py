@@ -14,7 +14,6 @@ import jax.numpy as jnp
 
 from dff_jax.config import ModelConfig
 from dff_jax.errors import ConfigError
-from dff_jax.estimators.padding import MULTIPLE
 from dff_jax.network.layers import Conv
 from dff_jax.network.prox import GatedProximalNetwork
 from dff_jax.network.recurrent import RecurrentUpdate
@@ -22,7 +21,6 @@ from dff_jax.network.residual import ResidualCnn
 from dff_jax.types import Array
 from dff_jax.unroll import (
     PROXES,
-    SCHEMES,
     Problem,
     Prox,
     Scheme,
@@ -63,19 +61,6 @@ class Unroll(NamedTuple):
     init: Callable[[Array, Problem], dict[str, Any]]  # (key, problem) -> its part of the params
     solve: Callable[..., tuple[Array, Array | Trace | None]]  # (params, problem, K, return_history) as unroll.solve
     regularization: Callable[[dict], Array]  # params -> lambda at the start
-
-
-def not_within(config: ModelConfig) -> str | None:
-    """`Estimator.not_within` of a method of `proximal`."""
-    for field, known in (("scheme", SCHEMES), ("prox", (*NETWORKS, *PROXES))):
-        name = getattr(config, field)
-        if name not in known:
-            return f"model.{field}={name} is not of this package"
-    if config.norm == "group" and config.pooling == "pyramid":
-        return "model.norm=group with model.pooling=pyramid takes statistics over bins that scale with the picture"
-    if 2**config.prox_levels > MULTIPLE and config.prox == "gated_unet":
-        return f"model.prox_levels={config.prox_levels} halves pictures more often than they are padded for"
-    return None
 
 
 def build_unroll(config: ModelConfig) -> Unroll:

@@ -70,7 +70,7 @@ def evaluate(
     """
     focus_axis.check_unit(unit)
     start = time.perf_counter()
-    coming = placed_ahead(batches, _bucketing(estimator, bucket_of))
+    coming = placed_ahead(batches, buckets.each_its_own)
     placed = next(coming, None)
     if placed is not None and placed.split is not None:
         variables = jax.device_put(variables, NamedSharding(placed.split.mesh, PartitionSpec()))
@@ -84,7 +84,6 @@ def evaluate(
     clocks = {name: Clock() for name in tasks}
     done = 0
     mine = Measured([], [], [], [], [], [])
-    sizes: set[tuple[int, ...]] = set()
     while placed is not None:
         loaded, batch = placed.loaded, jax.block_until_ready(placed.batch)
         compiler.prepare(placed, [0, *rows])
@@ -94,10 +93,9 @@ def evaluate(
         found = compiler.measuring(placed, answers[0], [answers[i].depth for i in rows])
         following = next(coming, None)  # read while the device measures, copied while it predicts
         regions, change, confident = jax.device_get(found)  # the one transfer of this batch
-        sizes.add(loaded.batch.frames.shape[1:4])
         keep = np.array([bool(name) for name in loaded.names]) & (regions[0].pixels[0] > 0)
         mine += Measured(
-            row_names(answers[0].history, yardstick),
+            row_names(answers[0], yardstick),
             [jax.tree.map(lambda x, keep=keep: x[:, keep], regions)],
             [] if change is None else [change[:, keep]],
             [name for name, kept in zip(loaded.names, keep, strict=True) if kept],
@@ -114,14 +112,7 @@ def evaluate(
     seconds: dict[str, Any] = {"total": time.perf_counter() - start, "per_stack": clocks["answer"].per_stack()}
     seconds |= {"compilation": compiler.seconds, "programs": compiler.programs}
     seconds |= {f"per_stack_{name}": clocks[name].per_stack() for name in methods[1:]}
-    notes = []
-    if estimator.not_within and len(sizes) > buckets.MOST:
-        notes = [f"a program for each of {len(sizes)} sizes, as {estimator.not_within}"]
-    return gather(measured, unit, seconds, convention, notes)
-
-
-def _bucketing(estimator: Estimator, bucket_of: BucketOf | None) -> BucketOf:
-    return buckets.each_its_own if estimator.not_within else bucket_of or buckets.plan()
+    return gather(measured, unit, seconds, convention)
 
 
 # From a name to a folder of results ---------------------------------------------------------------------
@@ -196,7 +187,7 @@ def evaluate_to_folder(
             weights.check_frames(loaded, batch.batch.frames.shape[1])
             yield batch
 
-    bucket_of = _bucketing(estimator, buckets.plan(data.shapes(limit)))
+    bucket_of = buckets.each_its_own
     layout = paper_figures.layout_of(measured_by.name, data.has_truth)
     columns: list[paper_figures.Column] = []
     if layout is not None or figure_stacks is not None:

@@ -122,7 +122,7 @@ def sheet(
     """
     mask = np.asarray(batch.mask[0])
     truth = np.where(mask, focus_axis.from_q(np.asarray(batch.depth[0]), unit), np.nan)
-    names = row_names(prediction.history, True)
+    names = row_names(prediction, True)
     maps = dict(zip(names, (np.asarray(m[0]) for m in row_maps(prediction, yardsticks)), strict=True))
     maps = {name: focus_axis.from_q(depth, unit) for name, depth in maps.items()}
     stages = [name for name in names if not name.startswith("candidate")]

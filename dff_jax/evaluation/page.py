@@ -34,7 +34,7 @@ def shown(
     name: str, batch: Batch, prediction: Prediction, unit: str, *, rows: dict[str, dict[str, Any]] | None = None
 ) -> Shown:
     """A stack (B = 1, on the host) for the page; `rows` are its metrics by row, None without truth."""
-    maps = dict(zip(row_names(prediction.history, False), row_maps(prediction, ()), strict=True))
+    maps = dict(zip(row_names(prediction, False), row_maps(prediction, ()), strict=True))
     way = {name: np.asarray(depth[0]) for name, depth in maps.items() if not name.startswith("candidate")}
     answer = way.pop("final")
     if not way or not np.array_equal(list(way.values())[-1], answer, equal_nan=True):

@@ -176,4 +176,5 @@ def _crop(prediction: Prediction, size: Size) -> Prediction:
     return Prediction(
         maps(prediction.depth), maps(prediction.confidence), maps(prediction.disagreement),
         with_channels(prediction.all_in_focus), h,
+        None if prediction.scales is None else with_channels(prediction.scales),
     )  # fmt: skip

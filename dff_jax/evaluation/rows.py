@@ -16,7 +16,7 @@ import numpy as np
 
 from dff_jax.evaluation import calibration, metrics
 from dff_jax.evaluation.conventions import Convention
-from dff_jax.types import History, Prediction
+from dff_jax.types import Prediction
 
 YARDSTICKS = ("classical", "sml")
 """Methods without training that each evaluation measures too."""
@@ -48,9 +48,11 @@ class Evaluation(NamedTuple):
         return {one["row"]: one for one in mine}
 
 
-def row_names(history: History | None, yardstick: bool) -> list[str]:
+def row_names(prediction: Prediction, yardstick: bool) -> list[str]:
     """Names of `row_maps`, in the same order."""
-    names = []
+    names, history = [], prediction.history
+    if history is None and prediction.scales is not None:
+        names = ["expected", *(f"candidate_{i + 1}" for i in range(prediction.scales.shape[-1])), "D(0)"]
     if history is not None:
         steps = history.refined.shape[1]
         names.append("expected")
@@ -63,6 +65,8 @@ def row_names(history: History | None, yardstick: bool) -> list[str]:
 def row_maps(prediction: Prediction, yardsticks: Sequence[jax.Array]) -> list[jax.Array]:
     """The depth maps [B,H,W] in q of all rows; `yardsticks` are those of `YARDSTICKS`, or none."""
     maps = []
+    if prediction.history is None and prediction.scales is not None:  # the answer stands for Dbar and D(0)
+        maps = [prediction.depth, *jnp.moveaxis(prediction.scales, -1, 0), prediction.depth]
     if prediction.history is not None:
         h = prediction.history
         maps = [h.expected, *jnp.moveaxis(h.candidates, -1, 0), *jnp.moveaxis(h.iterates, 1, 0)]

@@ -36,24 +36,22 @@ class Unit(nn.Module):
     features: int
     kernel: int = 1
     stride: int = 1
-    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         x = convolution(self.features, self.kernel, x.shape[-1], self.stride, name="conv3d.0")(x)
-        return nn.relu(TorchBatchNorm(self.axis_name, name="conv3d.1")(x, train))
+        return nn.relu(TorchBatchNorm(name="conv3d.1")(x, train))
 
 
 class Mixed(nn.Module):
     """Four branches side by side on channels (Inception's), channels as in `MIXED`."""
 
     features: tuple[int, ...]
-    axis_name: str | None
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         def unit(i: int, kernel: int, name: str):
-            module = Unit(self.features[i], kernel, axis_name=self.axis_name, name=name)
+            module = Unit(self.features[i], kernel, name=name)
             return lambda x: module(x, train)
 
         branches = [
@@ -70,36 +68,34 @@ class Up(nn.Module):
 
     between: int
     features: int
-    axis_name: str | None
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         x = ConvTranspose3d(self.between, (3, 4, 4), use_bias=True, name="trans3d.0")(x)
-        x = nn.relu(TorchBatchNorm(self.axis_name, name="trans3d.1")(x, train))
-        return Unit(self.features, 3, axis_name=self.axis_name, name="trans3d.3")(x, train)
+        x = nn.relu(TorchBatchNorm(name="trans3d.1")(x, train))
+        return Unit(self.features, 3, name="trans3d.3")(x, train)
 
 
 class AiFDNet(nn.Module):
     """Frames [B,Z,H,W,3] in [0,1], H and W multiples of 32, any Z -> attention logits [B,Z,H,W]."""
 
     width: float = 1.0
-    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, frames: Array, train: bool) -> Array:
         wide = lambda count: channels(count, self.width)  # noqa: E731
 
         def unit(x: Array, features: int, name: str, kernel: int = 1, stride: int = 1) -> Array:
-            return Unit(wide(features), kernel, stride, self.axis_name, name=name)(x, train)
+            return Unit(wide(features), kernel, stride, name=name)(x, train)
 
         def mixed(x: Array, *names: str) -> Array:
             for name in names:
                 features = tuple(wide(count) for count in MIXED[name])
-                x = Mixed(features, self.axis_name, name=f"Mixed_{name}")(x, train)
+                x = Mixed(features, name=f"Mixed_{name}")(x, train)
             return x
 
         def up(x: Array, between: int, features: int, name: str) -> Array:
-            return Up(wide(between), wide(features), self.axis_name, name=name)(x, train)
+            return Up(wide(between), wide(features), name=name)(x, train)
 
         half = unit(frames, 64, "conv3d_1a", 7, 2)
         x = unit(max_pool3d(half, (1, 3, 3), 2), 64, "conv3d_2b")

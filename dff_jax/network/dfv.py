@@ -26,15 +26,14 @@ class DFV(nn.Module):
 
     width: float
     difference: bool  # DFV-Diff
-    axis_name: str | None = None
     dtype: str = "float32"  # of the computation
 
     @nn.compact
     def __call__(self, frames: Array, train: bool) -> list[Array]:
         b, z, h, w, _ = frames.shape
         flat = normalize(frames, "imagenet").astype(self.dtype).reshape(b * z, h, w, 3)
-        levels = ResNet18(self.width, "torch_batch", self.axis_name, name="encoder")(flat, train)
-        top_down = TopDown(self.width, "torch_batch", "pyramid", self.axis_name, name="top_down")
+        levels = ResNet18(self.width, "torch_batch", name="encoder")(flat, train)
+        top_down = TopDown(self.width, "torch_batch", "pyramid", name="top_down")
         volumes = [v.reshape(b, z, *v.shape[1:]) for v in top_down(levels, train)]
         if self.difference:
             volumes = [frame_differences(v) for v in volumes]
@@ -45,7 +44,7 @@ class DFV(nn.Module):
             x = volume if x is None else jnp.concatenate([x, volume], -1)
             block = DecoderBlock(
                 channels(features, self.width), up_to and channels(up_to, self.width), pool, "torch_batch",
-                self.axis_name, name=f"decoder{level}",
+                name=f"decoder{level}",
             )  # fmt: skip
             score, x = block(x, train, every_scale or level == 1)
             scores.insert(0, score)

@@ -35,7 +35,6 @@ class ConvNorm(nn.Module):
     stride: int = 1
     dilation: int = 1
     up: bool = False
-    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
@@ -43,18 +42,16 @@ class ConvNorm(nn.Module):
             x = ConvTranspose3d(self.features, name="0")(x)
         else:
             x = Conv3d(self.features, self.kernel, stride=self.stride, dilation=self.dilation, name="0")(x)
-        return TorchBatchNorm(self.axis_name, name="1")(x, train)
+        return TorchBatchNorm(name="1")(x, train)
 
 
 class Sharpness(nn.Module):
     """Features within each frame, with a skip; then what neighbouring frames say of it, added."""
 
-    axis_name: str | None
-
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         def within(x: Array, name: str) -> Array:
-            module = ConvNorm(x.shape[-1], (1, 3, 3), axis_name=self.axis_name, name=f"Focus_Measure.conv.{name}")
+            module = ConvNorm(x.shape[-1], (1, 3, 3), name=f"Focus_Measure.conv.{name}")
             return module(x, train)
 
         x = nn.relu(x + within(nn.relu(within(x, "0")), "2"))
@@ -66,14 +63,13 @@ class Halve(nn.Module):
     """To half the size by a strided convolution and by max-pooling, added."""
 
     features: int
-    axis_name: str | None
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        strided = ConvNorm(self.features, stride=2, axis_name=self.axis_name, name="stride_conv")(x, train)
+        strided = ConvNorm(self.features, stride=2, name="stride_conv")(x, train)
         pooled = max_pool3d(x, (1, 2, 2), 2)
         return nn.relu(
-            strided + ConvNorm(self.features, axis_name=self.axis_name, name="max_pooling.1")(pooled, train)
+            strided + ConvNorm(self.features, name="max_pooling.1")(pooled, train)
         )
 
 
@@ -81,13 +77,12 @@ class Pyramid(nn.Module):
     """Features at 1/4 -> 1/8, from average pools over 2, 4 and 8 pixels merged down to 1/32 and back up."""
 
     width: float
-    axis_name: str | None
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         def block(x: Array, features: int, name: str, kernel: int = 3, up: bool = False) -> Array:
             count = channels(features, self.width)
-            return ConvNorm(count, kernel, up=up, axis_name=self.axis_name, name=name)(x, train)
+            return ConvNorm(count, kernel, up=up, name=name)(x, train)
 
         def strided(x: Array, features: int, name: str) -> Array:
             return Conv3d(channels(features, self.width), stride=2, name=name)(x)
@@ -118,13 +113,12 @@ class Hourglass(nn.Module):
 
     features: int
     width: float
-    axis_name: str | None
 
     @nn.compact
     def __call__(self, x: Array, first: Array | None, last: Array | None, train: bool) -> tuple[Array, Array]:
         def block(x: Array, double: bool, name: str, kernel: int = 3, stride: int = 1, up: bool = False) -> Array:
             count = channels(self.features * (2 if double else 1), self.width)
-            return ConvNorm(count, kernel, stride, up=up, axis_name=self.axis_name, name=name)(x, train)
+            return ConvNorm(count, kernel, stride, up=up, name=name)(x, train)
 
         start = nn.relu(block(x, False, "conv0.0"))
         y = nn.relu(block(start, True, "conv1.0", stride=2))
@@ -145,7 +139,6 @@ class DWild(nn.Module):
     """
 
     width: float = 1.0
-    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, frames: Array, train: bool) -> list[Array]:
@@ -154,22 +147,22 @@ class DWild(nn.Module):
 
         def block(x: Array, features: int, name: str, up: bool = False, **how) -> Array:
             count = channels(features, self.width)
-            return ConvNorm(count, up=up, axis_name=self.axis_name, name=name, **how)(x, train)
+            return ConvNorm(count, up=up, name=name, **how)(x, train)
 
         def logits(x: Array, name: str, kernel: int = 1) -> Array:
             return resize(Conv3d(1, kernel, name=name)(x).astype(jnp.float32), *size)[..., 0]
 
         def hourglass(features: int, x: Array, skip: Array, first: Array | None, last: Array | None, name: str):
-            module = Hourglass(features, self.width, self.axis_name, name=name)
+            module = Hourglass(features, self.width, name=name)
             output, start = module(jnp.concatenate([x, skip], -1), first, last, train)
             return x + output, output, start
 
         x = nn.relu(block(frames, 8, "FM_measure.Focus_extraction.0", kernel=(1, 9, 9), dilation=2))
-        levels = [Sharpness(self.axis_name, name="FM_measure.Focus_extraction.2")(x, train)]
+        levels = [Sharpness(name="FM_measure.Focus_extraction.2")(x, train)]
         for i, features in enumerate((16, 32), 1):
-            x = Halve(channels(features, self.width), self.axis_name, name=f"FM_conv{i}.0")(levels[-1], train)
-            levels.append(Sharpness(self.axis_name, name=f"FM_conv{i}.1")(x, train))
-        x = Pyramid(self.width, self.axis_name, name="SPP_module")(levels[2], train)
+            x = Halve(channels(features, self.width), name=f"FM_conv{i}.0")(levels[-1], train)
+            levels.append(Sharpness(name=f"FM_conv{i}.1")(x, train))
+        x = Pyramid(self.width, name="SPP_module")(levels[2], train)
 
         found = []
         if heads:

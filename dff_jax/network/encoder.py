@@ -15,11 +15,10 @@ class BasicBlock(nn.Module):
     features: int
     stride: int
     norm: str
-    axis_name: str | None
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        norm = lambda name: Norm(self.norm, self.axis_name, name=name)  # noqa: E731
+        norm = lambda name: Norm(self.norm, name=name)  # noqa: E731
         conv = lambda kernel, stride, name: Conv(  # noqa: E731
             self.features, kernel, stride, use_bias=False, kernel_init=he_fan_out, name=name
         )
@@ -35,18 +34,17 @@ class ResNet18(nn.Module):
 
     width: float = 1.0
     norm: str = "batch"
-    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> tuple[Array, ...]:
         stem = Conv(channels(64, self.width), 7, 2, use_bias=False, kernel_init=he_fan_out, name="conv1")(x)
-        x = nn.relu(Norm(self.norm, self.axis_name, name="bn1")(stem, train))
+        x = nn.relu(Norm(self.norm, name="bn1")(stem, train))
         x = nn.max_pool(extent.edge(x, first=1), (3, 3), (2, 2), ((1, 1), (1, 1)))
         levels = []
         for i, features in enumerate((64, 128, 256, 512)):
             for j in range(2):
                 block = BasicBlock(
-                    channels(features, self.width), 2 if i and not j else 1, self.norm, self.axis_name,
+                    channels(features, self.width), 2 if i and not j else 1, self.norm,
                     name=f"layer{i + 1}_{j}",
                 )  # fmt: skip
                 x = block(x, train)
@@ -59,15 +57,14 @@ class TinyEncoder(nn.Module):
 
     width: float = 1.0
     norm: str = "batch"
-    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> tuple[Array, ...]:
         stem = Conv(channels(32, self.width), 3, 2, use_bias=False, kernel_init=he_fan_out, name="conv1")(x)
-        x = nn.relu(Norm(self.norm, self.axis_name, name="bn1")(stem, train))
+        x = nn.relu(Norm(self.norm, name="bn1")(stem, train))
         levels = []
         for i, features in enumerate((64, 128, 256, 512)):
-            block = BasicBlock(channels(features, self.width), 2, self.norm, self.axis_name, name=f"layer{i + 1}_0")
+            block = BasicBlock(channels(features, self.width), 2, self.norm, name=f"layer{i + 1}_0")
             x = block(x, train)
             levels.append(x)
         return tuple(levels)

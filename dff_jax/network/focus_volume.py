@@ -37,13 +37,12 @@ class TopDown(nn.Module):
     width: float
     norm: str
     pooling: str
-    axis_name: str | None
 
     @nn.compact
     def __call__(self, levels: tuple[Array, ...], train: bool) -> tuple[Array, ...]:
         def block(features: int, kernel: int, name: str, upsample: bool = False, scaled: bool = True):
             features = channels(features, self.width) if scaled else features
-            module = ConvNormAct(features, kernel, self.norm, self.axis_name, upsample, name=name)
+            module = ConvNormAct(features, kernel, self.norm, upsample, name=name)
             return lambda x: module(x, train)
 
         x = levels[3]
@@ -67,11 +66,10 @@ class Residual3d(nn.Module):
 
     features: int
     norm: str
-    axis_name: str | None
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        norm = lambda y: Norm(self.norm, self.axis_name)(y, train)  # noqa: E731
+        norm = lambda y: Norm(self.norm)(y, train)  # noqa: E731
         y = nn.relu(norm(Conv3d(self.features)(x)))
         y = norm(Conv3d(self.features)(y))
         if x.shape[-1] != self.features:
@@ -89,13 +87,12 @@ class DecoderBlock(nn.Module):
     up_to: int | None
     pool: bool
     norm: str
-    axis_name: str | None
 
     @nn.compact
     def __call__(self, x: Array, train: bool, with_score: bool = True) -> tuple[Array | None, Array | None]:
-        norm = lambda y: Norm(self.norm, self.axis_name)(y, train)  # noqa: E731
+        norm = lambda y: Norm(self.norm)(y, train)  # noqa: E731
         for _ in range(2):
-            x = Residual3d(self.features, self.norm, self.axis_name)(x, train)
+            x = Residual3d(self.features, self.norm)(x, train)
         h, w = x.shape[2:4]
         if self.pool:
             total = 0.0
@@ -104,7 +101,7 @@ class DecoderBlock(nn.Module):
             x = nn.relu(0.5 * (x + 0.25 * total))
         # made whether used or not: flax numbers modules in the order in which they are made
         hidden, head = Conv3d(self.features), Conv3d(1, use_bias=True)
-        head_norm, score = Norm(self.norm, self.axis_name), None
+        head_norm, score = Norm(self.norm), None
         if with_score:
             score = head(nn.relu(head_norm(hidden(x), train)))[..., 0]
         if self.up_to is None:
@@ -133,16 +130,15 @@ class FocusVolume(nn.Module):
     """
 
     config: ModelConfig
-    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, frames: Array, train: bool) -> tuple[Array, list[Array]]:
         c = self.config
         b, z, h, w, _ = frames.shape
         flat = normalize(frames, c.input_range).astype(c.dtype).reshape(b * z, h, w, 3)
-        levels = ENCODERS[c.encoder](c.width, c.norm, self.axis_name, name="encoder")(flat, train)
+        levels = ENCODERS[c.encoder](c.width, c.norm, name="encoder")(flat, train)
         width = c.width * c.decoder_width
-        volumes = TopDown(width, c.norm, c.pooling, self.axis_name, name="top_down")(levels, train)
+        volumes = TopDown(width, c.norm, c.pooling, name="top_down")(levels, train)
         volumes = [v.reshape(b, z, *v.shape[1:]) for v in volumes]
         if c.volume == "diff":
             volumes = [frame_differences(v) for v in volumes]
@@ -158,7 +154,7 @@ class FocusVolume(nn.Module):
             volume = volumes[level - 1]
             x = volume if x is None else jnp.concatenate([x, volume], -1)
             block = DecoderBlock(
-                channels(features, width), up_to and channels(up_to, width), pooled, c.norm, self.axis_name,
+                channels(features, width), up_to and channels(up_to, width), pooled, c.norm,
                 name=f"decoder{level}",
             )  # fmt: skip
             score, x = block(x, train)

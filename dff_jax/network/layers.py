@@ -32,6 +32,19 @@ he_fan_in = nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal")
 he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
+DEVICE_AXIS = "devices"
+"""The axis over which `jax.pmap` splits a batch in training: norms average over it where it is bound."""
+
+
+def device_axis() -> str | None:
+    """DEVICE_AXIS inside a function that is mapped over it; None elsewhere: jit sees the whole batch."""
+    try:
+        lax.axis_size(DEVICE_AXIS)
+    except NameError:
+        return None
+    return DEVICE_AXIS
+
+
 def torch_bias(fan_in: int) -> Callable:
     """PyTorch's default for the biases of convolutions: as for their kernels."""
 
@@ -171,7 +184,6 @@ class TorchBatchNorm(nn.Module):
     For the compared networks: where a pooled map leaves few values, the two differ by up to a factor of 2.
     """
 
-    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
@@ -182,14 +194,16 @@ class TorchBatchNorm(nn.Module):
         running_var = self.variable("batch_stats", "var", jnp.ones, features)
         mean, var = running_mean.value, running_var.value
         if train:
+            axis = device_axis()
+
             def over_batch(values):
                 found = values.astype(jnp.float32).mean(tuple(range(x.ndim - 1)))
-                return lax.pmean(found, self.axis_name) if self.axis_name else found
+                return lax.pmean(found, axis) if axis else found
 
             mean = over_batch(x)
             var = over_batch(jnp.square(x.astype(jnp.float32) - mean.reshape((1,) * (x.ndim - 1) + (-1,))))
             if not self.is_initializing():
-                count = x.size // x.shape[-1] * (lax.axis_size(self.axis_name) if self.axis_name else 1)
+                count = x.size // x.shape[-1] * (lax.axis_size(axis) if axis else 1)
                 running_mean.value = 0.9 * running_mean.value + 0.1 * mean
                 running_var.value = 0.9 * running_var.value + 0.1 * var * (count / max(count - 1, 1))
         gain = scale * lax.rsqrt(var + 1e-5)
@@ -201,7 +215,6 @@ class Norm(nn.Module):
     """BatchNorm (PyTorch's momentum and epsilon), or GroupNorm with up to 8 groups."""
 
     kind: str  # "batch", "torch_batch" or "group"
-    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
@@ -209,9 +222,9 @@ class Norm(nn.Module):
             mask = None if extent.current() is None else jnp.broadcast_to(extent.inside(x, first=-3), x.shape)
             return nn.GroupNorm(num_groups=math.gcd(8, x.shape[-1]), epsilon=1e-5, dtype=x.dtype)(x, mask=mask)
         if self.kind == "torch_batch":
-            return TorchBatchNorm(self.axis_name)(x, train)
+            return TorchBatchNorm()(x, train)
         return nn.BatchNorm(
-            use_running_average=not train, momentum=0.9, epsilon=1e-5, axis_name=self.axis_name, dtype=x.dtype
+            use_running_average=not train, momentum=0.9, epsilon=1e-5, axis_name=device_axis(), dtype=x.dtype
         )(x)
 
 
@@ -221,10 +234,9 @@ class ConvNormAct(nn.Module):
     features: int
     kernel: int = 3
     norm: str = "batch"
-    axis_name: str | None = None
     upsample: bool = False  # to twice the size first, by repetition
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         x = Conv(self.features, self.kernel, use_bias=False, upsample=self.upsample)(x)
-        return nn.leaky_relu(Norm(self.norm, self.axis_name)(x, train), 0.1)
+        return nn.leaky_relu(Norm(self.norm)(x, train), 0.1)

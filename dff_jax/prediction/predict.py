@@ -214,8 +214,8 @@ def predict_to_folder(
 
 @functools.lru_cache(maxsize=8)
 def _built(model: config.ModelConfig) -> Estimator:
-    """The estimator of `model`; a network's, which has no survey, is built when it is traced: a kept program needs
-    neither it nor flax."""
+    """The estimator of `model`. A network has no `global_statistics` and is built when it is traced: a kept program
+    needs neither it nor flax."""
     if model.method in config.UNTRAINED:
         return estimators.build(model)
     build = functools.cache(lambda: estimators.build(model))

@@ -146,7 +146,7 @@ def estimate(
         means = 0.0
         for part, found in _answers(programs.survey, ({}, q), stack.frames, tiles, devices, "measuring", progress):
             means += np.einsum("hwn,h,w->n", found, part.down, part.across, dtype=np.float64) / (height * width)
-        variables = {**variables, "survey": jax.device_put(means.astype(np.float32), _everywhere(devices))}
+        variables = {**variables, "global_statistics": jax.device_put(means.astype(np.float32), _everywhere(devices))}
     shapes = ((), (), (), (3,), (len(programs.stages),))
     total = Maps(*(np.zeros((height, width, *more), np.float32) for more in shapes))
     doing = "estimating depth"
@@ -203,13 +203,14 @@ def _plan(
 
 
 def _programs(method: _Method, variables: Variables, shape: tuple[int, ...], dtype: Any, tiled: bool) -> _Programs:
-    """For tiles [N,Z,h,w,3]; a survey only if there are others."""
+    """For tiles [N,Z,h,w,3]; global statistics only if there are others."""
     frames, q = jax.ShapeDtypeStruct(shape, dtype), jax.ShapeDtypeStruct((1, shape[1]), np.float32)
-    survey, look_over = None, method.estimator.survey
+    survey, look_over = None, method.estimator.global_statistics
     if tiled and look_over is not None:
-        survey = _compiled(method._replace(iterations=None, stages=False), "survey", *_structure(({}, frames, q)))
+        bare = method._replace(iterations=None, stages=False)
+        survey = _compiled(bare, "global_statistics", *_structure(({}, frames, q)))
         means = jax.eval_shape(look_over, jax.ShapeDtypeStruct((1, *shape[1:]), jnp.float32), q)
-        variables = {**variables, "survey": jax.ShapeDtypeStruct(means.shape[-1:], np.float32)}
+        variables = {**variables, "global_statistics": jax.ShapeDtypeStruct(means.shape[-1:], np.float32)}
     apply = _compiled(method, "apply", *_structure((variables, frames, q)), quickly=not tiled)
     need = max(program.memory for program in (survey, apply) if program)
     return _Programs(apply.run, survey and survey.run, need * _sharers(shape[0]), apply.stages)
@@ -224,7 +225,7 @@ def _structure(arguments: Any) -> tuple[Any, tuple[jax.ShapeDtypeStruct, ...]]:
 def _compiled(
     method: _Method, part: str, tree: Any, shapes: tuple[jax.ShapeDtypeStruct, ...], quickly: bool = False
 ) -> _Program:
-    """`apply` without its history, or `survey`, of tiles as photographed, each on a device of its own."""
+    """`apply` without its history, or `global_statistics`, of tiles as photographed, each on a device of its own."""
     identity = method.identity
     devices, count, height, width = jax.tree.unflatten(tree, shapes)[1].shape[:4]
     sizes = [(x.shape, x.dtype.name) for x in shapes]
@@ -254,8 +255,8 @@ def _compile(
     def run(variables, frames, focus):
         if jnp.issubdtype(frames.dtype, jnp.integer):
             frames = frames.astype(jnp.float32) / jnp.iinfo(frames.dtype).max
-        if part == "survey":
-            return estimator.survey(frames, focus)
+        if part == "global_statistics":
+            return estimator.global_statistics(frames, focus)
         answer, _ = estimator.apply(variables, frames, focus, train=False, num_iterations=method.iterations)
         found = _stages(answer.history) if method.stages and answer.history is not None else {}
         names[:] = found

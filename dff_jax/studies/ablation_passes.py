@@ -105,7 +105,7 @@ def sweep(estimator: Estimator, iterations: tuple[int, ...]) -> Estimator:
         refined = jnp.concatenate([one.history.refined[:, -1:] for one in (*before, last)], 1)
         return last._replace(history=last.history._replace(refined=refined)), stats
 
-    return Estimator(estimator.init, apply, not_within=estimator.not_within)
+    return Estimator(estimator.init, apply)
 
 
 # One pass ---------------------------------------------------------------------------------------------

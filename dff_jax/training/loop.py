@@ -122,10 +122,8 @@ def train(config: Config, output: str | Path, *, resume: bool = True) -> dict[st
         if step:
             logs.say(f"{output}: resuming after step {step} of {config.training.num_steps}")
 
-        # Under pmap BatchNorm must know the axis; evaluation runs on one device and has none.
-        learner = estimators.build(config.model, devices.axis_name) if devices.pmap else estimator
         update = make_update(
-            learner, tx, config.loss, config.model.coordinate, devices.axis_name, config.training.accumulate,
+            estimator, tx, config.loss, config.model.coordinate, config.training.accumulate,
             config.training.average,
         )  # fmt: skip
         writers = logs.open_writers(

@@ -2,8 +2,8 @@
 
 `mse_final` is the paper's: the mean squared error of the refined depth. `sequence` weighs the error of every
 stage on the way, Dbar, D(0)..D(K), Dhat(1)..Dhat(T), by gamma^(n-1-i), normalised to one; the last stage is
-the heaviest. `multi_scale` is that of the compared networks: errors of the depths at several scales (a
-`History` has them as candidates, the answer first), each by its weight, not normalised.
+the heaviest. `multi_scale` is that of the compared networks: errors of the depths at several scales
+(`Prediction.scales`, the answer first), each by its weight, not normalised.
 """
 
 from __future__ import annotations
@@ -100,8 +100,8 @@ def weighted_depths(prediction: Prediction, config: LossConfig) -> list[tuple[fl
         depths = stages(prediction)
         return list(zip(stage_weights(len(depths), config.gamma), depths, strict=True))
     depths = [prediction.depth]
-    if prediction.history is not None:
-        depths = list(jnp.moveaxis(prediction.history.candidates, -1, 0))
+    if prediction.scales is not None:
+        depths = list(jnp.moveaxis(prediction.scales, -1, 0))
     if len(depths) != len(config.scale_weights):
         raise ConfigError(f"loss.scale_weights: this network has {len(depths)} scales, not {len(config.scale_weights)}")
     return list(zip(config.scale_weights, depths, strict=True))

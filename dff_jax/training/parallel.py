@@ -19,6 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 from dff_jax.config import TrainingConfig
 from dff_jax.errors import ConfigError
+from dff_jax.network.layers import DEVICE_AXIS
 from dff_jax.runtime.compile import compiler_options
 from dff_jax.types import Batch
 
@@ -30,11 +31,6 @@ class Devices(NamedTuple):
 
     mesh: Mesh  # 1-D, axis "data"
     pmap: bool
-
-    @property
-    def axis_name(self) -> str | None:
-        """What `estimators.build` and `make_update` must be told: pmap's axis, or None under jit."""
-        return AXIS if self.pmap else None
 
     @property
     def split(self) -> NamedSharding:
@@ -75,7 +71,7 @@ def compile_update(devices: Devices, update: Callable) -> Callable:
     """`update` for states of `to_devices` and batches of `put_batch`. The state is donated: use only the new
     one."""
     if devices.pmap:
-        return jax.pmap(update, axis_name=AXIS, donate_argnums=0, devices=list(devices.mesh.devices.flat))
+        return jax.pmap(update, axis_name=DEVICE_AXIS, donate_argnums=0, devices=list(devices.mesh.devices.flat))
     whole = devices.whole
     return jax.jit(
         update, donate_argnums=0, in_shardings=(whole, devices.split), out_shardings=(whole, whole),

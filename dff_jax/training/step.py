@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from dff_jax.config import LossConfig
+from dff_jax.network.layers import device_axis
 from dff_jax.training.objective import loss_mask, objective
 from dff_jax.training.optimizer import hyperparameters
 from dff_jax.training.state import TrainState, averaged, variables
@@ -22,16 +23,13 @@ def make_update(
     optimizer: optax.GradientTransformation,
     loss: LossConfig,
     coordinate: str,
-    axis_name: str | None = None,
     accumulate: int = 1,
     average: float = 0.0,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The pure update (state, batch) -> (state, metrics).
 
-    With `axis_name=None` the batch is the global one and the compiler reduces over devices. Under pmap the
-    batch is this device's share and `axis_name` the axis to sum over; the estimator must have been built with
-    the same name, so that BatchNorm sees the global batch. Both divide the global sum by the global count of
-    valid pixels.
+    Under jit the batch is the global one and the compiler reduces over devices. Under pmap over DEVICE_AXIS it is this
+    device's share, and the update sums over that axis. Both divide the global sum by the global count of valid pixels.
 
     With `accumulate` the batch goes through the network in so many parts, one after the other, and the sum of their
     gradients makes the update; the loss is still divided by the count of the whole batch. Batch statistics are those
@@ -44,7 +42,8 @@ def make_update(
     """
 
     def over_devices(tree):
-        return jax.lax.psum(tree, axis_name) if axis_name else tree
+        axis = device_axis()
+        return jax.lax.psum(tree, axis) if axis else tree
 
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         masks = batch.mask, loss_mask(batch, loss)

@@ -57,7 +57,7 @@ def test_inference_gives_pytorchs_numbers(small):
     frames, focus = stack(3, 40, 50, 2)
     prediction, stats = apply(variables, frames, focus)
     assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), stats, variables["batch_stats"]))
-    assert prediction.history.candidates.shape == (2, 40, 50, 1)
+    assert prediction.scales.shape == (2, 40, 50, 1)
     depth = np.asarray(prediction.depth)
     np.testing.assert_allclose(depth[PIXELS], [52.491649, 52.684002, 49.161633, 51.026816], atol=1e-4 * RANGE)
     np.testing.assert_allclose([depth.mean(), depth.std()], [50.084806, 2.257621], atol=1e-5 * RANGE)
@@ -74,7 +74,7 @@ def test_inference_gives_pytorchs_numbers(small):
 def test_training_gives_pytorchs_numbers(small):
     _, variables, apply = small
     prediction, stats = apply(variables, *stack(3, 40, 50, 2), train=True)
-    depths = np.moveaxis(prediction.history.candidates, -1, 0)
+    depths = np.moveaxis(prediction.scales, -1, 0)
     expected = [[55.701524, 47.010114, 40.771957, 56.383675]]
     np.testing.assert_allclose([depth[PIXELS] for depth in depths], expected, atol=1e-4 * RANGE)
     moments = [[51.157923, 11.353398]]

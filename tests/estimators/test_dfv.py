@@ -64,7 +64,7 @@ def test_numbers_at_inference(variables, volume):
     pixels, mean = INFERENCE[volume]
     np.testing.assert_allclose(found.depth[0, [0, 17, 59], [0, 40, 74]], pixels, atol=2e-3)
     np.testing.assert_allclose(found.depth.mean(), mean, atol=2e-3)
-    assert found.history.candidates.shape == (1, 60, 75, 1)
+    assert found.scales.shape == (1, 60, 75, 1)
     jax.tree.map(np.testing.assert_array_equal, stats, variables["batch_stats"])
 
 
@@ -73,7 +73,7 @@ def test_numbers_in_training(variables, volume):
     frames, focus = wave_stacks(2, 3, 64, 64)
     apply = estimators.build(narrow(volume)).apply
     found, stats = jax.jit(lambda *given: apply(*given, train=True))(variables, frames, focus)
-    depths = found.history.candidates
+    depths = found.scales
     # BatchNorm over two values amplifies: frames changed by 1e-7 of themselves move a pixel by 0.1
     np.testing.assert_allclose(depths[1, 33, 20], TRAINING[volume][0], atol=0.2)
     np.testing.assert_allclose(depths.mean((0, 1, 2)), TRAINING[volume][1], atol=2e-3)
@@ -111,7 +111,7 @@ def test_near_first(variables):
     turned, _ = jax.jit(estimators.build(narrow(frame_order="descending")).apply)(variables, frames, focus)
     plain, _ = apply(variables, frames[:, ::-1], focus[:, ::-1])
     np.testing.assert_allclose(turned.depth, plain.depth, atol=1e-3)
-    np.testing.assert_allclose(turned.history.expected, plain.depth, atol=1e-3)
+    np.testing.assert_allclose(turned.scales[..., 0], plain.depth, atol=1e-3)
     np.testing.assert_allclose(turned.all_in_focus, plain.all_in_focus, atol=1e-5)
     assert 0 < turned.confidence.min() and turned.confidence.max() <= 1
     ascending, _ = apply(variables, frames, focus)

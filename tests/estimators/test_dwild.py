@@ -62,7 +62,7 @@ def test_inference_gives_pytorchs_numbers(small):
     frames, focus = stack(3, 40, 50, 2)
     prediction, stats = apply(variables, frames, focus)
     assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), stats, variables["batch_stats"]))
-    assert prediction.history.candidates.shape == (2, 40, 50, 1)
+    assert prediction.scales.shape == (2, 40, 50, 1)
     depth = np.asarray(prediction.depth)
     np.testing.assert_allclose(depth[PIXELS], [54.379782, 50.211799, 49.399595, 40.333578], atol=1e-4 * RANGE)
     np.testing.assert_allclose([depth.mean(), depth.std()], [49.576096, 6.386948], atol=1e-5 * RANGE)
@@ -79,7 +79,7 @@ def test_inference_gives_pytorchs_numbers(small):
 def test_training_gives_pytorchs_numbers(small):
     _, variables, apply = small
     prediction, stats = apply(variables, *stack(3, 40, 50, 2), train=True)
-    depths = np.moveaxis(prediction.history.candidates, -1, 0)
+    depths = np.moveaxis(prediction.scales, -1, 0)
     expected = [
         [44.717928, 18.314073, 36.028308, 26.527768],
         [47.040623, 42.978308, 49.699017, 30.892290],

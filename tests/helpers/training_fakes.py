@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dff_jax import config as configs
+from dff_jax.network.layers import device_axis
 from dff_jax.types import Batch, Estimator, History, Prediction
 
 FRAMES, SIZE = 3, 24
@@ -15,13 +16,12 @@ FRAMES, SIZE = 3, 24
 class Net(nn.Module):
     """Scores for each frame -> Dbar -> two candidates -> K identical steps towards their mean -> refined."""
 
-    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, frames, focus, train, num_iterations):
         b, z, h, w, _ = frames.shape
         x = nn.Conv(4, (3, 3), use_bias=False)(frames.reshape(b * z, h, w, 3))
-        x = nn.BatchNorm(use_running_average=not train, axis_name=self.axis_name, momentum=0.9)(x)
+        x = nn.BatchNorm(use_running_average=not train, axis_name=device_axis(), momentum=0.9)(x)
         scores = nn.Conv(1, (3, 3))(nn.relu(x)).reshape(b, z, h, w)
         low, span = focus[:, 0, None, None], (focus[:, -1] - focus[:, 0])[:, None, None]
         probability = nn.softmax(scores, axis=1)
@@ -48,9 +48,9 @@ class Net(nn.Module):
         return Prediction(to_q(refined), jnp.ones((b, h, w)), jnp.zeros((b, h, w)), sharp, history)
 
 
-def build(model: configs.ModelConfig, axis_name: str | None = None) -> Estimator:
+def build(model: configs.ModelConfig) -> Estimator:
     """In the place of `estimators.build`."""
-    net = Net(axis_name)
+    net = Net()
 
     def init(key, frames, focus):
         return net.init(key, jnp.zeros(frames.shape), focus, False, model.num_iterations)

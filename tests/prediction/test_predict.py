@@ -360,8 +360,9 @@ def test_interrupts_wait_for_xla_but_are_not_lost(capfd):
 
 
 @pytest.mark.parametrize("method", ["proximal", "dfv", "aifdnet", "dwild"])
-def test_networks_have_no_survey_which_a_late_built_one_would_lose(method):
+def test_networks_have_no_global_statistics_which_a_late_built_one_would_lose(method):
     presets = [config.model_preset(name) for name in config.MODEL_PRESETS]
     model = next(preset for preset in presets if preset.method == method)
     late = prediction._built(model)
-    assert late is prediction._built(model) and late.survey is None and estimators.build(model).survey is None
+    assert late is prediction._built(model) and late.global_statistics is None
+    assert estimators.build(model).global_statistics is None

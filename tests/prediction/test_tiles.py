@@ -112,7 +112,7 @@ def test_no_seams_without_training(method, overlap, monkeypatch):
     assert differences(estimator, {}, stack, monkeypatch, tile=256, overlap=overlap).max() < 1e-4
     monkeypatch.undo()
     if method == "classical":  # a tile for itself does not know what is typical of the picture
-        alone = estimator._replace(survey=None)
+        alone = estimator._replace(global_statistics=None)
         assert differences(alone, {}, stack, monkeypatch, tile=256, overlap=overlap).max() > 3e-4
 
 
@@ -167,7 +167,7 @@ def normalized():
 
     def apply(variables, frames, focus, *, train=False, num_iterations=None):
         grey = survey(frames, focus)[..., 0]
-        depth = grey / variables.get("survey", grey.mean()[None])[0]
+        depth = grey / variables.get("global_statistics", grey.mean()[None])[0]
         return Prediction(depth, grey, grey, frames[:, 0]), {}
 
     return Estimator(lambda key, frames, focus: {}, apply, survey)

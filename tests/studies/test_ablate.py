@@ -162,7 +162,7 @@ def test_runs_side_by_side(tmp_path, stacks, faked):
 
 
 def test_a_run_without_refiner_answers_with_its_last_iterate(tmp_path, stacks, monkeypatch):
-    def build(model, axis_name=None):
+    def build(model):
         estimator = fakes.build(model)
 
         def apply(*args, **kwargs):

@@ -31,10 +31,10 @@ def run_updates(build, model, *, mode, num_devices, batches, peak=1e-4, accumula
     training = configs.TrainingConfig(parallel=mode, num_devices=num_devices)
     devices = parallel.choose_devices(training, batches[0].frames.shape[0])
     tx = optimizer.build(configs.OptimizerConfig(peak_learning_rate=peak), 100)
-    estimator = build(model, devices.axis_name)
+    estimator = build(model)
     now = state.create(jax.random.key(0), build(model), tx, batches[0].frames, batches[0].focus)
     now = parallel.to_devices(devices, now)
-    update = make_update(estimator, tx, configs.LossConfig(), model.coordinate, devices.axis_name, accumulate)
+    update = make_update(estimator, tx, configs.LossConfig(), model.coordinate, accumulate)
     compiled = parallel.compile_update(devices, update)
     logged = []
     for batch in batches:
@@ -76,7 +76,7 @@ def test_many_devices_equal_one(on_one_device, mode, num_devices):
 def test_accumulated_parts_make_one_update(mode, num_devices):
     """Without statistics over the batch, four parts give the gradient of the whole, however many devices share it."""
 
-    def build(model, axis_name=None):
+    def build(model):
         inner = fakes.build(model)
 
         def apply(variables, frames, focus, *, train=False, num_iterations=None):

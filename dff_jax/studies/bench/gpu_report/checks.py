@@ -259,9 +259,9 @@ def _jit_and_pmap() -> Found:
     found = []
     for mode, given in (("jit", (batch, moved)), ("pmap", (batch,))):
         devices = parallel.choose_devices(TrainingConfig(parallel=mode), 2 * number)
-        learner = estimators.build(model, devices.axis_name)
+        learner = estimators.build(model)
         tx = optimizers.build(OptimizerConfig(), 1000)
-        update = make_update(learner, tx, LossConfig(), model.coordinate, devices.axis_name)
+        update = make_update(learner, tx, LossConfig(), model.coordinate)
         compiled = parallel.compile_update(devices, update)
         for seen in given:
             now, logged = compiled(parallel.to_devices(devices, state), parallel.put_batch(devices, seen))
