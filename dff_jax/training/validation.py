@@ -141,9 +141,7 @@ def flatten(evaluation: Evaluation) -> dict[str, float]:
 
 def draw(batch: Any, depth: np.ndarray) -> dict[str, np.ndarray]:
     """Depth, ground truth and error (full scale: a tenth of the focus range) of a batch's first stack."""
-    from dff_jax.pictures.panels import (
-        panels as pictures,  # whose drawing libraries a run without pictures does not need
-    )
+    from dff_jax.pictures import panels as pictures  # whose drawing libraries a run without images does not need
 
     focus, truth, mask, depth = batch.focus[0], batch.depth[0], batch.mask[0], depth[0]
     low, high = float(focus[0]), float(focus[-1])
