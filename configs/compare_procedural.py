@@ -10,9 +10,11 @@ also optimizer, schedule, clipping and augmentation as far as they are published
 import dataclasses
 
 from dff_jax.config import (
+    AiFDNet,
     Comparison,
     Config,
     DataConfig,
+    DWild,
     Entrant,
     LossConfig,
     ModelConfig,
@@ -20,10 +22,8 @@ from dff_jax.config import (
     TestSet,
     TrainingConfig,
     WorldConfig,
-    aifdnet,
     dfv_diff,
     dfv_fv,
-    dwild,
     paper,
     physical,
     tiny,
@@ -108,8 +108,8 @@ def config() -> Comparison:
         "paper": dataclasses.replace(paper(), head_width=0.25, **quarter),
         "DFV-FV": dataclasses.replace(dfv_fv(), **quarter),
         "DFV-Diff": dataclasses.replace(dfv_diff(), **quarter),
-        "AiFDNet": dataclasses.replace(aifdnet(), **quarter),
-        "DWild": dataclasses.replace(dwild(), **quarter),
+        "AiFDNet": dataclasses.replace(AiFDNet(), **quarter),
+        "DWild": dataclasses.replace(DWild(), **quarter),
     }
     return _comparison(
         "compare_procedural", models, OptimizerConfig(peak_learning_rate=2e-3),
@@ -122,8 +122,8 @@ def config() -> Comparison:
 def full() -> Comparison:
     """As published, on procedural/standard: as many stacks as FlyingThings3D's."""
     models = {
-        "physical": physical(), "paper": paper(), "DFV-FV": dfv_fv(), "DFV-Diff": dfv_diff(), "AiFDNet": aifdnet(),
-        "DWild": dwild(),
+        "physical": physical(), "paper": paper(), "DFV-FV": dfv_fv(), "DFV-Diff": dfv_diff(), "AiFDNet": AiFDNet(),
+        "DWild": DWild(),
     }  # fmt: skip
     return _comparison(
         "compare_procedural_full", models, OptimizerConfig(peak_learning_rate=5e-4),

@@ -62,6 +62,8 @@ def test_overrides_change_fields_and_nothing_else():
         data=dataclasses.replace(base.data, crop=(64, 80)),
     )
     assert changed == expected
+    other = cli.override(base, ["--model.method", "dfv", "--model.volume=diff", "--data.frames", "None"])
+    assert other.model == cfg.DFV(volume="diff", width=base.model.width, coordinate="unit")
 
 
 @pytest.mark.parametrize(
@@ -70,7 +72,10 @@ def test_overrides_change_fields_and_nothing_else():
         (["--model.num-iteration", "5"], "--model.num-iteration: unknown field; choose one of --model.num-iterations"),
         (["--model.planes", "metric"], "'metric' is not a choice; choose one of index, focus"),
         (["--model.num-candidates", "0"], "model.num_candidates: must be at least 1, got 0"),
-        (["--model.width", "wide"], "model.width"),
+        (["--model.width", "wide"], "model.width: expected a number, got 'wide'"),
+        (["--model.width"], "model.width: expected one value, got none"),
+        (["--data.crop", "64", "64", "64"], "data.crop: expected 2 values, got (64, 64, '64')"),
+        (["--model.method", "dwild", "--model.tied"], "--model.tied: unknown field; choose one of"),
         (["--crop", "3"], "choose one of --data.crop"),
         (["5"], "'5' is not a field"),
     ],

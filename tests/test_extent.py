@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dff_jax import config, estimators, extent
-from dff_jax.config import ModelConfig
+from dff_jax.config import Proximal
 from dff_jax.network.pyramid import pyramid_level
 from dff_jax.types import Prediction
 
@@ -26,7 +26,7 @@ def narrow(preset, **fields):
 
 def small(**fields):
     small = {"encoder": "tiny", "width": 0.1, "head_width": 0.1, "pooling": "none", "num_planes": 3}
-    return ModelConfig(**small | {"num_iterations": 1, "prox_levels": 1} | fields)
+    return Proximal(**small | {"num_iterations": 1, "prox_levels": 1} | fields)
 
 
 SLOW = {

@@ -1,36 +1,33 @@
-"""Configuration: frozen nested dataclasses, validated when made, JSON out and in.
+"""Configuration: frozen nested dataclasses, checked when made, JSON out and in.
 
-Every ruling on an open point of the paper is one named, typed field; the paper's own reading is always one of its
-values (named first). Presets of the estimators are the functions of `presets`; whole experiments those of
-`configs/*.py`.
+Wherever the paper leaves a choice open, it is one typed field, and the paper's own reading is one of its values
+(named first). Each method has a class of its own. The functions of `presets` return models, those of `configs/*.py`
+whole experiments.
 """
 
 from dff_jax.config.comparison import Comparison, Entrant, TestSet
 from dff_jax.config.data import UNITS, CameraConfig, DataConfig, LensConfig, PartConfig, WorldConfig
-from dff_jax.config.experiment import Config
-from dff_jax.config.json import from_dict, from_json, to_dict, to_json
-from dff_jax.config.methods import DTYPES, UNTRAINED, ModelConfig
-from dff_jax.config.presets import (
-    MODEL_PRESETS,
-    aifdnet,
-    classical,
-    dfv_diff,
-    dfv_fv,
-    dwild,
-    model_preset,
-    paper,
-    physical,
-    rdf,
-    rfvr_like,
-    sml,
-    tiny,
+from dff_jax.config.load import from_dict, from_json, to_dict, to_json
+from dff_jax.config.methods import (
+    DFV,
+    DTYPES,
+    METHODS,
+    RDF,
+    SML,
+    UNTRAINED,
+    AiFDNet,
+    Classical,
+    DWild,
+    ModelConfig,
+    Proximal,
+    RfvrLike,
 )
-from dff_jax.config.training import LossConfig, OptimizerConfig, TrainingConfig
+from dff_jax.config.presets import MODEL_PRESETS, dfv_diff, dfv_fv, model_preset, paper, physical, tiny
+from dff_jax.config.training import Config, LossConfig, OptimizerConfig, TrainingConfig
 
 __all__ = [
-    "DTYPES", "MODEL_PRESETS", "UNITS", "UNTRAINED", "CameraConfig", "Comparison", "Config", "DataConfig", "Entrant",
-    "LensConfig", "LossConfig", "ModelConfig", "OptimizerConfig", "PartConfig", "TestSet", "TrainingConfig",
-    "WorldConfig", "aifdnet", "classical", "dfv_diff", "dfv_fv", "dwild", "from_dict", "from_json",
-    "model_preset", "paper", "physical",
-    "rdf", "rfvr_like", "sml", "tiny", "to_dict", "to_json",
+    "DFV", "DTYPES", "METHODS", "MODEL_PRESETS", "RDF", "SML", "UNITS", "UNTRAINED", "AiFDNet", "CameraConfig",
+    "Classical", "Comparison", "Config", "DWild", "DataConfig", "Entrant", "LensConfig", "LossConfig", "ModelConfig",
+    "OptimizerConfig", "PartConfig", "Proximal", "RfvrLike", "TestSet", "TrainingConfig", "WorldConfig", "dfv_diff",
+    "dfv_fv", "from_dict", "from_json", "model_preset", "paper", "physical", "tiny", "to_dict", "to_json",
 ]  # fmt: skip

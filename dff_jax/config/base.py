@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from typing import Any, Literal, get_args, get_origin
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, get_args, get_origin
 
 from dff_jax.errors import ConfigError
 
@@ -37,10 +38,11 @@ def check_value(where: str, value: Any, hint: Any) -> None:
         raise ConfigError(f"{where}: expected {hint.__name__}, got {value!r}")
 
 
+@dataclass(frozen=True)
 class Checked:
     """Base of all config dataclasses: checks types and choices, then what the subclass adds in `_check`."""
 
-    _section = ""
+    _section: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(type(self))

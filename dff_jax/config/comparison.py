@@ -8,8 +8,7 @@ from typing import Literal
 
 from dff_jax.config.base import Checked
 from dff_jax.config.data import Unit, WorldConfig
-from dff_jax.config.experiment import Config
-from dff_jax.config.methods import UNTRAINED
+from dff_jax.config.training import Config
 from dff_jax.errors import ConfigError
 
 
@@ -32,7 +31,7 @@ class Entrant(Checked):
             raise ConfigError("entrants.label: give each entrant a label")
         if (self.config is None) == (self.weights is None):
             raise ConfigError(f"entrants: {self.label!r} needs either a config to train or weights")
-        if self.config is not None and self.config.model.method in UNTRAINED:
+        if self.config is not None and not self.config.model.trained:
             method = self.config.model.method
             raise ConfigError(f"entrants: {self.label!r} has nothing to train; give weights={method!r}")
 

@@ -1,32 +1,69 @@
-"""Which estimator, and how."""
+"""A frozen class for each method: which estimator, and how.
+
+The class of a method holds its fields, their checks and what other rooms must know of it. To add a method, write its
+class here, add it to `METHODS`, and write its file in `dff_jax.estimators`.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, ClassVar, Literal, Self, get_args
 
 from dff_jax.config.base import Checked
 from dff_jax.errors import ConfigError
 
-UNTRAINED = ("classical", "sml", "rdf", "rfvr_like")
-"""Methods without weights: their names stand where those of weights do."""
 Dtype = Literal["float32", "bfloat16"]
-DTYPES = get_args(Dtype)
+DTYPES: tuple[str, ...] = get_args(Dtype)
+Coordinate = Literal["raw", "unit"]
 
 
 @dataclass(frozen=True)
 class ModelConfig(Checked):
-    """The network and its unroll. The defaults are the library's own reading at the paper's width: `physical` has half
-    of it behind the encoder."""
+    """Base of the methods' classes."""
 
     _section = "model"
 
-    method: Literal["proximal", "dfv", "aifdnet", "dwild", "classical", "sml", "rdf", "rfvr_like"] = "proximal"
-    """Which estimator. The compared networks `dfv`, `aifdnet` and `dwild` take `width`, `dtype`, `frame_order` and
-    `coordinate` (the unit of their loss), `dfv` also `volume`. `classical` (several focus measures fused by the
-    solver), `sml` (the plain sum-modified-Laplacian), `rdf` (ring difference filter) and `rfvr_like` (robust volume
-    regularisation) need no weights. All ignore every other field."""
+    method: ClassVar[str]
+    """Name of the method in JSON, on the command line and in tables."""
+    trained: ClassVar[bool]
+    """Whether it has weights. The name of a method without any stands where the name of a weights file does."""
+    num_scales: ClassVar[int] = 0
+    """Number of depths that a `multi_scale` loss compares; 0: the method has an unroll and takes the other losses."""
+    tile_overlap: ClassVar[int] = 320
+    """Overlap of the tiles of a large image, pixels: over twice the reach of a filter, or most of a network's."""
+    bytes_per_pixel: ClassVar[float] = 160.0
+    """Memory that inference takes for each pixel of each frame, measured."""
+
+    @property
+    def coordinate(self) -> Coordinate:
+        """Unit of depths inside the network and of their errors in the loss."""
+        return "unit"
+
+    @property
+    def num_iterations(self) -> int | None:
+        """K of the unroll; None: the method has none."""
+        return None
+
+    @property
+    def any_length(self) -> bool:
+        """Whether stacks may have another number of frames than in training."""
+        return True
+
+    def replace_known(self, **changes: Any) -> Self:
+        """A copy with those of the changes for which this method has a field."""
+        known = {field.name for field in dataclasses.fields(self)}
+        return dataclasses.replace(self, **{name: value for name, value in changes.items() if name in known})
+
+
+@dataclass(frozen=True)
+class Proximal(ModelConfig):
+    """The unrolled network. The defaults are the library's own reading at the paper's width: preset `physical` has
+    half of it behind the encoder."""
+
+    method = "proximal"
+    trained = True
 
     dtype: Dtype = "float32"
     """What the networks compute in. Parameters, statistics, depths, softmax and loss are float32 in any case."""
@@ -42,8 +79,6 @@ class ModelConfig(Checked):
     """Multiplies the channel counts of the encoder and the focus volume."""
     decoder_width: float = 1.0
     """Multiplies those of the focus volume's top-down path and 3-D decoder once more."""
-    frame_order: Literal["ascending", "descending"] = "ascending"
-    """Of q, as the compared networks see the frames: `descending` (near first) for weights that were trained so."""
     head_width: float = 1.0
     """Multiplies those of the networks at full resolution: heads, proximal network, refiner."""
     input_range: Literal["symmetric", "imagenet"] = "symmetric"
@@ -54,7 +89,7 @@ class ModelConfig(Checked):
 
     # Planes and candidates (4-7, 14)
     planes: Literal["index", "focus"] = "focus"
-    coordinate: Literal["raw", "unit"] = "unit"
+    coordinate: Coordinate = "unit"
     num_planes: int | None = 15
     """C, to which F is resampled along the focus axis before the heads; None: C = Z, as in the paper."""
     num_candidates: int = 3
@@ -112,10 +147,6 @@ class ModelConfig(Checked):
         self._at_least(1, "num_candidates", "prox_levels")
         self._at_least(2, "num_planes")
         self._at_least(0, "num_iterations", "refiner_steps")
-        if self.method == "proximal":
-            self._check_proximal()
-
-    def _check_proximal(self) -> None:
         if not re.fullmatch(r"auto|backprop|remat|truncated\([1-9]\d*\)|jacobian_free|implicit", self.gradient):
             raise ConfigError(
                 f"model.gradient: {self.gradient!r} is not a choice; choose one of auto, backprop, remat, "
@@ -137,3 +168,108 @@ class ModelConfig(Checked):
             )
         if self.planes == "index" and self.coordinate == "unit":
             raise ConfigError("model.coordinate: planes=index counts planes 1..C, which is no unit coordinate; use raw")
+
+    @property
+    def any_length(self) -> bool:
+        return self.num_planes is not None
+
+
+@dataclass(frozen=True)
+class ComparedNetwork(ModelConfig):
+    """What the compared networks have in common."""
+
+    trained = True
+
+    dtype: Dtype = "float32"
+    """What the network computes in. Parameters, statistics, depths, softmax and loss are float32 in any case."""
+    width: float = 1.0
+    """Multiplies all channel counts."""
+    frame_order: Literal["ascending", "descending"] = "ascending"
+    """Order of q in which the network sees the frames: `descending` (near first) for weights that were trained so."""
+    coordinate: Coordinate = "raw"
+    """Unit of the errors in the loss."""
+
+    def _check(self) -> None:
+        self._positive("width")
+
+
+@dataclass(frozen=True)
+class DFV(ComparedNetwork):
+    """DFV (Yang, Huang and Zhou, CVPR 2022)."""
+
+    method = "dfv"
+    num_scales = 4
+
+    volume: Literal["fv", "diff"] = "fv"
+    """`diff`: features of neighbouring frames are subtracted along the focus axis."""
+
+
+@dataclass(frozen=True)
+class AiFDNet(ComparedNetwork):
+    """AiFDNet (Wang et al., ICCV 2021), supervised by depth."""
+
+    method = "aifdnet"
+    num_scales = 1
+
+
+@dataclass(frozen=True)
+class DWild(ComparedNetwork):
+    """DWild, depth from focus in the wild (Won and Jeon, ECCV 2022)."""
+
+    method = "dwild"
+    num_scales = 4
+
+    coordinate: Coordinate = "unit"
+
+
+@dataclass(frozen=True)
+class Classical(ModelConfig):
+    """No training: several focus measures give the candidates, peak sharpness the weights, TV the prox."""
+
+    method = "classical"
+    trained = False
+    tile_overlap = 128
+    bytes_per_pixel = 95.0
+
+    num_iterations: int = 3
+
+    def _check(self) -> None:
+        self._at_least(0, "num_iterations")
+
+
+@dataclass(frozen=True)
+class SML(ModelConfig):
+    """No training: sum-modified-Laplacian, aggregation, Gaussian peak; the baseline."""
+
+    method = "sml"
+    trained = False
+    tile_overlap = 32
+    bytes_per_pixel = 45.0
+
+
+@dataclass(frozen=True)
+class RDF(ModelConfig):
+    """No training: ring difference filter, guided filter, Gaussian peak."""
+
+    method = "rdf"
+    trained = False
+    tile_overlap = 64
+    bytes_per_pixel = 76.0
+
+
+@dataclass(frozen=True)
+class RfvrLike(ModelConfig):
+    """No training: robust static/dynamic-guided regularisation of the focus volume; our own, after RFVR's abstract."""
+
+    method = "rfvr_like"
+    trained = False
+    tile_overlap = 96
+    bytes_per_pixel = 117.0
+
+
+METHODS: dict[str, type[ModelConfig]] = {
+    cls.method: cls for cls in (Proximal, DFV, AiFDNet, DWild, Classical, SML, RDF, RfvrLike)
+}
+"""The class of each method by its name."""
+UNTRAINED = tuple(name for name, cls in METHODS.items() if not cls.trained)
+"""Methods without weights: their names stand where those of weights do."""

@@ -1,11 +1,13 @@
-"""The objective, the optimizer and the loop."""
+"""One experiment: the model, the objective, the optimizer, the data and the loop."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from dff_jax.config.base import Checked
+from dff_jax.config.data import DataConfig
+from dff_jax.config.methods import ModelConfig, Proximal
 from dff_jax.errors import ConfigError
 
 
@@ -102,3 +104,33 @@ class TrainingConfig(Checked):
             raise ConfigError("training.encoder_weights: give these or initial_weights, not both")
         if not 0 <= self.average < 1:
             raise ConfigError(f"training.average: from 0 to below 1, got {self.average!r}")
+
+
+@dataclass(frozen=True)
+class Config(Checked):
+    """One experiment: everything that a run depends on."""
+
+    name: str = "physical"
+    seed: int = 0
+    model: ModelConfig = field(default_factory=Proximal)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+    def _check(self) -> None:
+        network = self.model if isinstance(self.model, Proximal) else None
+        uncertainty = network.uncertainty if network else "spread"
+        if (uncertainty == "learned") != (self.loss.uncertainty > 0):
+            raise ConfigError(
+                "loss.uncertainty: greater than 0 goes with model.uncertainty=learned, and 0 with spread; got "
+                f"{self.loss.uncertainty!r} and {uncertainty}"
+            )
+        if not self.model.any_length:  # C = Z is a shape of the weights
+            numbers = {part.frames for part in self.data.parts()}
+            varied = any(frames and frames[0] < frames[1] for frames in numbers)
+            if varied or len(numbers) > 1 or (self.data.mixture and numbers == {None}):
+                raise ConfigError(
+                    "model.num_planes: None (C = Z) needs stacks of one length; set data.frames to one number, such as "
+                    "15 15, or num_planes"
+                )

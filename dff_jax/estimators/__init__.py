@@ -2,53 +2,34 @@
 
 from __future__ import annotations
 
-from dff_jax.config import ModelConfig
+import dataclasses
+import importlib
+
+from dff_jax.config import DFV, RDF, SML, AiFDNet, Classical, DWild, ModelConfig, Proximal, RfvrLike
 from dff_jax.types import Estimator
+
+BUILDERS: dict[type[ModelConfig], str] = {
+    Proximal: "proximal:proximal",
+    DFV: "dfv:dfv",
+    AiFDNet: "aifdnet:aifdnet",
+    DWild: "dwild:dwild",
+    Classical: "classical:classical",
+    SML: "sml:sml",
+    RDF: "rdf:rdf",
+    RfvrLike: "rfvr_like:rfvr_like",
+}
+"""The file of this room and the function in it that builds the estimator of a class, imported when it is used."""
 
 
 def build(config: ModelConfig) -> Estimator:
     """The estimator that `config` describes.
 
     Args:
-      config: which method and how; `config.method` chooses the file of this room.
+      config: its class chooses the method. A network's builder takes it whole, any other builder its fields.
 
     Raises:
       ConfigError: a scheme that does not exist.
     """
-    if config.method == "dfv":
-        from dff_jax.estimators.dfv import dfv
-
-        return _in_order(dfv(config), config)
-    if config.method == "aifdnet":
-        from dff_jax.estimators.aifdnet import aifdnet
-
-        return _in_order(aifdnet(config), config)
-    if config.method == "dwild":
-        from dff_jax.estimators.dwild import dwild
-
-        return _in_order(dwild(config), config)
-    if config.method == "rdf":
-        from dff_jax.estimators.rdf import rdf
-
-        return rdf()
-    if config.method == "rfvr_like":
-        from dff_jax.estimators.rfvr_like import rfvr_like
-
-        return rfvr_like()
-    if config.method == "classical":
-        from dff_jax.estimators.classical import classical
-
-        return classical(config.num_iterations)
-    if config.method == "sml":
-        from dff_jax.estimators.sml import sml
-
-        return sml()
-    from dff_jax.estimators.proximal import proximal
-
-    return proximal(config)
-
-
-def _in_order(estimator: Estimator, config: ModelConfig) -> Estimator:
-    from dff_jax.estimators.soft_depth import in_order
-
-    return in_order(estimator, config.frame_order)
+    module, _, function = BUILDERS[type(config)].partition(":")
+    builder = getattr(importlib.import_module(f"dff_jax.estimators.{module}"), function)
+    return builder(config) if config.trained else builder(**dataclasses.asdict(config))

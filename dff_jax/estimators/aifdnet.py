@@ -10,14 +10,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dff_jax.config import ModelConfig
+from dff_jax import config as configs
 from dff_jax.estimators import soft_depth
 from dff_jax.estimators.padding import padded
 from dff_jax.network.aifdnet import AiFDNet
 from dff_jax.types import Array, Estimator, Prediction, Variables
 
 
-def aifdnet(config: ModelConfig) -> Estimator:
+def aifdnet(config: configs.AiFDNet) -> Estimator:
     """The estimator of `config`, of which it takes `width` and `dtype`; see `estimators.build`."""
     net = AiFDNet(config.width)
 
@@ -28,4 +28,5 @@ def aifdnet(config: ModelConfig) -> Estimator:
             logits, stats = soft_depth.run(net, variables, seen.astype(config.dtype), train)
         return soft_depth.answer(frames, focus, [jax.nn.softmax(logits.astype(jnp.float32), axis=1)]), stats
 
-    return Estimator(soft_depth.initializer(net), apply)
+    estimator = Estimator(soft_depth.initializer(net), apply)
+    return soft_depth.in_order(estimator, config.frame_order)

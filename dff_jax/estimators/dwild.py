@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dff_jax.config import ModelConfig
+from dff_jax import config as configs
 from dff_jax.estimators import soft_depth
 from dff_jax.estimators.padding import padded
 from dff_jax.network.dwild import DWild
@@ -19,7 +19,7 @@ from dff_jax.types import Array, Estimator, Prediction, Variables
 LEAST_SHARE = 1e-6  # added to every weight, so that their sum is never 0
 
 
-def dwild(config: ModelConfig) -> Estimator:
+def dwild(config: configs.DWild) -> Estimator:
     """The estimator of `config`, of which it takes `width` and `dtype`; see `estimators.build`.
 
     When training it answers at four scales (the finest is the answer), otherwise at the finest alone.
@@ -38,4 +38,5 @@ def dwild(config: ModelConfig) -> Estimator:
             logits, stats = soft_depth.run(net, variables, seen.astype(config.dtype), train)
         return soft_depth.answer(frames, focus, [attention(scale) for scale in logits]), stats
 
-    return Estimator(soft_depth.initializer(net), apply)
+    estimator = Estimator(soft_depth.initializer(net), apply)
+    return soft_depth.in_order(estimator, config.frame_order)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from dff_jax.classical import nearest_composite, weighted_median
-from dff_jax.config import ModelConfig
+from dff_jax.config import Proximal
 from dff_jax.estimators.padding import padded
 from dff_jax.estimators.unrolled import Context, build_unroll
 from dff_jax.focus_axis import from_unit_coordinate, span, to_unit_coordinate
@@ -48,7 +48,7 @@ def apart(problem: Problem) -> Array:
     return jnp.sqrt(2 * disagreement(problem) / jnp.maximum(problem.S, EPS) + 1e-8)
 
 
-def proximal(config: ModelConfig) -> Estimator:
+def proximal(config: Proximal) -> Estimator:
     """The estimator of `config`; see `estimators.build`."""
     volume_net, candidate_net = FocusVolume(config), Candidates(config)
     context_net, refiner_net, error_net = ContextHeads(config), Refiner(config), ExpectedError(config)

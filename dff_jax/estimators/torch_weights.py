@@ -21,7 +21,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from dff_jax import config as configs
-from dff_jax.config import ModelConfig
+from dff_jax.config import ModelConfig, Proximal
 from dff_jax.errors import InputError, WeightsError
 from dff_jax.estimators.torch_files import read_state_dict
 from dff_jax.estimators.weights import differences, save_weights
@@ -64,7 +64,7 @@ def import_weights(
       source: see `torch_files.read_state_dict`.
       model: of MODELS. `dfv_fv` and `dfv_diff` have the same keys and shapes: a file cannot tell which it is.
       output: None: `<model>.safetensors` in the working directory.
-      frame_order: in which order of q the network saw its frames in training; see ModelConfig.
+      frame_order: in which order of q the network saw its frames in training; see `config.DFV`.
 
     Returns:
       Imported. A compared network's file is for `load_estimator`; that of `resnet18` is an encoder alone, for
@@ -82,7 +82,7 @@ def import_weights(
         raise InputError(f"{output}: is the file to import; choose another --output")
     info: dict[str, Any] = {"source": source.name, "sha256": _digest(source), "model": model}
     if model == "resnet18":
-        config, layout = ModelConfig(input_range="imagenet"), "resnet18"
+        config, layout = Proximal(input_range="imagenet"), "resnet18"
         found, idle = place(source, state, _encoder_shapes(), layout)
         variables = {kind: {"encoder": tree} for kind, tree in found.items()}
         info["part"] = "encoder"

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dff_jax.config import ModelConfig
+from dff_jax.config import Proximal
 from dff_jax.errors import ConfigError
 from dff_jax.network.layers import Conv
 from dff_jax.network.prox import GatedProximalNetwork
@@ -63,7 +63,7 @@ class Unroll(NamedTuple):
     regularization: Callable[[dict], Array]  # params -> lambda at the start
 
 
-def build_unroll(config: ModelConfig) -> Unroll:
+def build_unroll(config: Proximal) -> Unroll:
     """The unroll of `config`.
 
     Raises:
@@ -112,7 +112,7 @@ def build_unroll(config: ModelConfig) -> Unroll:
     return Unroll(init, run, regularization)
 
 
-def _prox(config: ModelConfig) -> tuple[Prox | PlainProx, Callable[[Array, Problem], Any] | None]:
+def _prox(config: Proximal) -> tuple[Prox | PlainProx, Callable[[Array, Problem], Any] | None]:
     """The prox, and the initialisation (key, problem) -> params of one iteration; None where there are none."""
     if config.prox in NETWORKS:
         return _network(config)
@@ -122,7 +122,7 @@ def _prox(config: ModelConfig) -> tuple[Prox | PlainProx, Callable[[Array, Probl
     return (found() if config.prox in PROXES else found), None
 
 
-def _network(config: ModelConfig) -> tuple[Prox, Callable[[Array, Problem], Any]]:
+def _network(config: Proximal) -> tuple[Prox, Callable[[Array, Problem], Any]]:
     """P(cat(z, F, eta, lambda, D(k-1))) (12, 17): a direct answer, or a correction to z."""
     net, recurrent = NETWORKS[config.prox](config), config.prox == "gru"
 
@@ -181,7 +181,7 @@ def _split(params: dict, context: Context) -> tuple[Array, dict]:
     return fixed, params | {"phi1": params["phi1"] | {"Conv_0": outer}}
 
 
-def _hear(config: ModelConfig, params: dict, context: Context) -> Array:
+def _hear(config: Proximal, params: dict, context: Context) -> Array:
     """conv(cat(a, b)) = conv(a) + conv(b): the part of the prox's first convolution that is the same in each iteration,
     once instead of K times."""
     kernel, _ = _split(params, context)
@@ -205,7 +205,7 @@ def look_up(evidence: Array, t: Array) -> Array:
     return jnp.stack([read(offset) for offset in range(-LOOKUP_REACH, LOOKUP_REACH + 1)], -1)
 
 
-def _step_size(config: ModelConfig) -> Callable | float:
+def _step_size(config: Proximal) -> Callable | float:
     """eta of an iteration, for the scheme, which keeps a plain number stable."""
     if config.step_size == "constant":
         return config.step_size_init
@@ -214,7 +214,7 @@ def _step_size(config: ModelConfig) -> Callable | float:
     return learned_step
 
 
-def _init_settings(config: ModelConfig, shared: dict[str, Any], own: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def _init_settings(config: Proximal, shared: dict[str, Any], own: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The scheme's own parameters, and eta and lambda where they are learned and the scheme has none of that name."""
     K = max(1, config.num_iterations)
     shared, own = jax.tree.map(jnp.asarray, (dict(shared), dict(own)))

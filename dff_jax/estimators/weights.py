@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dff_jax import config as configs
-from dff_jax.config import ModelConfig
+from dff_jax.config import ModelConfig, Proximal
 from dff_jax.errors import ConfigError, InputError, WeightsError
 from dff_jax.runtime import program_cache as kept
 from dff_jax.types import Estimator, Variables
@@ -103,7 +103,7 @@ def load_weights(path: str | Path) -> Weights:
     model, tensors, info = read(path)
     if info.get("part") == "encoder":
         raise WeightsError(f"{path}: an encoder alone, to begin training with; name it in training.encoder_weights")
-    num_frames = info.get("num_frames") or model.num_planes
+    num_frames = info.get("num_frames")
     if not (num_frames is None or (type(num_frames) is int and 0 < num_frames <= 10000)):
         raise WeightsError(f"{path}: the config inside cannot be used (num_frames is {num_frames!r})")
     return Weights(model, fit(path, tensors, model, num_frames), info)
@@ -180,7 +180,7 @@ def _whole(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 def identity(model: ModelConfig) -> str | None:
     """A name that stands for the estimator of `model` with this version of the code (`kept`); None if code of the
     user's own is part of it."""
-    own = any(mark in name for name in (model.scheme, model.prox) for mark in ".:")
+    own = isinstance(model, Proximal) and any(mark in name for name in (model.scheme, model.prox) for mark in ".:")
     return None if own else configs.to_json(model)
 
 
@@ -281,8 +281,7 @@ def check_frames(loaded: LoadedEstimator, num_frames: int) -> None:
     """Raises InputError if these weights cannot take stacks of `num_frames` (a network with
     `num_planes=None`)."""
     trained = loaded.info.get("num_frames")
-    tied = loaded.model.method == "proximal" and loaded.model.num_planes is None
-    if tied and trained is not None and trained != num_frames:
+    if not loaded.model.any_length and trained is not None and trained != num_frames:
         raise InputError(
             f"{loaded.label}: weights for stacks of exactly {trained} frames (model.num_planes is None), but "
             f"the stack has {num_frames}; give {trained} frames or use weights of a preset with fixed planes"

@@ -261,9 +261,7 @@ def evaluate_to_folder(
 
 
 def _iterations(model: config.ModelConfig, asked: int | None) -> int | None:
-    if model.method in config.UNTRAINED and model.method != "classical":
-        return None
-    return model.num_iterations if asked is None else asked
+    return model.num_iterations if asked is None or model.num_iterations is None else asked
 
 
 def _predictions(task: Task, batches, bucket_of: BucketOf, wanted: set[int]):

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dff_jax.config import ModelConfig
+from dff_jax.config import Proximal
 from dff_jax.network.layers import ACTIVATIONS, Conv, channels, he_fan_in, torch_default
 from dff_jax.network.measured import Measured
 from dff_jax.types import Array
@@ -59,7 +59,7 @@ class Candidates(nn.Module):
     The M `measured` ones follow, with the weights they bring, which attention multiplies.
     """
 
-    config: ModelConfig
+    config: Proximal
 
     @nn.compact
     def __call__(

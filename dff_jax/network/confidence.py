@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dff_jax.config import ModelConfig
+from dff_jax.config import Proximal
 from dff_jax.network.candidates import Head
 from dff_jax.network.layers import channels
 from dff_jax.types import Array
@@ -18,7 +18,7 @@ _START = -3.0  # before the sigmoid: a twentieth of the range
 class ExpectedError(nn.Module):
     """Features [B,H,W,c] and doubts [B,H,W,n] of order one -> expected |error|, a share of the focus range, [B,H,W]."""
 
-    config: ModelConfig
+    config: Proximal
 
     @nn.compact
     def __call__(self, features: Array, doubts: Array) -> Array:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax.numpy as jnp
 
-from dff_jax.config import ModelConfig
+from dff_jax.config import Proximal
 from dff_jax.network.candidates import Head
 from dff_jax.network.layers import Conv, channels
 from dff_jax.types import Array
@@ -23,7 +23,7 @@ class PixelContext(NamedTuple):
     hidden: Array | None  # [B,H,W,n] in (-1,1), with which a recurrent prox starts
 
 
-def has_context(config: ModelConfig) -> bool:
+def has_context(config: Proximal) -> bool:
     """Whether `ContextHeads` has anything to predict; without, it has no parameters either."""
     return config.prox == "gru" or "per_pixel" in (config.step_size, config.regularization)
 
@@ -31,7 +31,7 @@ def has_context(config: ModelConfig) -> bool:
 class ContextHeads(nn.Module):
     """Features [B,H,W,c] -> PixelContext. Step sizes and lambdas start at the config's values in every pixel."""
 
-    config: ModelConfig
+    config: Proximal
 
     @nn.compact
     def __call__(self, features: Array) -> PixelContext:

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from dff_jax.classical import box_mean, luminance, modified_laplacian
-from dff_jax.config import ModelConfig
+from dff_jax.config import Proximal
 from dff_jax.network.encoder import ENCODERS
 from dff_jax.network.layers import Conv3d, ConvNormAct, Norm, channels, resize, torch_default
 from dff_jax.network.pyramid import LEVELS, average_pool, pyramid_level
@@ -129,7 +129,7 @@ class FocusVolume(nn.Module):
     candidate_source="per_scale", the score maps [B,Z,H,W] whose mean F is, finest first (else none).
     """
 
-    config: ModelConfig
+    config: Proximal
 
     @nn.compact
     def __call__(self, frames: Array, train: bool) -> tuple[Array, list[Array]]:

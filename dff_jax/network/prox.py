@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 
 from dff_jax import extent
-from dff_jax.config import ModelConfig
+from dff_jax.config import Proximal
 from dff_jax.network.layers import ACTIVATIONS, Conv, channels, he_fan_in, resize, torch_default
 from dff_jax.types import Array
 
@@ -45,7 +45,7 @@ class GatedProximalNetwork(nn.Module):
     of `prox_levels` adds a halving below, for a wider receptive field.
     """
 
-    config: ModelConfig
+    config: Proximal
 
     @nn.compact
     def __call__(self, z: Array, heard: Array | None = None) -> Array:

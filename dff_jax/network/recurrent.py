@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dff_jax.config import ModelConfig
+from dff_jax.config import Proximal
 from dff_jax.network.layers import ACTIVATIONS, Conv, he_fan_in, torch_default
 from dff_jax.types import Array
 
@@ -18,7 +18,7 @@ class RecurrentUpdate(nn.Module):
         u, r = sigmoid(conv(h, x));  h' = tanh(conv(r h, x));  h <- (1 - u) h + u h'
     """
 
-    config: ModelConfig
+    config: Proximal
 
     @nn.compact
     def __call__(self, x: Array, hidden: Array) -> tuple[Array, Array]:

@@ -7,7 +7,7 @@ import math
 import flax.linen as nn
 import jax.numpy as jnp
 
-from dff_jax.config import ModelConfig
+from dff_jax.config import Proximal
 from dff_jax.network.layers import ACTIVATIONS, Conv, channels, he_fan_in, torch_default
 from dff_jax.types import Array
 
@@ -32,7 +32,7 @@ def between_settings(depth: Array, t: Array) -> Array:
 class Refiner(nn.Module):
     """cat(Dhat(t), F, ...) [B,H,W,c] -> correction [B,H,W]: three activated 3x3 convolutions of 32, then one of 1."""
 
-    config: ModelConfig
+    config: Proximal
 
     @nn.compact
     def __call__(self, depth: Array, features: Array) -> Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import flax.linen as nn
 
-from dff_jax.config import ModelConfig
+from dff_jax.config import Proximal
 from dff_jax.network.layers import ACTIVATIONS, Conv, channels, he_fan_in, torch_default
 from dff_jax.types import Array
 
@@ -16,7 +16,7 @@ class ResidualCnn(nn.Module):
     of weights serves iterations whose inputs differ. It sees 9 x 9 pixels.
     """
 
-    config: ModelConfig
+    config: Proximal
 
     @nn.compact
     def __call__(self, z: Array) -> Array:

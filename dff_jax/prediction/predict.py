@@ -35,17 +35,6 @@ MEMORY = 4.0  # GB, unless told otherwise
 IN_MEMORY = 1 / 8  # of the memory: more than that of frames is kept on disk
 
 
-class _Look(NamedTuple):
-    """How a method looks at a picture."""
-
-    overlap: int  # of tiles, pixels: over twice as far as it sees; of a network, as far as it sees much
-    bytes: float  # of memory for each pixel of a frame, about, measured
-
-
-_LOOKS = {"sml": _Look(32, 45), "rdf": _Look(64, 76), "classical": _Look(128, 95), "rfvr_like": _Look(96, 117)}
-_LEARNED = _Look(320, 160)
-
-
 class Result(NamedTuple):
     """Depth of one stack, on the host."""
 
@@ -73,14 +62,13 @@ class _Means(NamedTuple):
 
 
 class _Method(NamedTuple):
+    model: config.ModelConfig
     estimator: Estimator
     variables: Variables
-    method: str
     weights: str | None
     iterations: int | None
     num_frames: int | None  # the only Z it can take; None: any
     notes: tuple[str, ...]
-    look: _Look
     identity: str | None  # see `tiled.estimate`
 
 
@@ -184,7 +172,7 @@ def predict_to_folder(
         "focus": result.focus.tolist(),
         "unit": result.unit,
         "near": {True: "larger", False: "smaller", None: "unknown"}[focus_axis.larger_is_nearer(result.unit)],
-        "method": chosen.method,
+        "method": chosen.model.method,
         "weights": chosen.weights,
         "iterations": chosen.iterations,
         "size": list(result.depth.shape),
@@ -200,7 +188,7 @@ def predict_to_folder(
         },
     }
     with staged_output(output, last="summary.json") as staging:
-        title = f"{stack.name}, {chosen.method}"
+        title = f"{stack.name}, {chosen.model.method}"
         frames = stack.frames if result.aligned is None else result.aligned.frames
         summary |= write_maps(staging, frames, names, result, title)
         if result.aligned is not None:
@@ -216,7 +204,7 @@ def predict_to_folder(
 def _built(model: config.ModelConfig) -> Estimator:
     """The estimator of `model`. A network has no `global_statistics` and is built when it is traced: a kept program
     needs neither it nor flax."""
-    if model.method in config.UNTRAINED:
+    if not model.trained:
         return estimators.build(model)
     build = functools.cache(lambda: estimators.build(model))
     return Estimator(lambda *a, **more: build().init(*a, **more), lambda *a, **more: build().apply(*a, **more))
@@ -241,14 +229,14 @@ def _choose(method: str | None, weights: str | Path | None, iterations: int | No
     if weights is not None:
         loaded, _ = load_named(weights)
         model, variables, label = loaded.model, loaded.variables, str(weights)
-        num_frames = loaded.info.get("num_frames") if model.num_planes is None else None
-    look = _LOOKS.get(model.method, _LEARNED)
-    if model.method in config.UNTRAINED and model.method != "classical":
-        if iterations is not None:
+        num_frames = None if model.any_length else loaded.info.get("num_frames")
+    used = model.num_iterations
+    if iterations is not None:
+        if used is None:
             notes += (f"iterations has no effect on {model.method}",)
-        return _Method(_built(model), variables, model.method, None, None, None, notes, look, identity(model))
-    used = model.num_iterations if iterations is None else iterations
-    return _Method(_built(model), variables, model.method, label, used, num_frames, notes, look, identity(model))
+        else:
+            used = iterations
+    return _Method(model, _built(model), variables, label, used, num_frames, notes, identity(model))
 
 
 def _check(means: _Means) -> None:
@@ -283,15 +271,15 @@ def _predict(
         aligned = align_stack(stack.frames, align, each=each, allocate=allocate or np.empty)
         stack = stack._replace(frames=aligned.frames)
         notes = (*notes, *remarks(aligned, names or [f"frame {i}" for i in order]))
-    overlap = min(chosen.look.overlap, means.tile // 2) if means.overlap is None else means.overlap
+    overlap = min(chosen.model.tile_overlap, means.tile // 2) if means.overlap is None else means.overlap
     maps, work = estimate(
         chosen.estimator, chosen.variables, stack, iterations=chosen.iterations, tile=means.tile, overlap=overlap,
-        memory=left, expected=chosen.look.bytes, devices=means.devices, progress=means.progress,
+        memory=left, expected=chosen.model.bytes_per_pixel, devices=means.devices, progress=means.progress,
         identity=chosen.identity, stages=stages,
     )  # fmt: skip
     for name in ("depth", "confidence", "disagreement"):
         if not np.isfinite(getattr(maps, name)).all():
-            source = chosen.weights or chosen.method
+            source = chosen.weights or chosen.model.method
             raise InputError(f"weights: {source} gives a {name} that is NaN or infinite")
     depth = focus_axis.from_q(maps.depth, stack.unit).astype(np.float32, copy=False)
     if aligned is not None:

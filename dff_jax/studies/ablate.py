@@ -124,7 +124,7 @@ def _open(runs: Sequence[str | Path], iterations: Sequence[int], schemes: Sequen
     opened: list[Run] = []
     for spec in runs:
         loaded = load_estimator(spec)
-        if loaded.model.method != "proximal":
+        if not isinstance(loaded.model, configs.Proximal):
             raise InputError(f"ablate: {spec} has no trained unroll to take apart; give a run folder or a weights file")
         label, taken = loaded.label, {run.label for run in opened}
         if label in taken:

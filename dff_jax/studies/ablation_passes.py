@@ -14,7 +14,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from dff_jax import estimators
-from dff_jax.config import ModelConfig
+from dff_jax.config import Proximal
 from dff_jax.errors import ConfigError, InputError
 from dff_jax.estimators.weights import LoadedEstimator
 from dff_jax.evaluation.evaluate import evaluate
@@ -31,7 +31,7 @@ class Variant(NamedTuple):
     """One way to use a run's parameters."""
 
     name: str  # "fista", or "fista+tv" with another prox than the trained one
-    model: ModelConfig
+    model: Proximal
     estimator: Estimator
 
 
@@ -155,7 +155,7 @@ def run_pass(
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def _watch(model: ModelConfig, settings: dict, prediction: Prediction, focus: Array) -> dict[str, Array]:
+def _watch(model: Proximal, settings: dict, prediction: Prediction, focus: Array) -> dict[str, Array]:
     """How each stack of the batch went, [B] or [B,K] (residual and steps) or [B,K+1] (energy), over all pixels.
 
     Depths count in shares of the focus range. `data_energy` is the data term's excess over its minimum D(0),
@@ -183,7 +183,7 @@ def _watch(model: ModelConfig, settings: dict, prediction: Prediction, focus: Ar
     return found
 
 
-def _step_sizes(model: ModelConfig, settings: dict, problem: Problem, num_iterations: int) -> Array | None:
+def _step_sizes(model: Proximal, settings: dict, problem: Problem, num_iterations: int) -> Array | None:
     """eta of each iteration, broadcastable to [B,K,H,W]; None for what is not proximal gradient, or predicted."""
     if model.scheme != "proximal_gradient" or model.step_size == "per_pixel" or not num_iterations:
         return None

@@ -88,7 +88,7 @@ def train(config: Config, output: str | Path, *, resume: bool = True) -> dict[st
     """
     began = time.perf_counter()
     output = Path(output)
-    if config.model.method in configs.UNTRAINED:
+    if not config.model.trained:
         raise ConfigError(f"model.method: {config.model.method} has nothing to train; use it as it is")
     devices = parallel.choose_devices(config.training, config.data.batch_size)
     check_output(output)

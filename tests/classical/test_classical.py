@@ -24,7 +24,7 @@ from dff_jax.classical import (
 from dff_jax.classical.candidates import MEASURES, SCALES
 from dff_jax.classical.focus_measures import window_max
 from dff_jax.classical.peak import interpolation_weights
-from dff_jax.config import classical, sml
+from dff_jax.config import SML, Classical
 from dff_jax.optics import add_sensor_noise, render_stack
 from dff_jax.unroll import energies
 
@@ -254,7 +254,7 @@ def scene(key, shape=(96, 128)):
 @pytest.mark.slow
 def test_classical_is_better_than_sml_and_its_solver_lowers_the_energy(key):
     frames, focus, depth = scene(key)
-    estimator, plain = estimators.build(classical()), estimators.build(sml())
+    estimator, plain = estimators.build(Classical()), estimators.build(SML())
     apply = jax.jit(estimator.apply, static_argnames="num_iterations")
     answer, _ = apply({}, frames[None], focus[None], num_iterations=5)
     mae = lambda d: float(jnp.abs(d[0] - depth).mean())  # noqa: E731
@@ -280,7 +280,7 @@ def test_classical_is_better_than_sml_and_its_solver_lowers_the_energy(key):
 
 @pytest.mark.slow
 def test_classical_takes_any_size_and_unit_and_no_iterations(key):
-    estimator = estimators.build(classical())
+    estimator = estimators.build(Classical())
     apply = jax.jit(estimator.apply, static_argnames="num_iterations")
     frames = jax.random.uniform(key, (2, 4, 33, 45, 3))
     focus = jnp.array([[1.0, 2.0, 3.0, 5.0], [10.0, 11.0, 12.0, 14.0]])
@@ -305,7 +305,7 @@ def test_rendered_slanted_plane_is_recovered_within_a_quarter_of_a_slice():
     depth = jnp.broadcast_to(jnp.linspace(20.0, 80.0, 128), (96, 128))
     focus = jnp.linspace(10.0, 100.0, 15)
     frames = render_stack(rgb, depth, focus, blur_per_q=0.12, max_radius=10, num_layers=48)
-    estimator = estimators.build(sml())
+    estimator = estimators.build(SML())
     prediction, _ = jax.jit(estimator.apply)({}, frames[None], focus[None])
     error = jnp.abs(prediction.depth[0] - depth)[8:-8, 8:-8]
     slice_width = 90.0 / 14

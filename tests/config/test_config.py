@@ -18,6 +18,17 @@ def test_whole_config_survives_json_with_tuples():
     assert cfg.from_json(cfg.to_json(config)) == config
 
 
+def test_the_flat_json_of_earlier_versions_loads():
+    flat = cfg.to_dict(cfg.paper()) | {"frame_order": "descending", "width": 0.5}
+    for method in cfg.METHODS:
+        model = cfg.from_dict({"model": flat | {"method": method}}).model
+        assert type(model) is cfg.METHODS[method] and model.coordinate == ("raw" if model.trained else "unit")
+    assert cfg.from_dict({"model": flat | {"method": "dfv"}}).model == cfg.DFV(width=0.5, frame_order="descending")
+    assert cfg.from_dict({"model": flat}).model == dataclasses.replace(cfg.paper(), width=0.5)
+    with pytest.raises(ConfigError, match="model.method: 'unet' is not a choice; choose one of proximal, dfv"):
+        cfg.from_dict({"model": flat | {"method": "unet"}})
+
+
 def test_paper_preset_is_the_papers_reading():
     paper = cfg.paper()
     assert (paper.planes, paper.coordinate, paper.weight_norm, paper.prox_output) == (

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dff_jax import estimators
-from dff_jax.config import DTYPES, aifdnet, dfv_diff, dwild, physical, tiny
+from dff_jax.config import DTYPES, AiFDNet, DWild, dfv_diff, physical, tiny
 from dff_jax.network.layers import Conv, Conv3d, ConvTranspose3d, Norm
 
 FOCUS = jnp.linspace(10.0, 100.0, 4)[None]
@@ -49,7 +49,7 @@ def measured():
     return dataclasses.replace(tiny(), measured_candidates=True)
 
 
-@pytest.mark.parametrize("preset", [tiny, measured, physical, dfv_diff, aifdnet, dwild], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("preset", [tiny, measured, physical, dfv_diff, AiFDNet, DWild], ids=lambda f: f.__name__)
 def test_answers_and_variables_are_float32(key, preset):
     frames = jax.ShapeDtypeStruct((1, 4, 64, 64, 3), jnp.float32)
     half = estimators.build(dataclasses.replace(preset(), dtype="bfloat16"))

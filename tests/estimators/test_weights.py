@@ -167,8 +167,8 @@ def test_load_estimator_by_its_three_names(path, variables):
     got, _ = by_run.estimator.apply(by_run.variables, batch.frames, batch.focus)
     want, _ = fakes.build(MODEL).apply(variables, batch.frames, batch.focus)
     np.testing.assert_array_equal(got.depth, want.depth)
-    assert load_estimator("classical").model == configs.classical()
-    assert load_estimator("sml").model == configs.sml() and load_estimator("sml").label == "sml"
+    assert load_estimator("classical").model == configs.Classical()
+    assert load_estimator("sml").model == configs.SML() and load_estimator("sml").label == "sml"
 
 
 def test_specs_that_lead_nowhere(tmp_path):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dff_jax import config, estimators
-from dff_jax.config import ModelConfig
+from dff_jax.config import Proximal
 from dff_jax.data import pipeline
 from dff_jax.data.parts import StackSource
 from dff_jax.data.shapes import of_folders
@@ -20,7 +20,7 @@ from dff_jax.evaluation.evaluate import evaluate
 from dff_jax.types import Batch, FocalStack, LoadedBatch
 
 Z = 3
-SMALL = ModelConfig(
+SMALL = Proximal(
     encoder="tiny", width=0.1, head_width=0.1, pooling="none", num_planes=3, num_iterations=1, prox_levels=1
 )
 SIZES = ((33, 64), (40, 40), (48, 70), (57, 33), (64, 64), (64, 97), (96, 35))
@@ -151,7 +151,7 @@ def test_two_hundred_stacks_of_seven_sizes_take_four_programs_and_the_metrics_st
 def test_a_few_stacks_measured_in_shared_programs_have_the_metrics_of_each_alone():
     made = list(stacks(4, ((33, 40), (57, 33))))
     source = StackSource("made up", "disparity", "", 4, made.__getitem__)
-    estimator, traces = traced(config.sml())
+    estimator, traces = traced(config.SML())
     convention = conventions.find("middlebury")
     shapes = {(Z, 33, 40): 2, (Z, 57, 33): 2}
     batches = list(pipeline.evaluation_batches(source, 2))
@@ -180,7 +180,7 @@ def test_what_heeds_no_extent_gets_a_program_a_size_and_a_note(monkeypatch):
     sizes = [(20, 24), (22, 24)]
     made = list(stacks(2, sizes))
     source = StackSource("made up", "disparity", "", 2, made.__getitem__)
-    estimator, traces = traced(config.sml())
+    estimator, traces = traced(config.SML())
     own = estimator._replace(not_within="model.prox=mine:prox is not of this package")
     found = evaluate(own, {}, pipeline.evaluation_batches(source, 1), yardstick=False, bucket_of=plan())
     assert sorted(shape[2:4] for shape in traces) == sizes
@@ -189,7 +189,7 @@ def test_what_heeds_no_extent_gets_a_program_a_size_and_a_note(monkeypatch):
 
 def test_times_hold_no_compilation(monkeypatch):
     """Each program is compiled before its first run, and the run does not compile again."""
-    estimator, traces = traced(config.sml())
+    estimator, traces = traced(config.SML())
     batch = next(pipeline.evaluation_batches(StackSource("", "disparity", "", 1, lambda i: next(stacks(1, SIZES))), 1))
     events = []
     monkeypatch.setattr(programs.Compiler, "prepare", _noting(programs.Compiler.prepare, events, traces))

@@ -48,7 +48,7 @@ class Net(nn.Module):
         return Prediction(to_q(refined), jnp.ones((b, h, w)), jnp.zeros((b, h, w)), sharp, history)
 
 
-def build(model: configs.ModelConfig) -> Estimator:
+def build(model: configs.Proximal) -> Estimator:
     """In the place of `estimators.build`."""
     net = Net()
 

@@ -98,8 +98,8 @@ def networks() -> dict[str, tuple]:
         "physical": (small(config.physical(), **narrow), LossConfig()),
         "tiny": (config.tiny(), LossConfig()),
         "dfv_diff": (small(config.dfv_diff(), width=0.125), scales(4)),
-        "aifdnet": (small(config.aifdnet(), width=0.125), scales(1)),
-        "dwild": (small(config.dwild(), width=0.125), scales(4)),
+        "aifdnet": (small(config.AiFDNet(), width=0.125), scales(1)),
+        "dwild": (small(config.DWild(), width=0.125), scales(4)),
     }  # fmt: skip
 
 

@@ -93,7 +93,7 @@ def test_raw_coordinates_have_no_learned_uncertainty():
 
 
 def test_the_average_follows_weights_and_statistics():
-    estimator = fakes.build(configs.ModelConfig(num_iterations=1))
+    estimator = fakes.build(configs.Proximal(num_iterations=1))
     tx = optimizer.build(OptimizerConfig(peak_learning_rate=1e-2), 20)
     shapes = [jax.ShapeDtypeStruct((1, *x.shape[1:]), np.float32) for x in fakes.batch(1)[:2]]
     now = state.create(jax.random.key(0), estimator, tx, *shapes, average=True)
@@ -111,7 +111,7 @@ def test_the_average_follows_weights_and_statistics():
 
 
 def test_without_an_average_the_weights_are_the_outcome():
-    estimator = fakes.build(configs.ModelConfig(num_iterations=1))
+    estimator = fakes.build(configs.Proximal(num_iterations=1))
     shapes = [jax.ShapeDtypeStruct((1, *x.shape[1:]), np.float32) for x in fakes.batch(1)[:2]]
     now = state.create(jax.random.key(0), estimator, optimizer.build(OptimizerConfig(), 20), *shapes)
     assert now.average == {} and state.outcome(now)["params"] is now.params

@@ -160,7 +160,7 @@ def test_entrants_and_test_sets_are_complete():
     with pytest.raises(ConfigError, match="needs either a config to train or weights"):
         cfg.Entrant("ours")
     with pytest.raises(ConfigError, match="has nothing to train; give weights='rdf'"):
-        cfg.Entrant("ours", config=cfg.Config(model=cfg.rdf()))
+        cfg.Entrant("ours", config=cfg.Config(model=cfg.RDF()))
     with pytest.raises(ConfigError, match="exactly one of dataset, source and world"):
         cfg.TestSet("x", dataset="a", source="b")
 

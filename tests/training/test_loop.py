@@ -414,7 +414,7 @@ def test_wrong_input_leaves_nothing(stacks, network, tmp_path):
     missing = dataclasses.replace(good, data=dataclasses.replace(good.data, dataset=str(tmp_path / "absent")))
     odd = dataclasses.replace(good, data=dataclasses.replace(good.data, batch_size=3))
     eight = dataclasses.replace(odd, training=dataclasses.replace(odd.training, num_devices=8))
-    idle = dataclasses.replace(good, model=configs.classical())
+    idle = dataclasses.replace(good, model=configs.Classical())
     (tmp_path / "file").write_text("x")
     for config, output, words in (
         (missing, "out", "absent"),

@@ -6,7 +6,6 @@ random, which costs the same as trained ones.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import os
 import statistics
@@ -76,9 +75,8 @@ def bench_model(
         if (name, model, size, Z, B) in seen:  # K and N say nothing to some
             continue
         seen.add((name, model, size, Z, B))
-        has = model.method == "proximal"
         row = {"preset": name, "size": size, "Z": Z, "B": B, "dtype": dtype}
-        row |= {"K": model.num_iterations if has else None, "N": model.num_candidates if has else None}
+        row |= {"K": model.num_iterations, "N": getattr(model, "num_candidates", None)}
         print(f"compiling {_label(row)}", file=sys.stderr, flush=True)
         number = len(rows)
         rows.append(row)
@@ -181,11 +179,8 @@ def _check(presets, sizes, frames, batches, iterations, candidates, dtypes, trai
 
 
 def _variant(name: str, K: int | None, N: int | None, dtype: str) -> ModelConfig:
-    model = dataclasses.replace(configs.model_preset(name), dtype=dtype)
-    if model.method == "proximal":
-        changes = {"num_iterations": K, "num_candidates": N}
-        model = dataclasses.replace(model, **{key: value for key, value in changes.items() if value is not None})
-    return model
+    changes = {"num_iterations": K, "num_candidates": N, "dtype": dtype}
+    return configs.model_preset(name).replace_known(**{key: x for key, x in changes.items() if x is not None})
 
 
 def _ours(
@@ -204,11 +199,11 @@ def _ours(
         "compile_s": program.compile_s, "inference_GFLOPs": program.gflops, "inference_MB": program.temporary_MB,
     }  # fmt: skip
     runs = {"inference_s": program.run}
-    if parts and model.method == "proximal":
+    if parts and isinstance(model, configs.Proximal):
         for part, take in PARTS.items():
             if part != "refiner" or model.refiner_steps:
                 runs[f"{part}_s"] = measuring.compiled(_up_to(estimator, take), *arguments).run
-    if training and model.method not in configs.UNTRAINED:
+    if training and model.trained:
         tx = optimizers.build(OptimizerConfig(), 1000)
         update = jit(make_update(estimator, tx, _loss(model), model.coordinate))
         depth = focus[:, :1, None] + 90 * frames[:, 0, ..., 0]
@@ -224,10 +219,9 @@ def _up_to(estimator: Estimator, take: Callable[[Prediction], Any]) -> Callable:
 
 
 def _loss(model: ModelConfig) -> LossConfig:
-    if model.method == "proximal":
+    if not model.num_scales:
         return LossConfig()
-    number = 1 if model.method == "aifdnet" else 4
-    return LossConfig(kind="multi_scale", scale_weights=(1.0,) * number, penalty="smooth_l1")
+    return LossConfig(kind="multi_scale", scale_weights=(1.0,) * model.num_scales, penalty="smooth_l1")
 
 
 def _torch(name: str, shape: tuple[int, int, int], training: bool) -> dict[str, Callable[[], None]]:

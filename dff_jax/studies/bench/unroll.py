@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from dff_jax import config as configs
 from dff_jax import estimators
-from dff_jax.config import LossConfig, ModelConfig, OptimizerConfig
+from dff_jax.config import LossConfig, OptimizerConfig, Proximal
 from dff_jax.errors import InputError
 from dff_jax.network.prox import GatedProximalNetwork
 from dff_jax.runtime.files import check_output
@@ -53,6 +53,8 @@ def bench_unroll(
     if output is not None:
         check_output(output, FILES)
     model = configs.model_preset(preset)
+    if not isinstance(model, Proximal):
+        raise InputError(f"--preset: {preset} has no unroll")
     rows = []
     subjects = {"unroll alone": _unroll_alone, "training step": _training_step}
     _unroll_alone(model, "backprop", 1, 64, num_frames)  # whatever is slow the first time
@@ -100,7 +102,7 @@ def _compile(function, *args) -> tuple[float, float]:
     return seconds, compiled.memory_analysis().temp_size_in_bytes / 1e6
 
 
-def _training_step(model: ModelConfig, mode: str, K: int, size: int, num_frames: int) -> tuple[float, float]:
+def _training_step(model: Proximal, mode: str, K: int, size: int, num_frames: int) -> tuple[float, float]:
     model = dataclasses.replace(model, num_iterations=K, gradient="remat" if mode == "remat" else mode)
     estimator = estimators.build(model)
     shape = jax.ShapeDtypeStruct
@@ -113,7 +115,7 @@ def _training_step(model: ModelConfig, mode: str, K: int, size: int, num_frames:
     return _compile(update, state, batch)
 
 
-def _unroll_alone(model: ModelConfig, mode: str, K: int, size: int, num_frames: int) -> tuple[float, float]:
+def _unroll_alone(model: Proximal, mode: str, K: int, size: int, num_frames: int) -> tuple[float, float]:
     network = GatedProximalNetwork(model)
     planes = model.num_planes or num_frames
     shape = jax.ShapeDtypeStruct

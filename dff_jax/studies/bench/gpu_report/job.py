@@ -101,7 +101,7 @@ def fill(shapes: Any, seed: int = 0) -> Any:
 
 def variables_of(model: ModelConfig, frames: int) -> Variables:
     """Filled variables for stacks of so many frames. They are made for K = 1, and an estimator takes them at any K."""
-    return _variables_of(dataclasses.replace(model, num_iterations=1, dtype="float32", gradient="auto"), frames)
+    return _variables_of(model.replace_known(num_iterations=1, dtype="float32", gradient="auto"), frames)
 
 
 @functools.cache
@@ -139,10 +139,9 @@ def training_step(model: ModelConfig, shape: Shape) -> tuple[Callable, tuple[Tra
 
 def loss_of(model: ModelConfig) -> LossConfig:
     """The loss that goes with a method."""
-    if model.method == "proximal":
+    if not model.num_scales:
         return LossConfig()
-    number = 1 if model.method == "aifdnet" else 4
-    return LossConfig(kind="multi_scale", scale_weights=(1.0,) * number, penalty="smooth_l1")
+    return LossConfig(kind="multi_scale", scale_weights=(1.0,) * model.num_scales, penalty="smooth_l1")
 
 
 @functools.cache
@@ -155,7 +154,7 @@ def stack_gflops(model: ModelConfig, frames: int, size: int, training: bool) -> 
         function, arguments = make(dataclasses.replace(model, **changes), (1, frames, size))
         return measuring.count_gflops(jit(function), *arguments)
 
-    if model.method != "proximal":
+    if model.num_iterations is None:
         return count({})
     none, one = (count({"num_iterations": K, "gradient": "backprop"}) for K in (0, 1))
     return none + model.num_iterations * (one - none) if none and one else None
