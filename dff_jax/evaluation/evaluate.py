@@ -20,9 +20,10 @@ from dff_jax.evaluation import buckets, conventions, tables
 from dff_jax.evaluation.buckets import BucketOf
 from dff_jax.evaluation.conventions import Convention
 from dff_jax.evaluation.programs import Compiler, Placed, Task, cropped, place, placed_ahead, predict
-from dff_jax.evaluation.progress import Clock, OnBatch, progress
+from dff_jax.evaluation.progress import Clock, OnBatch, show_in
 from dff_jax.evaluation.rows import YARDSTICKS, Evaluation, Measured, gather, row_names
 from dff_jax.runtime.files import check_output, staged_output
+from dff_jax.runtime.progress import ProgressBar
 from dff_jax.types import Batch, Estimator, LoadedBatch, Prediction, Variables
 
 if TYPE_CHECKING:
@@ -210,7 +211,7 @@ def evaluate_to_folder(
         "edge_pad": edge_pad,
     }
     if data.has_truth:
-        with progress(min(len(data), limit or len(data))) as on_batch:
+        with ProgressBar("evaluate", min(len(data), limit or len(data))) as bar:
             evaluation = evaluate(
                 estimator,
                 loaded.variables,
@@ -218,7 +219,7 @@ def evaluate_to_folder(
                 unit=data.unit,
                 num_iterations=iterations,
                 convention=measured_by,
-                on_batch=on_batch,
+                on_batch=show_in(bar),
                 bucket_of=bucket_of,
             )
         report = tables.report(evaluation, **meta)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import jax
 
+from dff_jax.runtime.progress import ProgressBar
 from dff_jax.types import LoadedBatch, Prediction
 
 OnBatch = Callable[[int, LoadedBatch, Callable[[], Prediction]], None]  # stacks done, the batch, what predicts it
@@ -40,23 +39,6 @@ class Clock:
         return sum(seconds for _, seconds, _ in counted) / sum(stacks for _, _, stacks in counted)
 
 
-@contextmanager
-def progress(total: int) -> Iterator[OnBatch]:
-    """A bar on a terminal, else a line about every ten seconds, with what is done and the time left."""
-    from tqdm import tqdm
-
-    if sys.stderr.isatty():
-        with tqdm(total=total, unit="stack", desc="evaluate") as bar:
-            yield lambda done, loaded, predicted: bar.update(done - bar.n)
-        return
-    start = last = time.monotonic()
-
-    def line(done: int, loaded: LoadedBatch, predicted: Callable[[], Prediction]) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last >= 10 or done == total:
-            left = math.ceil((now - start) / done * (total - done))
-            print(f"evaluate: {done}/{total} stacks, {left} s left", file=sys.stderr, flush=True)
-            last = now
-
-    yield line
+def show_in(bar: ProgressBar) -> OnBatch:
+    """Counts the stacks of each batch in a progress bar."""
+    return lambda done, loaded, predicted: bar.advance(done - bar.done)

@@ -27,7 +27,7 @@ from dff_jax.prediction.files import ALIGNMENT, FILES, write_alignment, write_ma
 from dff_jax.prediction.tiled import Work, check_devices, estimate, left_for_programs
 from dff_jax.prediction.tiles import check_tiling
 from dff_jax.runtime.files import check_output, staged_output
-from dff_jax.runtime.progress import shown
+from dff_jax.runtime.progress import track
 from dff_jax.types import Estimator, FocalStack, Variables
 
 STAGES_UP_TO = 2**22  # pixels of pictures of which the way to the answer is kept, too
@@ -267,7 +267,7 @@ def _predict(
         stack = stack._replace(frames=stack.frames[order], focus=stack.focus[order])
     aligned = None
     if align is not None:
-        each = functools.partial(shown, what="aligning", each="frame", progress=means.progress)
+        each = functools.partial(track, label="aligning", total=len(order) - 1, unit="frame", shown=means.progress)
         aligned = align_stack(stack.frames, align, each=each, allocate=allocate or np.empty)
         stack = stack._replace(frames=aligned.frames)
         notes = (*notes, *remarks(aligned, names or [f"frame {i}" for i in order]))

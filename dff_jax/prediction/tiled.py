@@ -27,7 +27,7 @@ from dff_jax.errors import InputError
 from dff_jax.prediction.tiles import LEAST, STRIDE, Tile, split
 from dff_jax.runtime import program_cache as kept
 from dff_jax.runtime.compile import jit
-from dff_jax.runtime.progress import interrupt_held_back, shown
+from dff_jax.runtime.progress import ProgressBar, interrupt_held_back
 from dff_jax.types import Estimator, FocalStack, History, Variables
 
 RUNTIME = 0.7e9  # bytes of Python, JAX and its compiler
@@ -164,15 +164,17 @@ def _answers(
     """Each tile and what the program says of it, without the axis of the batch."""
     variables, q = given
     sharding = None if devices == 1 else NamedSharding(_mesh(devices), PartitionSpec("tiles"))
-    for start in shown(range(0, len(tiles), devices), doing, "tile" if devices == 1 else "step", progress):
-        parts = tiles[start : start + devices]
-        parts += parts[-1:] * (devices - len(parts))  # the last devices repeat a tile
-        crops = np.stack([frames[:, part.rows, part.columns] for part in parts])
-        let_go(frames)
-        with interrupt_held_back():
-            answer = jax.device_get(program(variables, jax.device_put(crops, sharding), q))
-        for i, part in enumerate(tiles[start : start + devices]):
-            yield part, jax.tree.map(lambda values, i=i: values[i], answer)
+    with ProgressBar(doing, len(tiles), "tile", shown=progress) as bar:
+        for start in range(0, len(tiles), devices):
+            parts = tiles[start : start + devices]
+            full = parts + parts[-1:] * (devices - len(parts))  # the last devices repeat a tile
+            crops = np.stack([frames[:, part.rows, part.columns] for part in full])
+            let_go(frames)
+            with interrupt_held_back():
+                answer = jax.device_get(program(variables, jax.device_put(crops, sharding), q))
+            for i, part in enumerate(parts):
+                yield part, jax.tree.map(lambda values, i=i: values[i], answer)
+            bar.advance(len(parts))
 
 
 def _plan(

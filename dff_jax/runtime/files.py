@@ -29,7 +29,7 @@ def check_output(folder: str | Path, names: Iterable[str] = (), needed: int = 0)
     if not str(folder):
         raise InputError("output: an empty name; give a folder")
     try:
-        base = _existing(Path(folder).resolve())
+        base = nearest_existing(Path(folder).resolve())
         if not base.is_dir():
             raise InputError(f"{folder}: {base} is a file; choose another output folder")
         for name in names:
@@ -65,7 +65,7 @@ def scratch_file(folder: str | Path, size: int) -> BinaryIO:
     """
     check_output(folder, needed=size)
     try:
-        file = tempfile.TemporaryFile(prefix=".dff-jax-", dir=_existing(Path(folder).resolve()))
+        file = tempfile.TemporaryFile(prefix=".dff-jax-", dir=nearest_existing(Path(folder).resolve()))
         # all of it now: a disk that is full when a page of a map is written ends the process
         reserve = getattr(os, "posix_fallocate", None)
         reserve(file.fileno(), 0, size) if reserve else file.truncate(size)
@@ -111,7 +111,7 @@ def staged_output(folder: str | Path, last: str = "") -> Iterator[Path]:
                 path.rmdir()
 
 
-def _existing(path: Path) -> Path:
+def nearest_existing(path: Path) -> Path:
     """`path`, or the nearest of its parents that exists."""
     return next(p for p in (path, *path.parents) if p.exists())
 

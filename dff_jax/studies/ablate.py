@@ -6,7 +6,6 @@ The parameters stay as trained; only what is done with them changes. `ablate` is
 from __future__ import annotations
 
 import functools
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from dff_jax.evaluation import figures
 from dff_jax.evaluation.evaluate import evaluate
 from dff_jax.evaluation.rows import Evaluation
 from dff_jax.runtime.files import check_output, staged_output
+from dff_jax.runtime.progress import ProgressBar
 from dff_jax.studies import ablation_figures, ablation_tables
 from dff_jax.studies.ablation_passes import Variant, run_pass, sweep, variants
 from dff_jax.types import Batch, Estimator, LoadedBatch, Prediction, Variables
@@ -108,7 +108,7 @@ def ablate(
     total = min(len(data), limit or len(data))
     for number, (run, folder) in enumerate(zip(opened, folders, strict=True), 1):
         prefix = f"ablate: {run.label}" + (f" ({number}/{len(opened)})" if several else "")
-        report, known = _one_run(run, folder, batches, data, known, functools.partial(_progress, prefix, total))
+        report, known = _one_run(run, folder, batches, data, known, prefix, total)
         reports.append(report)
     if several:
         with staged_output(output, last="comparison.json") as staging:
@@ -138,7 +138,7 @@ def _open(runs: Sequence[str | Path], iterations: Sequence[int], schemes: Sequen
 
 
 def _one_run(
-    run: Run, folder: Path, batches: Batches, data: Any, known: Evaluation | None, progress: Callable
+    run: Run, folder: Path, batches: Batches, data: Any, known: Evaluation | None, label: str, total: int
 ) -> tuple[dict[str, Any], Evaluation]:
     """Evaluates one run, writes its folder, and returns its report and the evaluation as trained."""
     start = time.perf_counter()
@@ -148,10 +148,11 @@ def _one_run(
         # the refined depth of another scheme at the largest K only: each K more is a program of its own
         K = run.iterations if number == 0 else run.iterations[-1:]
         estimator = as_trained if number == 0 else sweep(variant.estimator, K)
-        passes[variant.name] = run_pass(
-            variant, estimator, variables, batches(), unit=data.unit, iterations=K,
-            yardstick=number == 0 and known is None, on_batch=progress(number, len(run.variants), variant.name),
-        )  # fmt: skip
+        with ProgressBar(f"{label}, pass {number + 1}/{len(run.variants)}, {variant.name}", total) as bar:
+            passes[variant.name] = run_pass(
+                variant, estimator, variables, batches(), unit=data.unit, iterations=K,
+                yardstick=number == 0 and known is None, bar=bar,
+            )  # fmt: skip
     own = passes[run.variants[0].name]
     evaluation = _with_untrained(own.evaluation, known)
     passes[run.variants[0].name] = own._replace(evaluation=evaluation)
@@ -216,19 +217,3 @@ def _predictions(
 
     evaluate(estimator, variables, with_a_chosen_one(), yardstick=False, on_batch=keep)  # as compiled before
     return shown
-
-
-def _progress(prefix: str, total: int, number: int, settings: int, name: str) -> Callable[[int], None]:
-    """Says on stderr that a pass begins, how far it is about every ten seconds, and that it is done."""
-    start = last = time.monotonic()
-    what = f"{prefix}, pass {number + 1}/{settings}, {name}"
-    print(f"{what}: compiling", file=sys.stderr, flush=True)
-
-    def line(done: int) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last >= 10 or done == total:
-            print(f"{what}: {done}/{total} stacks, {now - start:.0f} s", file=sys.stderr, flush=True)
-            last = now
-
-    return line

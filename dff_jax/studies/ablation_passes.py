@@ -20,6 +20,7 @@ from dff_jax.estimators.weights import LoadedEstimator
 from dff_jax.evaluation.evaluate import evaluate
 from dff_jax.evaluation.rows import Evaluation
 from dff_jax.focus_axis import span
+from dff_jax.runtime.progress import ProgressBar
 from dff_jax.types import Array, Estimator, LoadedBatch, Prediction, Variables
 from dff_jax.unroll import PROXES, SCHEMES, Problem, resize_stack, stable
 
@@ -120,12 +121,12 @@ def run_pass(
     unit: str,
     iterations: tuple[int, ...],
     yardstick: bool,
-    on_batch: Callable[[int], None],
+    bar: ProgressBar,
 ) -> Pass:
     """Evaluates `estimator` (a `sweep` of the variant's over `iterations`) on all batches.
 
     Args:
-      on_batch: called after each batch with the number of stacks done.
+      bar: counts the stacks.
     """
     parts: list[dict[str, np.ndarray]] = []
     sums: dict[tuple[int, ...], np.ndarray] = {}
@@ -142,7 +143,7 @@ def run_pass(
             shape = maps.shape[1:]
             sums[shape] = sums.get(shape, 0.0) + maps.sum(0)
             counts[shape] = counts.get(shape, 0) + len(maps)
-        on_batch(done)
+        bar.advance(done - bar.done)
 
     found = evaluate(estimator, variables, batches, unit=unit, yardstick=yardstick, on_batch=watch)
     course = {name: np.concatenate([part[name] for part in parts]).mean(0).tolist() for name in parts[0]}

@@ -29,12 +29,12 @@ from dff_jax.errors import ConfigError, InputError
 from dff_jax.estimators import weights
 from dff_jax.evaluation import buckets, conventions, paper_figures
 from dff_jax.evaluation.evaluate import evaluate
-from dff_jax.evaluation.progress import progress
+from dff_jax.evaluation.progress import show_in
 from dff_jax.evaluation.tables import finite
 from dff_jax.runtime.files import check_output, staged_output
+from dff_jax.runtime.progress import ProgressBar, say
 from dff_jax.studies import compare_report as report
 from dff_jax.studies import costs
-from dff_jax.training import logging as logs
 
 VERSION = 1
 """Of the files that `measure` leaves: raise it when what they hold changes."""
@@ -80,7 +80,7 @@ def compare(comparison: Comparison, output: str | Path, *, only: list[str] | Non
             sets[test.name] = _open(test)
         except InputError as error:
             notes.append(f"{test.name}: left out, {error}")
-            logs.say(f"note: {notes[-1]}")
+            say(f"note: {notes[-1]}")
     field = []
     for entrant in comparison.entrants:
         for seed in comparison.seeds if entrant.config is not None else (None,):
@@ -110,7 +110,7 @@ def measure(one: Trained, test: str, source: StackSource, limit: int | None) -> 
     key = {"version": VERSION, "weights": _checksum(one.spec), "data": source.describe, "limit": limit}
     if before := costs.kept(path, key):
         return before
-    logs.say(f"measuring {one.name} on {test}")
+    say(f"measuring {one.name} on {test}")
     loaded = costs.load(one.spec)
     result: dict[str, Any] = {"key": key, "unit": source.unit}
     try:
@@ -119,10 +119,11 @@ def measure(one: Trained, test: str, source: StackSource, limit: int | None) -> 
         result["refused"] = str(error)
     else:
         convention = conventions.find(source.convention, source.unit)
-        with progress(min(len(source), limit or len(source))) as on_batch:
+        with ProgressBar("evaluate", min(len(source), limit or len(source))) as bar:
             answer = evaluate(
                 loaded.estimator, loaded.variables, pipeline.evaluation_batches(source, 1, limit), unit=source.unit,
-                yardstick=False, convention=convention, on_batch=on_batch, bucket_of=buckets.plan(source.shapes(limit)),
+                yardstick=False, convention=convention, on_batch=show_in(bar),
+                bucket_of=buckets.plan(source.shapes(limit)),
             )  # fmt: skip
         final = [line for line in answer.per_stack if line["row"] == "final"]
         result |= {"rows": answer.rows, "per_stack": final, "literature": answer.literature}
@@ -164,7 +165,7 @@ def _train(entrant: Entrant, seed: int | None, output: Path) -> Trained | None:
     if entrant.config is not None and not _ready(entrant, seed, output):
         from dff_jax.training.loop import train
 
-        logs.say(f"training {one.name}")
+        say(f"training {one.name}")
         if train(_seeded(entrant, seed), one.folder)["interrupted"]:
             return None
     return one

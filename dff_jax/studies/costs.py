@@ -25,8 +25,8 @@ from dff_jax.errors import InputError
 from dff_jax.estimators import weights
 from dff_jax.evaluation.tables import machine
 from dff_jax.runtime.compile import jit
+from dff_jax.runtime.progress import say
 from dff_jax.studies.bench import measuring
-from dff_jax.training import logging as logs
 from dff_jax.training import optimizer
 from dff_jax.training.state import TrainState
 from dff_jax.training.step import make_update
@@ -84,7 +84,7 @@ def measure_all(field: list[Trained], source: StackSource, path: Path) -> dict[s
     turns: dict[tuple[str, str], Callable[[], None]] = {}
     for one in field:
         label = one.entrant.label
-        logs.say(f"costs of {label}")
+        say(f"costs of {label}")
         loaded = load(one.spec)
         row = {"parameters": sum(x.size for x in jax.tree.leaves(loaded.variables.get("params", {})))}
         arguments = loaded.variables, jnp.asarray(batch.frames), jnp.asarray(batch.focus)

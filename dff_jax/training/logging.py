@@ -1,12 +1,10 @@
-"""Logs of a run: JSONL always, TensorBoard beside it, and progress on the terminal. Process 0 only writes."""
+"""Logs of a run: JSONL always, TensorBoard beside it. Process 0 only writes."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +13,7 @@ import jax
 import numpy as np
 
 from dff_jax.errors import InputError
+from dff_jax.runtime.progress import say
 
 FILE_NAME = "train.jsonl"
 
@@ -94,74 +93,6 @@ def open_writers(folder: Path, *, tensorboard: bool, step: int, evaluated: int) 
         except ImportError:
             say("tensorboardX is not installed: logging to train.jsonl only")
     return writers
-
-
-class Bar:
-    """A tqdm bar with rate and time left on a terminal; plain lines, one a measurement, elsewhere and without tqdm."""
-
-    def __init__(self, step: int, num_steps: int, batch_size: int):
-        self._num_steps, self._batch_size = num_steps, batch_size
-        self._speaks = jax.process_index() == 0
-        self._bar = _terminal_bar(step, num_steps) if self._speaks and sys.stderr.isatty() else None
-        self.restart(step)
-
-    def restart(self, step: int) -> None:
-        """Starts the clock at `step`: time spent on compilation, evaluation and saving is no training
-        time."""
-        self._since, self._start = step, time.perf_counter()
-
-    def advance(self) -> None:
-        if self._bar is not None:
-            self._bar.update()
-
-    def report(self, step: int, values: Mapping[str, float]) -> dict[str, float]:
-        """Shows a measurement at `step`, whose device work is done; returns the rates to log with it."""
-        seconds = time.perf_counter() - self._start
-        rates = {}
-        if step > self._since:
-            rates = {"step_seconds": seconds / (step - self._since)}
-            rates["stacks_per_second"] = self._batch_size / rates["step_seconds"]
-        if self._bar is not None:
-            self._bar.set_postfix(loss=f"{values['loss']:.4g}", mae=f"{values['mae']:.4g}")
-        elif self._speaks:
-            line = f"step {step}/{self._num_steps}  loss {values['loss']:.4g}  mae {values['mae']:.4g}"
-            line += f"  lr {values['learning_rate']:.2e}"
-            if rates:
-                left = rates["step_seconds"] * (self._num_steps - step)
-                line += f"  {rates['stacks_per_second']:.2f} stacks/s  {duration(left)} left"
-            say(line)
-        return rates
-
-    def say(self, message: str) -> None:
-        """A line of text that does not break the bar."""
-        if self._bar is None:
-            say(message)
-        else:
-            self._bar.write(message, file=sys.stderr)
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-
-def _terminal_bar(step: int, num_steps: int) -> Any:
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        return None
-    return tqdm(total=num_steps, initial=step, unit="step", desc="train")
-
-
-def say(message: str) -> None:
-    """One line to stderr, from process 0."""
-    if jax.process_index() == 0:
-        print(message, file=sys.stderr, flush=True)
-
-
-def duration(seconds: float) -> str:
-    """h:mm:ss."""
-    minutes, seconds = divmod(math.ceil(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
 
 
 def read_log(folder: str | Path) -> list[dict[str, Any]]:

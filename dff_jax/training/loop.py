@@ -26,12 +26,16 @@ from dff_jax.data import pipeline
 from dff_jax.errors import ConfigError, InputError
 from dff_jax.runtime import processes
 from dff_jax.runtime.files import check_output
+from dff_jax.runtime.progress import ProgressBar, say
 from dff_jax.runtime.stopping import Stop, stop_on_signal
 from dff_jax.training import checkpoint, optimizer, parallel, state, validation
 from dff_jax.training import logging as logs
 from dff_jax.training.initial_weights import place_common, place_encoder
 from dff_jax.training.step import make_update
 from dff_jax.types import Variables
+
+SHOWN = {"loss": "loss", "mae": "mae", "lr": "learning_rate"}
+"""What the progress display says of a step: its name there and in the log."""
 
 
 class _Run(NamedTuple):
@@ -43,7 +47,7 @@ class _Run(NamedTuple):
     loader: pipeline.Loader
     manager: Any  # of checkpoints
     validator: validation.Validator
-    bar: logs.Bar
+    bar: ProgressBar
     stop: Stop
 
 
@@ -58,7 +62,7 @@ def _begin(config: TrainingConfig, variables: Variables) -> Variables:
     if config.initial_weights is None:
         return variables
     begun, new = place_common(config.initial_weights, variables)
-    logs.say(f"begins with {config.initial_weights}" + (f"; new: {new}" if new else ""))
+    say(f"begins with {config.initial_weights}" + (f"; new: {new}" if new else ""))
     return begun
 
 
@@ -120,7 +124,7 @@ def train(config: Config, output: str | Path, *, resume: bool = True) -> dict[st
         if jax.process_index() == 0:
             (output / "config.json").write_text(configs.to_json(config) + "\n")
         if step:
-            logs.say(f"{output}: resuming after step {step} of {config.training.num_steps}")
+            say(f"{output}: resuming after step {step} of {config.training.num_steps}")
 
         update = make_update(
             estimator, tx, config.loss, config.model.coordinate, config.training.accumulate,
@@ -142,7 +146,7 @@ def train(config: Config, output: str | Path, *, resume: bool = True) -> dict[st
             loader,
             manager,
             validation.Validator(config, output, estimator, sources, writers, num_frames),
-            stack.enter_context(closing(logs.Bar(step, config.training.num_steps, config.data.batch_size))),
+            stack.enter_context(ProgressBar("train", config.training.num_steps, "step", done=step, every=math.inf)),
             Stop(devices, stack.enter_context(stop_on_signal())),
         )
         if step < config.training.num_steps:
@@ -187,7 +191,7 @@ def _loop(run: _Run, now: state.TrainState, progress: checkpoint.Progress) -> tu
         if at_end or stop:
             return step, progress
         if pause:
-            run.bar.restart(step)
+            run.bar.restart()
 
         loaded = next(run.loader)
         with jax.profiler.StepTraceAnnotation("train", step_num=step + 1):
@@ -200,13 +204,15 @@ def _loop(run: _Run, now: state.TrainState, progress: checkpoint.Progress) -> tu
         running = metrics["loss"]
         if step == start + 1:
             jax.block_until_ready(metrics)
-            run.bar.restart(step)
+            run.bar.restart()
         run.bar.advance()
         if step == 1 or step % plan.log_every == 0 or step == plan.num_steps:
             values = jax.device_get(parallel.local_copy(devices, metrics))
             values = {name: float(x) for name, x in values.items()}
             _check_finite(run, now, recent)
-            values |= run.bar.report(step, values)
+            if rate := run.bar.rate():
+                values |= {"step_seconds": 1 / rate, "stacks_per_second": rate * run.config.data.batch_size}
+            run.bar.note(", ".join(f"{name} {values[key]:.4g}" for name, key in SHOWN.items()))
             for writer in run.validator.writers:
                 writer.scalars(step, "train", values)
 

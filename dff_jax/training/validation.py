@@ -26,8 +26,9 @@ from dff_jax.evaluation import buckets
 from dff_jax.evaluation.evaluate import evaluate
 from dff_jax.evaluation.rows import Evaluation
 from dff_jax.runtime import processes
+from dff_jax.runtime.progress import ProgressBar, say
 from dff_jax.training.checkpoint import Progress
-from dff_jax.training.logging import Bar, Writer, say
+from dff_jax.training.logging import Writer
 from dff_jax.types import Estimator, Variables
 
 BEST_WEIGHTS = weights.FILE_NAME
@@ -48,7 +49,9 @@ class Validator(NamedTuple):
     writers: list[Writer]
     num_frames: int
 
-    def run(self, step: int, variables: Variables, progress: Progress, bar: Bar, asked: threading.Event) -> Progress:
+    def run(
+        self, step: int, variables: Variables, progress: Progress, bar: ProgressBar, asked: threading.Event
+    ) -> Progress:
         """Evaluates, logs, and exports the weights if they are the best so far; each process its share of the stacks.
 
         Returns:

@@ -60,7 +60,7 @@ def test_the_command_says_room_progress_and_statistics(capsys, tmp_path, source)
     assert status == 0
     per_stack = 24 * 32 * (15 * 3 + 5) + 15 * 4 + 256
     assert f"3 in train, 1 in test; at most {4 * per_stack / 1e6:.1f} MB of disk" in err and "free at" in err
-    assert "train 3/3 stacks" in err and "test 1/1 stacks" in err and "stacks/s" in err
+    assert "train: 3/3 stacks" in err and "test: 1/1 stacks" in err and "stacks/s" in err
     assert "train: 3 stacks where 1000 were published" in err
     assert "train: 3 stacks (3 of 15 x 24 x 32" in out and "beyond the last plane" in out
     folder = tmp_path / "flyingthings/focal_stack/1.0.0"

@@ -327,14 +327,6 @@ def test_depth_png_of_a_flat_map():
     np.testing.assert_allclose(scale["offset"] + scale["scale"] * coded, flat)
 
 
-def test_plain_progress(capsys):
-    assert list(terminal.shown(range(35), "working", "tile", True)) == list(range(35))
-    lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "working: tile 1 of 35" and len(lines) <= 12
-    assert list(terminal.shown(range(3), "working", "tile", False)) == [0, 1, 2]
-    assert capsys.readouterr().err == ""
-
-
 def test_compiling_is_told_once(capsys):
     frames = np.random.default_rng(0).random((3, 38, 54, 3), np.float32)
     for expected in (1, 0):

@@ -46,7 +46,7 @@ def test_killed_three_times_and_resumed_is_uninterrupted(tmp_path):
         for line in process.stderr:
             if "resuming after step" in line:
                 resumed_from.append(int(line.split("after step ")[1].split()[0]))
-            step = re.match(r"step (\d+)/", line)
+            step = re.match(r"train: (\d+)/", line)
             if step and kills < 3 and int(step[1]) >= KILL_AFTER[kills]:
                 time.sleep(moments.uniform(0, 0.1))
                 process.kill()

@@ -5,11 +5,11 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dff_jax.errors import InputError, one_line
+from dff_jax.runtime.progress import say
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
@@ -141,7 +141,7 @@ def open_builder(name: str, data_dir: str | os.PathLike | None = None) -> tfds.c
                 f"{name} is not in {data_root(data_dir)}; convert its files first: dff-jax prepare {name} --source DIR "
                 f"({builder.builder_config.facts.where})"
             )
-        print(f"{name} is not in {data_root(data_dir)}; making it now", file=sys.stderr, flush=True)
+        say(f"{name} is not in {data_root(data_dir)}; making it now")
         generate(name, builder)
         return builder
     found = builder.info.metadata or {}

@@ -7,14 +7,14 @@ import io
 import json
 import os
 import shutil
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dff_jax.data.datasets.reading import available_cores
 from dff_jax.data.datasets.summary import STATISTICS, fingerprint
 from dff_jax.errors import InputError, SourceError
-from dff_jax.runtime.files import check_output
+from dff_jax.runtime.files import check_output, nearest_existing
+from dff_jax.runtime.progress import say
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
@@ -84,7 +84,7 @@ def check_unchanged(name: str, made: Path, source: Path) -> None:
             f"{name}: {made} was made of other files than {source} holds now; make it again with --overwrite, or under "
             "another name or --data-dir"
         )
-    _say(f"{name} is there already; --overwrite makes it again")
+    say(f"{name} is there already; --overwrite makes it again")
 
 
 def convert(name: str, builder: StackBuilder, source: Path, inventory: Inventory, workers: int) -> None:
@@ -97,14 +97,14 @@ def convert(name: str, builder: StackBuilder, source: Path, inventory: Inventory
     counts = ", ".join(f"{len(items)} in {split}" for split, items in inventory.splits.items())
     needed = bytes_needed(inventory)
     root = Path(builder.data_path)
-    free = shutil.disk_usage(_existing(root)).free
+    free = shutil.disk_usage(nearest_existing(root)).free
     room = "size not known beforehand" if needed is None else f"at most {_gigabytes(needed)} of disk"
-    _say(f"{name}: {counts}; {room}, {_gigabytes(free)} free at {_existing(root)}")
+    say(f"{name}: {counts}; {room}, {_gigabytes(free)} free at {nearest_existing(root)}")
     for note in inventory.notes:
-        _say(f"note: {note}")
+        say(f"note: {note}")
     check_output(root, needed=(needed or 0) + MARGIN_BYTES)
     for leftover in root.parent.glob(f"incomplete.*_{root.name}"):
-        _say(f"note: {leftover} was left by a run that was killed; delete it, unless it is still running")
+        say(f"note: {leftover} was left by a run that was killed; delete it, unless it is still running")
     builder.source, builder.inventory, builder.workers = source, inventory, workers or _sensible_workers(inventory)
     try:
         generate(name, builder)
@@ -135,9 +135,3 @@ def _gigabytes(size: int) -> str:
     return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
 
 
-def _existing(path: Path) -> Path:
-    return next(p for p in (path, *path.parents) if p.exists())
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

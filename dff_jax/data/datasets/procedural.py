@@ -17,9 +17,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from dff_jax.config import WorldConfig, to_dict
-from dff_jax.data.datasets.progress import report
 from dff_jax.data.datasets.writing import LocalInfo, StreamedBuilder
 from dff_jax.optics.scenes import make_stack
+from dff_jax.runtime.progress import track
 
 RENDERER_VERSION = 1
 """Raise it when pictures or the records' layout change: data of another version is then made anew."""
@@ -117,7 +117,7 @@ class Procedural(StreamedBuilder):
         return {split: self._generate_examples(split, size) for split, size in sizes}
 
     def _generate_examples(self, split: str, size: int) -> Iterator[tuple[int, dict]]:
-        yield from report(self._render(split, size), f"procedural/{self.builder_config.name}: {split}", size)
+        yield from track(self._render(split, size), f"procedural/{self.builder_config.name}: {split}", size)
 
     def _render(self, split: str, size: int) -> Iterator[tuple[int, dict]]:
         config = self.builder_config

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 
-from dff_jax.data.datasets.progress import report
 from dff_jax.data.datasets.summary import Digest, digest
 from dff_jax.data.datasets.writing import serialize
 from dff_jax.errors import InputError
 from dff_jax.focus_axis import to_q
+from dff_jax.runtime.progress import track
 
 if TYPE_CHECKING:
     from dff_jax.data.datasets.base import Item
@@ -83,13 +83,13 @@ def read_items(
     count = sum(map(len, splits.values()))
     if min(workers, count) < 2:
         for split, items in splits.items():
-            yield from report(map(read_one, items), f"{label}: {split}", len(items))
+            yield from track(map(read_one, items), f"{label}: {split}", len(items))
         return
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(min(workers, count), mp_context=context, initializer=_start_worker)
     try:
         for split, items in splits.items():
-            yield from report(_in_order(pool, items, 2 * workers, scratch), f"{label}: {split}", len(items))
+            yield from track(_in_order(pool, items, 2 * workers, scratch), f"{label}: {split}", len(items))
     except BrokenProcessPool:
         raise InputError(f"{label}: a worker was killed, perhaps for want of memory; repeat with --workers 1") from None
     finally:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,7 +15,8 @@ from dff_jax import focus_axis
 if TYPE_CHECKING:
     from dff_jax.data.datasets.base import Facts, Inventory
     from dff_jax.data.datasets.reading import Outcome
-    from dff_jax.types import FocalStack
+    from dff_jax.runtime.progress import say
+from dff_jax.types import FocalStack
 
 STATISTICS, SHEET = "statistics.json", "overview.png"
 STACKS_PER_SPLIT = 2  # on the sheet
@@ -81,7 +81,7 @@ class Summary:
     def add(self, split: str, outcome: Outcome) -> None:
         """The next stack of `split`."""
         for remark in outcome.remarks:
-            print(f"note: {remark}", file=sys.stderr, flush=True)
+            say(f"note: {remark}")
         if outcome.details:
             self._details[outcome.name] = outcome.details
         self._pictures |= {f"{key}/{outcome.name}.png": picture for key, picture in outcome.pictures.items()}
