@@ -202,10 +202,10 @@ def _loop(run: _Run, now: state.TrainState, progress: checkpoint.Progress) -> tu
         # and the memory for batches stay honest.
         jax.block_until_ready(running)
         running = metrics["loss"]
-        if step == start + 1:
+        run.bar.advance()
+        if step == start + 1:  # with compilation
             jax.block_until_ready(metrics)
             run.bar.restart()
-        run.bar.advance()
         if step == 1 or step % plan.log_every == 0 or step == plan.num_steps:
             values = jax.device_get(parallel.local_copy(devices, metrics))
             values = {name: float(x) for name, x in values.items()}
