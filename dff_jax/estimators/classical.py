@@ -19,7 +19,7 @@ from dff_jax.classical import (
     squared_excess,
 )
 from dff_jax.types import Array, Estimator, History, Prediction, Variables
-from dff_jax.unroll import Problem, Scheme, disagreement, edge_tv, initial_depth, proximal_gradient, solve
+from dff_jax.unroll import Problem, disagreement, edge_tv, initial_depth, proximal_gradient, solve
 
 NUM_ITERATIONS = 3
 LAMBDA = 0.01
@@ -28,14 +28,13 @@ SHARPNESS = 30.0  # of the edges in the guide
 DUAL_STEPS = 40  # in each iteration
 
 
-def scheme() -> Scheme:
-    """Proximal gradient with edge-weighted TV and eta = 1 / max(S, LEAST_S), pixel by pixel.
+def step_size(params: dict, problem: Problem, k: Array) -> Array:
+    """eta = 1 / max(S, LEAST_S), pixel by pixel, [B,H,W].
 
-    A diagonal metric, in which the prox works too, with eta S <= 1 everywhere: the energy never rises. Where S is
-    above the floor the data step is exact, and the iterations go on with the dual variable of TV.
+    This is a diagonal metric, in which the prox works too. eta S <= 1 everywhere, so the energy never rises. Where S is
+    above the floor the data step is exact, and the iterations go on with the dual variable of total variation.
     """
-    prox = edge_tv(sharpness=SHARPNESS, iterations=DUAL_STEPS)
-    return proximal_gradient(prox, lambda params, problem, k: 1 / jnp.maximum(problem.S, LEAST_S))
+    return 1 / jnp.maximum(problem.S, LEAST_S)
 
 
 def classical(num_iterations: int = NUM_ITERATIONS, regularization: float = LAMBDA) -> Estimator:
@@ -45,7 +44,8 @@ def classical(num_iterations: int = NUM_ITERATIONS, regularization: float = LAMB
       num_iterations: K where `apply` is not told.
       regularization: lambda, for depth in the working coordinate and weights of 1 at most together.
     """
-    steps, default_iterations = scheme(), num_iterations
+    scheme = proximal_gradient(edge_tv(sharpness=SHARPNESS, iterations=DUAL_STEPS))
+    default_iterations = num_iterations
 
     def init(key: Array, frames: Array, focus: Array) -> Variables:
         return {"params": {}, "batch_stats": {}}
@@ -63,8 +63,10 @@ def classical(num_iterations: int = NUM_ITERATIONS, regularization: float = LAMB
         weights = candidate_weights(candidates, reach, variables.get("global_statistics"))
         problem = Problem(candidates.depth, weights, regularization)
         sharp = sharp_composite(frames, initial_depth(problem), t)
-        problem = problem._replace(context=sharp)
-        depth, trace = solve(steps, problem, initial_depth(problem), num_iterations=K, return_history="trace")
+        problem = problem._replace(guide=sharp)
+        depth, trace = solve(
+            scheme, problem, initial_depth(problem), step_size=step_size, num_iterations=K, return_history="trace"
+        )
 
         to_q = partial(focus_axis.from_unit_coordinate, focus=focus)
         history = History(

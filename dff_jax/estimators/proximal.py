@@ -103,8 +103,8 @@ def proximal(config: Proximal) -> Estimator:
         if config.prox_inputs == "with_lookup":
             logits = seen.features[..., : config.num_planes] / VOLUME_SCALE
             evidence = EVIDENCE_SCALE * jnp.maximum(jax.nn.log_softmax(logits, -1), LEAST_LOG_P)
-        context = Context(seen.features, seen.sharp, confidence, evidence, pixel.step_size, pixel.hidden)
-        return problem._replace(context=context)
+        context = Context(seen.features, confidence, evidence, pixel.step_size, pixel.hidden)
+        return problem._replace(context=context, guide=seen.sharp)
 
     def iterate(params: dict, problem: Problem, num_iterations: int, train: bool) -> tuple[Array, Array, Any]:
         """D(0) -> D(K) [B,H,W], D(0)..D(K) [B,K+1,H,W] and, unless training, the trace (12, 13)."""

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from dff_jax.network.residual import ResidualCnn
 from dff_jax.types import Array
 from dff_jax.unroll import (
     PROXES,
+    SCHEMES,
     Problem,
     Prox,
     Scheme,
@@ -30,13 +32,12 @@ from dff_jax.unroll import (
     learned_step,
     raw_step,
     resize_stack,
-    resolve_scheme,
     solve,
     stack_init,
     step_from,
 )
+from dff_jax.unroll.hyperparameters import StepSize
 from dff_jax.unroll.prox import PlainProx
-from dff_jax.unroll.schemes import resolve
 
 LOOKUP_REACH = 2  # planes to each side of the present depth
 
@@ -47,7 +48,6 @@ class Context(NamedTuple):
     """What a prox may look at beside the depth, as `problem.context`."""
 
     features: Array  # [B,H,W,c] F (and the guide)
-    guide: Array  # [B,H,W,3] the soft all-in-focus image, in [0,1]
     confidence: Array | None = None  # [B,H,W,2] S and the candidates' disagreement at unit scale
     evidence: Array | None = None  # [B,H,W,C] log P over planes uniform in t, at unit scale, to be looked up
     step_size: Array | None = None  # [B,H,W] predicted, before its softplus
@@ -70,11 +70,10 @@ def build_unroll(config: Proximal) -> Unroll:
       ConfigError: no such scheme or prox, or two that do not go together.
     """
     prox, init_prox = _prox(config)
+    factory, step_size = resolve(config.scheme, SCHEMES, "model.scheme"), _step_size(config)
     try:
-        scheme = resolve_scheme(config.scheme)(prox, _step_size(config))
-    except ConfigError:
-        raise
-    except ValueError as error:
+        scheme = factory(prox)
+    except (TypeError, ValueError) as error:
         raise ConfigError(f"model.scheme: {config.scheme!r} with model.prox {config.prox!r}: {error}") from None
     if not isinstance(scheme, Scheme):
         raise ConfigError(f"model.scheme: {config.scheme!r} should return a dff_jax.unroll.Scheme, got {scheme!r}")
@@ -97,8 +96,8 @@ def build_unroll(config: Proximal) -> Unroll:
                 problem = problem._replace(context=context)
         own = resize_stack(own, num_iterations) if own and num_iterations else None
         return solve(
-            scheme, problem, initial_depth(problem), shared=shared, per_iteration=own, num_iterations=num_iterations,
-            gradient=config.gradient, return_history=return_history,
+            scheme, problem, initial_depth(problem), step_size=step_size, shared=shared, per_iteration=own,
+            num_iterations=num_iterations, gradient=config.gradient, return_history=return_history,
         )  # fmt: skip
 
     def regularization(params: dict) -> Array:
@@ -110,6 +109,25 @@ def build_unroll(config: Proximal) -> Unroll:
         return jnp.asarray(config.regularization_init, jnp.float32)
 
     return Unroll(init, run, regularization)
+
+
+def resolve(name: str, known: dict[str, Any], field: str) -> Any:
+    """`known[name]`, or what `module:function` names.
+
+    Raises:
+      ConfigError: no such name (the choices are listed), module or function; the message names `field`.
+    """
+    if name in known:
+        return known[name]
+    module_name, _, function = name.partition(":")
+    if not function:
+        raise ConfigError(
+            f"{field}: {name!r} is unknown; choose one of {', '.join(known)}, or name your own module:function"
+        )
+    try:
+        return getattr(importlib.import_module(module_name), function)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"{field}: cannot load {name!r} ({error})") from None
 
 
 def _prox(config: Proximal) -> tuple[Prox | PlainProx, Callable[[Array, Problem], Any] | None]:
@@ -205,8 +223,8 @@ def look_up(evidence: Array, t: Array) -> Array:
     return jnp.stack([read(offset) for offset in range(-LOOKUP_REACH, LOOKUP_REACH + 1)], -1)
 
 
-def _step_size(config: Proximal) -> Callable | float:
-    """eta of an iteration, for the scheme, which keeps a plain number stable."""
+def _step_size(config: Proximal) -> StepSize | float:
+    """eta of an iteration; a scheme keeps a plain number stable."""
     if config.step_size == "constant":
         return config.step_size_init
     if config.step_size == "per_pixel":

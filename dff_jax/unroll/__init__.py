@@ -1,8 +1,8 @@
 """Optimisation unrolled over depth candidates: the research surface. Pure JAX; imports no flax.
 
     problem = Problem(candidates, weights, regularization=0.1, context=anything)
-    scheme = proximal_gradient(prox, step_size=0.5)
-    depth, history = solve(scheme, problem, initial_depth(problem), shared={"prox": params}, num_iterations=3)
+    depth, history = solve(proximal_gradient(prox), problem, initial_depth(problem), step_size=0.5,
+                           shared={"prox": params}, num_iterations=3)
 
 A scheme is a tuple of pure functions; a prox is any `prox(params, z, problem, eta) -> depth`.
 """
@@ -11,12 +11,10 @@ from dff_jax.unroll.gradients import attach_implicit, contraction
 from dff_jax.unroll.guide import guide_of
 from dff_jax.unroll.guided_filter import guided_filter
 from dff_jax.unroll.hyperparameters import (
-    Settings,
     constant_step,
     inverse_softplus,
     learned_step,
     raw_step,
-    settings,
     stable,
     step_from,
 )
@@ -44,7 +42,6 @@ from dff_jax.unroll.schemes import (
     hqs,
     learned_gradient,
     proximal_gradient,
-    resolve_scheme,
 )
 from dff_jax.unroll.solve import solve
 from dff_jax.unroll.tikhonov import tikhonov
@@ -67,7 +64,6 @@ __all__ = [
     "Prox",
     "SCHEMES",
     "Scheme",
-    "Settings",
     "State",
     "Trace",
     "admm",
@@ -103,8 +99,6 @@ __all__ = [
     "raw_step",
     "repeat_shared",
     "resize_stack",
-    "resolve_scheme",
-    "settings",
     "solve",
     "stable",
     "stack_init",

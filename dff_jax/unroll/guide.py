@@ -10,28 +10,24 @@ from dff_jax.unroll.problem import Problem
 
 
 def guide_of(problem: Problem) -> Array:
-    """`problem.context.guide`, or the context itself where it is an array; [...,H,W] or [...,H,W,c].
+    """`problem.guide`, [...,H,W] or [...,H,W,c].
 
     Raises:
-      ValueError: the context holds no guide.
+      ValueError: the problem has no guide.
     """
-    context = problem.context
-    guide = getattr(context, "guide", None)
-    if guide is None and hasattr(context, "ndim"):
-        guide = context
-    if guide is None:
+    if problem.guide is None:
         raise ValueError(
-            f"problem.context: a guided prox needs a guide image there (an array [B,H,W] or [B,H,W,c], or a field "
-            f"'guide'); got {type(context).__name__}. Or give the prox its own guide=function of the problem"
+            "problem.guide: this prox needs a guide image there, an array [B,H,W] or [B,H,W,c]; "
+            "or give the prox its own guide=function of the problem"
         )
-    return guide
+    return problem.guide
 
 
 def as_channels(guide: Array, problem: Problem) -> Array:
     """The guide with a channel axis, [...,H,W,c]; a grey one gets c = 1.
 
     Raises:
-      ValueError: the guide is no picture of the candidates' size.
+      ValueError: the guide is not an image of the candidates' size.
     """
     shape = problem.candidates.shape[:-1]
     if guide.ndim == len(shape):

@@ -14,12 +14,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dff_jax import extent
 from dff_jax.types import Array
 from dff_jax.unroll.parameters import merge
 from dff_jax.unroll.problem import Problem
 
-StepSize = Callable[[dict, Problem, Array], Array]  # (params, problem, k) -> eta, a scalar or [B,H,W]
+StepSize = Callable[[dict[str, Any], Problem, Array], Array]  # (params, problem, k) -> eta, a scalar or [B,H,W]
 
 
 class Settings(NamedTuple):
@@ -31,24 +30,30 @@ class Settings(NamedTuple):
 
 
 def settings(params: tuple[Any, Any], problem: Problem, k: Array, step_size: StepSize) -> Settings:
-    """Parameters, lambda and eta of iteration k."""
+    """Parameters, lambda and eta of iteration k; `params` is (shared, this iteration's own)."""
     merged = merge(params)
     if "regularization" in merged:
         problem = problem._replace(regularization=jax.nn.softplus(merged["regularization"]))
     return Settings(merged, problem, step_size(merged, problem, k))
 
 
-def as_step_size(step_size: StepSize | float, limit: float | None = None) -> StepSize:
-    """A number as a constant step, for each stack at most limit / max S where a limit is given; a function as it is."""
-    if callable(step_size):
-        return step_size
-    if limit is None:
-        return constant_step(step_size)
+def as_step_size(step_size: StepSize | float) -> StepSize:
+    """A number as a constant step; a function as it is."""
+    return step_size if callable(step_size) else constant_step(step_size)
 
-    def limited(params: dict, problem: Problem, k: Array) -> Array:
-        return jnp.minimum(step_size, limit / extent.fill(problem.S).max((-2, -1), keepdims=True))
 
-    return limited
+def at_most(limit: float) -> Callable[[StepSize | float], StepSize]:
+    """The step rule of a scheme that diverges beyond limit / max S: lowers a number to that, for each stack on its own.
+
+    A function stays as it is.
+    """
+
+    def rule(step_size: StepSize | float) -> StepSize:
+        if callable(step_size):
+            return step_size
+        return lambda params, problem, k: jnp.minimum(step_size, limit / problem.S.max((-2, -1), keepdims=True))
+
+    return rule
 
 
 def constant_step(eta: float) -> StepSize:
@@ -66,7 +71,7 @@ def stable(u: Array, problem: Problem) -> Array:
     return u / (1 + u * problem.S)
 
 
-def learned_step(params: dict, problem: Problem, k: Array) -> Array:
+def learned_step(params: dict[str, Any], problem: Problem, k: Array) -> Array:
     """eta = stable(softplus(params["step_size"])), [B,H,W]. Learned once, or per iteration, by where it lies."""
     return stable(jax.nn.softplus(params["step_size"]), problem)
 

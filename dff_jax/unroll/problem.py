@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from dff_jax import extent
 from dff_jax.types import Array
 
 EPS = 1e-6  # of the divisions by S
@@ -28,8 +27,9 @@ class Problem(NamedTuple):
     candidates: Array  # [B,H,W,N] D_i
     weights: Array  # [B,H,W,N] W_i^2, >= 0
     regularization: Array | float = 0.1  # lambda, a scalar or [B,H,W] (or [B,1,1])
-    context: Any = None  # whatever the prox wants: focus volume, guide
-    previous: Array | None = None  # [B,H,W] D(k-1), set by the scheme for the prox (12)
+    context: Any = None  # whatever the prox wants beside: features, a prior
+    guide: Array | None = None  # [B,H,W] or [B,H,W,c], the image whose edges an edge-aware prox follows
+    previous: Array | None = None  # [B,H,W] D(k-1), set by `solve` for the prox (12)
 
     @property
     def S(self) -> Array:
@@ -69,12 +69,12 @@ def disagreement(problem: Problem) -> Array:
 def data_energy(problem: Problem, depth: Array) -> Array:
     """1/2 sum_i W_i^2 (D - D_i)^2 per stack, [B]: the data term of (8)."""
     terms = problem.weights * (depth[..., None] - problem.candidates) ** 2
-    return 0.5 * extent.fill(terms, first=-3).sum((-3, -2, -1))
+    return 0.5 * terms.sum((-3, -2, -1))
 
 
 def prior_energy(problem: Problem, depth: Array, regularizer: Callable[[Array, Problem], Array]) -> Array:
     """lambda R(D) per stack, [B]; `regularizer(depth, problem)` is R as a map [B,H,W] (`Prox.regularizer`)."""
-    return extent.fill(problem.regularization * regularizer(depth, problem)).sum((-2, -1))
+    return (problem.regularization * regularizer(depth, problem)).sum((-2, -1))
 
 
 def energy(problem: Problem, depth: Array, regularizer: Callable[[Array, Problem], Array] | None = None) -> Array:

@@ -2,49 +2,49 @@
 
 Symbols: f(D) = 1/2 sum_i W_i^2 (D - D_i)^2 with grad f = S D - b; R the regularizer; eta the step size, which is
 1/rho for the schemes with a penalty rho. eta may be a number or a map [B,H,W] (a diagonal metric, which the proxes
-follow). Every factory is called as (prox, step_size); `prox` is any function or a `Prox`.
+follow). `solve` hands each iteration its parameters, lambda and eta. Each factory takes the prox, which is any function
+or a `Prox`.
 """
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from dff_jax import extent
-from dff_jax.errors import ConfigError
 from dff_jax.types import Array
-from dff_jax.unroll.hyperparameters import StepSize, as_step_size, settings
+from dff_jax.unroll.hyperparameters import StepSize, as_step_size, at_most
 from dff_jax.unroll.problem import Problem, data_prox, gradient
 from dff_jax.unroll.prox import Memory, PlainProx, Prox, as_prox
 
 Depth = Array  # [B,H,W]
-Parameters = tuple[dict[str, Any], dict[str, Any]]  # shared; per iteration, leaves [K,...]
+Params = dict[str, Any]
+Eta = Array  # a scalar or [B,H,W]
 
 
 class Scheme(NamedTuple):
-    """An iteration. The state is any pytree.
+    """An iteration. The state is any pytree. A scheme of one's own needs the first two fields, or the first four.
 
     init(d0 [B,H,W], problem) -> state
-    update((shared, own), state, problem, k) -> state     own: this iteration's slice, or None; k: 0, 1, ...
+    update(params, state, problem, eta) -> state     params: shared ones and this iteration's own, merged;
+                                                     problem: with this iteration's lambda, and previous = depth(state)
     depth(state) -> [B,H,W]
-    parameters(key, K) -> (shared, per_iteration)         the scheme's own learned parameters, merged with the others
-    step_size(params, problem, k) -> eta                  for the trace; None: not told
-    regularizer(depth, problem) -> [B,H,W]                R of the prox, for the energy; None: has none (a network)
+    parameters(key, K) -> (shared, per_iteration)    the scheme's own learned parameters, merged with the others
+    step_rule(step size given to `solve`) -> StepSize, where a scheme limits or schedules it
+    regularizer(depth, problem) -> [B,H,W]           R of the prox, for the energy in the trace; None: there is none
     """
 
     init: Callable[[Depth, Problem], Any]
-    update: Callable[[tuple[Any, Any], Any, Problem, Array], Any]
+    update: Callable[[Params, Any, Problem, Eta], Any]
     depth: Callable[[Any], Depth] = lambda state: state
-    parameters: Callable[[Array, int], Parameters] = lambda key, num_iterations: ({}, {})
-    step_size: StepSize | None = None
+    parameters: Callable[[Array, int], tuple[Params, Params]] = lambda key, num_iterations: ({}, {})
+    step_rule: Callable[[StepSize | float], StepSize] = as_step_size
     regularizer: Callable[[Depth, Problem], Array] | None = None
 
 
 class State(NamedTuple):
-    """What proximal gradient and exact-prox iterations carry."""
+    """What proximal gradient, exact-prox and learned-gradient iterations carry."""
 
     depth: Depth
     memory: Memory  # of the prox
@@ -54,7 +54,11 @@ def _read_depth(state: Any) -> Depth:
     return state.depth
 
 
-def proximal_gradient(prox: Prox | PlainProx, step_size: StepSize | float = 0.5) -> Scheme:
+def _start(prox: Prox) -> Callable[[Depth, Problem], State]:
+    return lambda d0, problem: State(d0, prox.init(d0, problem))
+
+
+def proximal_gradient(prox: Prox | PlainProx) -> Scheme:
     """Proximal gradient descent (9, 12):
 
         z = D(k-1) - eta_k (S D(k-1) - b)
@@ -63,22 +67,18 @@ def proximal_gradient(prox: Prox | PlainProx, step_size: StepSize | float = 0.5)
     min f + lambda R for a convex R: converges for 0 < eta < 2 / max S, and the energy never rises for
     eta <= 1 / max S (Parikh and Boyd, Proximal Algorithms, 2014, section 4.2).
 
+    A number for the step size is lowered to 1.9 / max S where it is above; a function is taken as it is.
+
     Args:
       prox: gets params["prox"], and problem.previous = D(k-1).
-      step_size: a number, lowered to 1.9 / max S where it is above; or a function of (params, problem, k), as it is.
     """
-    prox, step = as_prox(prox), as_step_size(step_size, limit=1.9)
+    prox = as_prox(prox)
 
-    def update(params, state, problem, k):
-        params, problem, eta = settings(params, problem, k, step)
+    def update(params, state, problem, eta):
         z = state.depth - eta * gradient(problem, state.depth)
-        problem = problem._replace(previous=state.depth)
         return State(*prox.apply(params.get("prox"), z, problem, eta, state.memory))
 
-    return Scheme(
-        lambda d0, problem: State(d0, prox.init(d0, problem)), update, _read_depth,
-        step_size=step, regularizer=prox.regularizer,
-    )  # fmt: skip
+    return Scheme(_start(prox), update, _read_depth, step_rule=at_most(1.9), regularizer=prox.regularizer)
 
 
 class FistaState(NamedTuple):
@@ -90,7 +90,7 @@ class FistaState(NamedTuple):
     memory: Memory
 
 
-def fista(prox: Prox | PlainProx, step_size: StepSize | float = 0.5, restart: bool = False) -> Scheme:
+def fista(prox: Prox | PlainProx, restart: bool = False) -> Scheme:
     """FISTA, accelerated proximal gradient (Beck and Teboulle 2009, eqs. 4.1-4.3):
 
         D(k) = prox_{eta lambda R}(Y(k) - eta (S Y(k) - b)),   Y(1) = D(0)
@@ -103,27 +103,26 @@ def fista(prox: Prox | PlainProx, step_size: StepSize | float = 0.5, restart: bo
 
     A number for the step size is lowered to 1 / max S where it is above; a function is taken as it is.
     """
-    prox, step = as_prox(prox), as_step_size(step_size, limit=1.0)
+    prox = as_prox(prox)
 
     def init(d0, problem):
         return FistaState(d0, d0, jnp.ones_like(d0[..., :1, :1]), prox.init(d0, problem))
 
-    def update(params, state, problem, k):
-        params, problem, eta = settings(params, problem, k, step)
+    def update(params, state, problem, eta):
         z = state.ahead - eta * gradient(problem, state.ahead)
-        depth, memory = prox.apply(params.get("prox"), z, problem._replace(previous=state.depth), eta, state.memory)
+        depth, memory = prox.apply(params.get("prox"), z, problem, eta, state.memory)
         moved = depth - state.depth
         t = (1 + jnp.sqrt(1 + 4 * state.t**2)) / 2
         momentum = (state.t - 1) / t
         if restart:
-            uphill = extent.fill((state.ahead - depth) * moved).sum((-2, -1), keepdims=True) > 0
+            uphill = ((state.ahead - depth) * moved).sum((-2, -1), keepdims=True) > 0
             t, momentum = jnp.where(uphill, 1.0, t), jnp.where(uphill, 0.0, momentum)
         return FistaState(depth, depth + momentum * moved, t, memory)
 
-    return Scheme(init, update, _read_depth, step_size=step, regularizer=prox.regularizer)
+    return Scheme(init, update, _read_depth, step_rule=at_most(1.0), regularizer=prox.regularizer)
 
 
-def exact_prox(prox: Prox | PlainProx, step_size: StepSize | float = 0.5) -> Scheme:
+def exact_prox(prox: Prox | PlainProx) -> Scheme:
     """Alternating proximal maps, the data term by its closed form:
 
         z = (D(k-1) + eta_k b) / (1 + eta_k S)
@@ -133,38 +132,36 @@ def exact_prox(prox: Prox | PlainProx, step_size: StepSize | float = 0.5) -> Sch
     Moreau envelope of f, f(D) smoothed by eta, which is E's own only as eta -> 0: the price of not splitting into
     gradient and prox (Combettes and Pesquet 2011, section 10.6). With eta falling over k it is `hqs`.
     """
-    prox, step = as_prox(prox), as_step_size(step_size)
+    prox = as_prox(prox)
 
-    def update(params, state, problem, k):
-        params, problem, eta = settings(params, problem, k, step)
+    def update(params, state, problem, eta):
         z = data_prox(problem, state.depth, eta)
-        problem = problem._replace(previous=state.depth)
         return State(*prox.apply(params.get("prox"), z, problem, eta, state.memory))
 
-    return Scheme(
-        lambda d0, problem: State(d0, prox.init(d0, problem)), update, _read_depth,
-        step_size=step, regularizer=prox.regularizer,
-    )  # fmt: skip
+    return Scheme(_start(prox), update, _read_depth, regularizer=prox.regularizer)
 
 
-def hqs(
-    prox: Prox | PlainProx, step_size: StepSize | float = 0.5, growth: float | Callable[[Array], Array] = 1.2
-) -> Scheme:
+def hqs(prox: Prox | PlainProx, growth: float | Callable[[Array], Array] = 1.2) -> Scheme:
     """Half-quadratic splitting (Geman and Yang 1995): min f(Z) + lambda R(D) + mu/2 |D - Z|^2, mu growing:
 
         mu_k = growth^k / eta
         Z = (b + mu_k D(k-1)) / (S + mu_k)
         D(k) = prox_{(lambda / mu_k) R}(Z)
 
-    For convex R the iterates reach the minimiser of E when mu_k grows to infinity while sum_k 1/mu_k diverges
-    (`growth=lambda k: 1 + a k`); a geometric growth, as in plug-and-play practice, stops a little short of it.
+    This is `exact_prox` with a schedule for eta. For convex R the iterates reach the minimiser of E when mu_k grows to
+    infinity while sum_k 1/mu_k diverges (`growth=lambda k: 1 + a k`); a geometric growth, as in plug-and-play practice,
+    stops a little short of it.
 
     Args:
       growth: a factor per iteration, or mu_k / mu_0 as a function of k = 0, 1, ...
     """
     schedule = growth if callable(growth) else lambda k: jnp.float32(growth) ** k
-    step = as_step_size(step_size)
-    return exact_prox(prox, lambda params, problem, k: step(params, problem, k) / schedule(k))
+
+    def falling(step_size: StepSize | float) -> StepSize:
+        step = as_step_size(step_size)
+        return lambda params, problem, k: step(params, problem, k) / schedule(k)
+
+    return exact_prox(prox)._replace(step_rule=falling)
 
 
 class AdmmState(NamedTuple):
@@ -175,7 +172,7 @@ class AdmmState(NamedTuple):
     memory: Memory
 
 
-def admm(prox: Prox | PlainProx, step_size: StepSize | float = 0.5) -> Scheme:
+def admm(prox: Prox | PlainProx) -> Scheme:
     """ADMM in scaled form (Boyd et al. 2011, section 3.1.1), rho = 1 / eta:
 
         X = (b + rho (D(k-1) - U)) / (S + rho)
@@ -184,20 +181,17 @@ def admm(prox: Prox | PlainProx, step_size: StepSize | float = 0.5) -> Scheme:
 
     min f + lambda R for a convex R: converges for every constant rho > 0. A learned prox makes it plug-and-play ADMM.
     """
-    prox, step = as_prox(prox), as_step_size(step_size)
-
-    def update(params, state, problem, k):
-        params, problem, eta = settings(params, problem, k, step)
-        x = data_prox(problem, state.depth - state.multiplier, eta)
-        problem = problem._replace(previous=state.depth)
-        z = x + state.multiplier
-        depth, memory = prox.apply(params.get("prox"), z, problem, eta, state.memory)
-        return AdmmState(depth, z - depth, memory)
+    prox = as_prox(prox)
 
     def init(d0, problem):
         return AdmmState(d0, jnp.zeros_like(d0), prox.init(d0, problem))
 
-    return Scheme(init, update, _read_depth, step_size=step, regularizer=prox.regularizer)
+    def update(params, state, problem, eta):
+        z = data_prox(problem, state.depth - state.multiplier, eta) + state.multiplier
+        depth, memory = prox.apply(params.get("prox"), z, problem, eta, state.memory)
+        return AdmmState(depth, z - depth, memory)
+
+    return Scheme(init, update, _read_depth, regularizer=prox.regularizer)
 
 
 class PrimalDualState(NamedTuple):
@@ -205,10 +199,10 @@ class PrimalDualState(NamedTuple):
 
     depth: Depth
     ahead: Depth
-    dual: Array
+    dual: Any
 
 
-def chambolle_pock(prox: Prox, step_size: StepSize | float = 0.5) -> Scheme:
+def chambolle_pock(prox: Prox | PlainProx) -> Scheme:
     """The primal-dual algorithm of Chambolle and Pock (2011, algorithm 1), for lambda R(D) = max_p <p, A D> - G*(p):
 
         p <- prox_{sigma G*}(p + sigma A Y(k))
@@ -224,25 +218,23 @@ def chambolle_pock(prox: Prox, step_size: StepSize | float = 0.5) -> Scheme:
     Raises:
       ValueError: the prox has no dual form.
     """
-    step = as_step_size(step_size)
-    dual = prox.dual if isinstance(prox, Prox) else None
-    if dual is None:
+    if not isinstance(prox, Prox) or prox.dual is None:
         raise ValueError("chambolle_pock: this prox has no dual form; use tv or tikhonov, or another scheme")
-
-    def update(params, state, problem, k):
-        _, problem, eta = settings(params, problem, k, step)
-        sigma = 1 / (dual.norm_squared * jnp.max(extent.fill(eta) if eta.ndim else eta))
-        p = dual.prox(state.dual + sigma * dual.operator(state.ahead), sigma, problem)
-        depth = data_prox(problem, state.depth - eta * dual.adjoint(p), eta)
-        return PrimalDualState(depth, 2 * depth - state.depth, p)
+    dual = prox.dual
 
     def init(d0, problem):
         return PrimalDualState(d0, d0, jnp.zeros_like(dual.operator(d0)))
 
-    return Scheme(init, update, _read_depth, step_size=step, regularizer=prox.regularizer)
+    def update(params, state, problem, eta):
+        sigma = 1 / (dual.norm_squared * jnp.max(eta))
+        p = dual.prox(state.dual + sigma * dual.operator(state.ahead), sigma, problem)
+        depth = data_prox(problem, state.depth - eta * dual.adjoint(p), eta)
+        return PrimalDualState(depth, 2 * depth - state.depth, p)
+
+    return Scheme(init, update, _read_depth, regularizer=prox.regularizer)
 
 
-def learned_gradient(direction: Prox | PlainProx, step_size: StepSize | float = 0.5) -> Scheme:
+def learned_gradient(direction: Prox | PlainProx) -> Scheme:
     """Gradient descent whose direction is learned (as RAFT's updates, Teed and Deng 2020; no prox):
 
         D(k) = D(k-1) - eta_k u_k,   u_k, h_k = direction(S D(k-1) - b, h_{k-1})
@@ -253,19 +245,17 @@ def learned_gradient(direction: Prox | PlainProx, step_size: StepSize | float = 
     Args:
       direction: called like a prox, with the gradient in the place of z.
     """
-    direction, step = as_prox(direction), as_step_size(step_size)
+    direction = as_prox(direction)
 
-    def update(params, state, problem, k):
-        params, problem, eta = settings(params, problem, k, step)
+    def update(params, state, problem, eta):
         slope = gradient(problem, state.depth)
-        problem = problem._replace(previous=state.depth)
         u, memory = direction.apply(params.get("prox"), slope, problem, eta, state.memory)
         return State(state.depth - eta * u, memory)
 
-    return Scheme(lambda d0, problem: State(d0, direction.init(d0, problem)), update, _read_depth, step_size=step)
+    return Scheme(_start(direction), update, _read_depth)
 
 
-SCHEMES: dict[str, Callable[..., Scheme]] = {
+SCHEMES: dict[str, Callable[[Prox | PlainProx], Scheme]] = {
     "proximal_gradient": proximal_gradient,
     "fista": fista,
     "hqs": hqs,
@@ -274,27 +264,4 @@ SCHEMES: dict[str, Callable[..., Scheme]] = {
     "exact_prox": exact_prox,
     "learned_gradient": learned_gradient,
 }
-
-
-def resolve_scheme(name: str) -> Callable[[Prox | PlainProx, StepSize], Scheme]:
-    """The scheme factory (prox, step_size) -> Scheme of that name, or a user's own as `module:function`.
-
-    Raises:
-      ConfigError: no such name (the choices are listed), module or function.
-    """
-    return resolve(name, SCHEMES, "model.scheme")
-
-
-def resolve(name: str, known: dict[str, Any], field: str) -> Any:
-    """`known[name]`, or what `module:function` names; ConfigError naming `field` otherwise."""
-    if name in known:
-        return known[name]
-    module_name, _, function = name.partition(":")
-    if not function:
-        raise ConfigError(
-            f"{field}: {name!r} is unknown; choose one of {', '.join(known)}, or name your own module:function"
-        )
-    try:
-        return getattr(importlib.import_module(module_name), function)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"{field}: cannot load {name!r} ({error})") from None
+"""The schemes by name, for configurations: each is called as factory(prox)."""

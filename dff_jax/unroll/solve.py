@@ -10,6 +10,7 @@ from jax import lax
 
 from dff_jax.types import Array
 from dff_jax.unroll.gradients import attach_implicit, contraction, parse_mode
+from dff_jax.unroll.hyperparameters import StepSize, settings
 from dff_jax.unroll.problem import Problem
 from dff_jax.unroll.schemes import Scheme
 from dff_jax.unroll.trace import Trace, make_trace
@@ -22,6 +23,7 @@ def solve(
     problem: Problem,
     d0: Array,
     *,
+    step_size: StepSize | float = 0.5,
     shared: Any = None,
     per_iteration: Any = None,
     num_iterations: int,
@@ -36,6 +38,7 @@ def solve(
       scheme: what one iteration does.
       problem: candidates and weights [B,H,W,N], regularization, context.
       d0: [B,H,W] the start; `initial_depth(problem)` or any warm start.
+      step_size: eta, a number or a function of (params, problem, k). Some schemes lower a number or let it fall over k.
       shared: parameters that every iteration uses.
       per_iteration: parameters with a leading axis K, of which each iteration sees its own slice; None if tied.
       num_iterations: K, static; 0 returns d0 as the scheme reads it.
@@ -78,9 +81,12 @@ def solve(
     if unroll is None:
         unroll = True if on_cpu and mode != "remat" and K <= MOST_UNROLLED else 1
 
+    step_size = scheme.step_rule(step_size)
+
     def step(state, theta):
         shared, own, problem, k = theta
-        return scheme.update((shared, own), state, problem, k)
+        params, problem, eta = settings((shared, own), problem, k, step_size)
+        return scheme.update(params, state, problem._replace(previous=scheme.depth(state)), eta)
 
     def run(state, shared, problem, start, stop):
         """Steps start..stop-1; the state and the iterates."""
@@ -135,7 +141,8 @@ def solve(
     if return_history != "trace":
         return depth, history
     iterates = jnp.concatenate([first[None], history])
-    trace = make_trace(scheme, problem, shared, per_iteration, iterates, taken)
+    settings_at = lambda k, own: settings((shared, own), problem, k, step_size)  # noqa: E731
+    trace = make_trace(settings_at, scheme.regularizer, problem, per_iteration, iterates, taken)
     if K and (mode == "implicit" or tolerance is not None):
         trace = trace._replace(contraction=contraction(step, state, theta))
     return depth, trace

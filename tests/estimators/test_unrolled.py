@@ -28,32 +28,29 @@ TINY = dataclasses.replace(cfg.tiny(), width=0.13, head_width=0.13, num_iteratio
 USER_SCHEME = """
     import jax
     import jax.numpy as jnp
-    from dff_jax.unroll import Scheme, gradient, settings
+    from dff_jax.unroll import Scheme, gradient
 
-    def heavy_ball(prox, step_size):
+    def heavy_ball(prox):
         "Proximal gradient with a learned momentum for each iteration, and a learned scale for all."
 
-        def update(params, state, problem, k):
+        def update(params, state, problem, eta):
             depth, before = state
-            given = settings(params, problem, k, step_size)
-            z = depth - given.eta * gradient(problem, depth) + given.params["momentum"] * (depth - before)
-            problem = given.problem._replace(previous=depth)
-            answer = prox(given.params.get("prox"), z, problem, given.eta)
-            return given.params["scale"]["all"] * answer, depth
+            z = depth - eta * gradient(problem, depth) + params["momentum"] * (depth - before)
+            return params["scale"]["all"] * prox(params.get("prox"), z, problem, eta), depth
 
         def parameters(key, num_iterations):
             momentum = 0.1 * jax.random.normal(key, (num_iterations,))
             return {"scale": {"all": 1.0}}, {"momentum": momentum}
 
-        return Scheme(lambda d0, problem: (d0, d0), update, lambda state: state[0], parameters, step_size)
+        return Scheme(lambda d0, problem: (d0, d0), update, lambda state: state[0], parameters)
 
     def shrink(params, z, problem, eta):
         return z / (1 + eta * problem.regularization)
 
-    def short(prox, step_size):
-        return heavy_ball(prox, step_size)._replace(parameters=lambda key, K: ({}, {"momentum": jnp.zeros(1)}))
+    def short(prox):
+        return heavy_ball(prox)._replace(parameters=lambda key, K: ({}, {"momentum": jnp.zeros(1)}))
 
-    def plain(prox, step_size):
+    def plain(prox):
         return lambda depth: depth
 
     number = 3
@@ -83,8 +80,8 @@ def small_problem(config, trained=True, size=12):
             pixel = ContextHeads(config).apply({"params": params["context"]}, features)
         raw = pixel.regularization
         weight = unroll.regularization(params) if raw is None else jax.nn.softplus(raw)
-        context = Context(features, guide, features[..., :2], None, pixel.step_size, pixel.hidden)
-        return Problem(candidates, weights, weight, context)
+        context = Context(features, features[..., :2], None, pixel.step_size, pixel.hidden)
+        return Problem(candidates, weights, weight, context, guide)
 
     unroll = build_unroll(config)
 

@@ -21,12 +21,12 @@ from dff_jax.unroll import (
 SCHEMES = {
     "proximal_gradient": proximal_gradient,
     "fista": fista,
-    "fista_restart": lambda prox, step: fista(prox, step, restart=True),
+    "fista_restart": lambda prox: fista(prox, restart=True),
     "hqs": hqs,
     "admm": admm,
     "exact_prox": exact_prox,
     "learned_gradient": learned_gradient,
-    "chambolle_pock": lambda prox, step: chambolle_pock(tikhonov(), step),  # wants a dual form
+    "chambolle_pock": lambda prox: chambolle_pock(tikhonov()),  # wants a dual form
 }
 
 
@@ -39,7 +39,7 @@ def make_problem(key, n=3, weights="softplus", shape=(2, 5, 6), dtype=jnp.float3
 
 
 def convolve(params, z, problem, eta):
-    """A stand-in for a learned prox, a contraction: it hears z, D(k-1), eta, lambda and its parameters."""
+    """A stand-in for a learned prox, a contraction: it uses z, D(k-1), eta, lambda and its parameters."""
     y = lax.conv_general_dilated(
         z[..., None], params["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )

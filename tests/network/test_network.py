@@ -178,7 +178,8 @@ def test_permuting_candidates_with_their_weights_changes_nothing(key):
     k1, k2 = jax.random.split(key)
     candidates, weights = jax.random.normal(k1, (1, 4, 5, 3)), jax.random.uniform(k2, (1, 4, 5, 3))
     order = jnp.array([2, 0, 1])
-    run = lambda p: solve(proximal_gradient(identity, 0.3), p, initial_depth(p) + 1, num_iterations=3)[0]  # noqa: E731
+    scheme = proximal_gradient(identity)
+    run = lambda p: solve(scheme, p, initial_depth(p) + 1, step_size=0.3, num_iterations=3)[0]  # noqa: E731
     np.testing.assert_allclose(
         run(Problem(candidates, weights)), run(Problem(candidates[..., order], weights[..., order])), atol=1e-6
     )

@@ -1,6 +1,8 @@
 """Gradients through the unroll: finite differences, remat, truncation, implicit differentiation (method.md section 7,
 tests 6 and 7), and the transformations of JAX around `solve`."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,7 +36,7 @@ def in_float64():
 def point(name, key):
     """A problem, parameters and a loss over everything that is learned, for a scheme."""
     problem = make_problem(key, shape=SHAPE, dtype=jnp.float64)
-    scheme = SCHEMES[name](convolve, learned_step)
+    scheme = SCHEMES[name](convolve)
     target = jax.random.normal(jax.random.fold_in(key, 7), SHAPE, jnp.float64)
     learned = {
         "candidates": problem.candidates,
@@ -47,7 +49,9 @@ def point(name, key):
     def loss(learned, K=3, **options):
         p = problem._replace(candidates=learned["candidates"], weights=learned["weights"])
         shared = {name: learned[name] for name in ("prox", "step_size", "regularization")}
-        depth, _ = solve(scheme, p, initial_depth(p) + 0.5, shared=shared, num_iterations=K, **options)
+        depth, _ = solve(
+            scheme, p, initial_depth(p) + 0.5, step_size=learned_step, shared=shared, num_iterations=K, **options
+        )
         return ((depth - target) ** 2).sum()
 
     return learned, loss
@@ -95,7 +99,7 @@ def test_modes_that_must_agree_do(name, key):
 def test_truncated_stops_the_gradient_where_it_says(n, key):
     """By hand: K - n steps without gradient, then n with."""
     problem, params = make_problem(key, shape=SHAPE, dtype=jnp.float64), conv_params(key, jnp.float64)
-    scheme = proximal_gradient(convolve, 0.3)
+    scheme = proximal_gradient(convolve)
 
     def by_hand(params, candidates):
         p = problem._replace(candidates=candidates)
@@ -103,12 +107,12 @@ def test_truncated_stops_the_gradient_where_it_says(n, key):
         for k in range(4):
             if k == 4 - n:
                 state = jax.lax.stop_gradient(state)
-            state = scheme.update(({"prox": params}, None), state, p, k)
+            state = scheme.update({"prox": params}, state, p._replace(previous=scheme.depth(state)), 0.3)
         return (scheme.depth(state) ** 2).sum()
 
     def solved(params, candidates):
         p = problem._replace(candidates=candidates)
-        return (solve(scheme, p, initial_depth(p), shared={"prox": params}, num_iterations=4,
+        return (solve(scheme, p, initial_depth(p), step_size=0.3, shared={"prox": params}, num_iterations=4,
                       gradient=f"truncated({n})")[0] ** 2).sum()  # fmt: skip
 
     expected = jax.grad(by_hand, (0, 1))(params, problem.candidates)
@@ -131,11 +135,12 @@ def test_implicit_gradient_equals_a_direct_solve(key):
     """For Tikhonov D* = (S + lambda L)^-1 b, so that d (g . D*) / d b is the same solve of g."""
     problem = make_problem(key, n=1, shape=SHAPE, dtype=jnp.float64, regularization=0.4)
     g = jax.random.normal(jax.random.fold_in(key, 1), SHAPE, jnp.float64)
-    scheme = proximal_gradient(tikhonov(), 0.2)
+    scheme = proximal_gradient(tikhonov())
 
     def value(candidates, weight):
         p = problem._replace(candidates=candidates, regularization=weight)
-        return (g * solve(scheme, p, jnp.zeros(SHAPE), num_iterations=400, gradient="implicit")[0]).sum()
+        depth, _ = solve(scheme, p, jnp.zeros(SHAPE), step_size=0.2, num_iterations=400, gradient="implicit")
+        return (g * depth).sum()
 
     d_candidates, d_weight = jax.grad(value, (0, 1))(problem.candidates, 0.4)
     S = np.asarray(problem.S).ravel()
@@ -150,11 +155,11 @@ def test_implicit_gradient_equals_a_direct_solve(key):
 def test_implicit_gradient_of_total_variation_and_its_dual(key):
     """The dual variable is part of the fixed point."""
     problem = make_problem(key, shape=SHAPE, dtype=jnp.float64, regularization=0.05)
-    scheme = proximal_gradient(tv(iterations=5), 0.2)
+    scheme = proximal_gradient(tv(iterations=5))
 
     def value(weight, **options):
         p = problem._replace(regularization=weight)
-        depth, _ = solve(scheme, p, initial_depth(p), num_iterations=600, unroll=1, **options)
+        depth, _ = solve(scheme, p, initial_depth(p), step_size=0.2, num_iterations=600, unroll=1, **options)
         return (depth**2).sum()
 
     numeric = (value(0.05 + 1e-5) - value(0.05 - 1e-5)) / 2e-5
@@ -168,7 +173,7 @@ def test_implicit_reaches_parameters_that_a_prox_closes_over(key):
     def loss(params, closed):
         prox = (lambda _, z, p, eta: convolve(params, z, p, eta)) if closed else convolve
         shared = None if closed else {"prox": params}
-        depth, _ = solve(proximal_gradient(prox, 0.3), problem, initial_depth(problem), shared=shared,
+        depth, _ = solve(proximal_gradient(prox), problem, initial_depth(problem), step_size=0.3, shared=shared,
                          num_iterations=100, gradient="implicit")  # fmt: skip
         return (depth**2).sum()
 
@@ -178,16 +183,13 @@ def test_implicit_reaches_parameters_that_a_prox_closes_over(key):
 def test_without_a_contraction_implicit_falls_back_to_the_last_step(key):
     problem = make_problem(key, shape=SHAPE, dtype=jnp.float64)
     expand = lambda params, z, problem, eta: params * z  # noqa: E731
-    scheme = proximal_gradient(expand, 0.01)
+    run = partial(solve, proximal_gradient(expand), problem, initial_depth(problem), step_size=0.01, num_iterations=3)
 
     def loss(factor, gradient):
-        depth, _ = solve(scheme, problem, initial_depth(problem), shared={"prox": factor}, num_iterations=3,
-                         gradient=gradient)  # fmt: skip
-        return (depth**2).sum()
+        return (run(shared={"prox": factor}, gradient=gradient)[0] ** 2).sum()
 
     # gradient at D(3) itself, where the last step would start
-    _, trace = solve(scheme, problem, initial_depth(problem), shared={"prox": 3.0}, num_iterations=3,
-                     gradient="implicit", return_history="trace")  # fmt: skip
+    _, trace = run(shared={"prox": 3.0}, gradient="implicit", return_history="trace")
     assert trace.contraction > 2
     slope = jax.grad(loss)(3.0, "implicit")
     D = trace.depth[-1]
@@ -198,7 +200,7 @@ def test_without_a_contraction_implicit_falls_back_to_the_last_step(key):
 def test_contraction_is_the_spectral_radius(key):
     problem = make_problem(key, shape=SHAPE, dtype=jnp.float64)
     eta = 0.5 / float(problem.S.max())
-    _, trace = solve(proximal_gradient(identity, eta), problem, jnp.zeros(SHAPE), num_iterations=5,
+    _, trace = solve(proximal_gradient(identity), problem, jnp.zeros(SHAPE), step_size=eta, num_iterations=5,
                      gradient="implicit", return_history="trace")  # fmt: skip
     expected = jnp.abs(1 - eta * problem.S).max()
     assert 0.95 * expected < trace.contraction <= expected  # power iteration comes from below
@@ -212,7 +214,7 @@ def test_history_and_answer_carry_the_same_gradient(key):
     for gradient in ("backprop", "truncated(1)", "implicit"):
 
         def loss(params, last, gradient=gradient):
-            depth, history = solve(proximal_gradient(convolve, 0.3), problem, initial_depth(problem),
+            depth, history = solve(proximal_gradient(convolve), problem, initial_depth(problem), step_size=0.3,
                                    shared={"prox": params}, num_iterations=5, gradient=gradient,
                                    return_history=True)  # fmt: skip
             return ((history[-1] if last else depth) ** 2).sum()
@@ -240,16 +242,18 @@ def test_jit_vmap_and_grad_around_solve(key):
     candidates = jax.random.normal(keys[0], (4, 8, 9, 3), jnp.float64)
     weights = jax.nn.softplus(jax.random.normal(keys[1], (4, 8, 9, 3), jnp.float64))
 
+    run = partial(solve, proximal_gradient(tv(iterations=10)), step_size=0.2)
+
     def fuse(candidates, weights, strength, K=20):
         """One map, no batch axis."""
         problem = Problem(candidates, weights, regularization=strength)
-        return solve(proximal_gradient(tv(iterations=10), 0.2), problem, initial_depth(problem), num_iterations=K)[0]
+        return run(problem, initial_depth(problem), num_iterations=K)[0]
 
     one = fuse(candidates[0], weights[0], 0.1)
     many = jax.jit(jax.vmap(fuse, in_axes=(0, 0, None)))(candidates, weights, 0.1)
     np.testing.assert_allclose(many[0], one, atol=1e-9)
-    batched = solve(proximal_gradient(tv(iterations=10), 0.2), Problem(candidates, weights, 0.1),
-                    initial_depth(Problem(candidates, weights)), num_iterations=20)[0]  # fmt: skip
+    whole = Problem(candidates, weights, 0.1)
+    batched = run(whole, initial_depth(whole), num_iterations=20)[0]
     np.testing.assert_allclose(many, batched, atol=1e-9)
     strengths = jnp.array([0.0, 0.1, 1.0])
     by_strength = jax.vmap(fuse, in_axes=(None, None, 0))(candidates[0], weights[0], strengths)
@@ -260,8 +264,7 @@ def test_jit_vmap_and_grad_around_solve(key):
     np.testing.assert_allclose(jax.jit(jax.grad(loss))(0.1), numeric, rtol=1e-4)
     first = Problem(candidates[0], weights[0])
     np.testing.assert_array_equal(fuse(*first[:2], 0.1, K=0), initial_depth(first))
-    inside = solve(proximal_gradient(box(-0.1, 0.1), 0.2), Problem(candidates, weights), jnp.zeros((4, 8, 9)),
-                   num_iterations=3)[0]  # fmt: skip
+    inside = solve(proximal_gradient(box(-0.1, 0.1)), whole, jnp.zeros((4, 8, 9)), step_size=0.2, num_iterations=3)[0]
     assert jnp.abs(inside).max() <= 0.1
 
 
@@ -269,9 +272,8 @@ def compiled_memory(name, K, gradient):
     problem = make_problem(jax.random.key(0), shape=(1, 32, 32))
 
     def loss(params):
-        scheme = SCHEMES[name](wide, 0.3)
-        depth, _ = solve(scheme, problem, initial_depth(problem), shared={"prox": params}, num_iterations=K,
-                         gradient=gradient, unroll=1)  # fmt: skip
+        depth, _ = solve(SCHEMES[name](wide), problem, initial_depth(problem), step_size=0.3,
+                         shared={"prox": params}, num_iterations=K, gradient=gradient, unroll=1)  # fmt: skip
         return (depth**2).sum()
 
     def wide(params, z, problem, eta):

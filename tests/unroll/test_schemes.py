@@ -1,6 +1,8 @@
 """Every scheme against minimisers known otherwise, its own equations written out in numpy, and the identities of
 method.md section 7 (tests 1, 3, 4, 5, 8)."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -92,7 +94,7 @@ CONVERGENT = {
     "fista_restart": (SCHEMES["fista_restart"], 200),
     "admm": (admm, 300),
     "chambolle_pock": (chambolle_pock, 1500),
-    "hqs": (lambda prox, eta: hqs(prox, eta, growth=lambda k: 1 + 0.1 * k), 40000),
+    "hqs": (lambda prox: hqs(prox, growth=lambda k: 1 + 0.1 * k), 40000),
 }
 
 
@@ -102,8 +104,9 @@ def test_convergent_schemes_reach_one_minimiser(name, regularizer, minimisers):
     problem, best = smooth_problem(), minimisers[regularizer]
     make, steps = CONVERGENT[name]
     prox = PROXES[regularizer]() if regularizer == "tikhonov" or name != "hqs" else tv(iterations=8)
-    scheme = make(prox, 1 / float(problem.S.max()))
-    depth, _ = jax.jit(lambda d0: solve(scheme, problem, d0, num_iterations=steps, unroll=1))(jnp.zeros(SHAPE))
+    eta = 1 / float(problem.S.max())
+    run = jax.jit(lambda d0: solve(make(prox), problem, d0, step_size=eta, num_iterations=steps, unroll=1)[0])
+    depth = run(jnp.zeros(SHAPE))
     assert np.abs(depth - best).max() < 1e-4 * np.abs(best).max()
     # and it is a minimiser: the energy rises in every direction tried
     E = float(energy(problem, jnp.asarray(best), prox.regularizer)[0])
@@ -121,13 +124,14 @@ def test_energy_never_rises_and_keeps_the_known_rates(regularizer, minimisers):
     start = jnp.full(SHAPE, 3.0)
     distance = jnp.sum((start - best) ** 2)
     k = jnp.arange(1, 61)
-    _, trace = solve(proximal_gradient(prox, 1 / L), problem, start, num_iterations=60, unroll=1,
-                     return_history="trace")  # fmt: skip
+    run = lambda factory: solve(  # noqa: E731
+        factory(prox), problem, start, step_size=1 / L, num_iterations=60, unroll=1, return_history="trace"
+    )[1]
+    trace = run(proximal_gradient)
     E = energies(trace)[:, 0]
     assert jnp.diff(E).max() <= 1e-9
     assert (E[1:] - least <= L * distance / (2 * k) + 1e-9).all()
-    _, trace = solve(fista(prox, 1 / L), problem, start, num_iterations=60, unroll=1, return_history="trace")
-    assert (energies(trace)[1:, 0] - least <= 2 * L * distance / (k + 1) ** 2 + 1e-9).all()
+    assert (energies(run(fista))[1:, 0] - least <= 2 * L * distance / (k + 1) ** 2 + 1e-9).all()
 
 
 @pytest.mark.parametrize("eta", [0.3, 50.0])
@@ -136,9 +140,9 @@ def test_exact_prox_minimises_the_moreau_envelope(eta):
     problem = smooth_problem()
     S = np.asarray(problem.S).ravel()
     best = tikhonov_minimiser(problem, S / (1 + eta * S))
-    depth, _ = solve(exact_prox(tikhonov(), eta), problem, jnp.zeros(SHAPE), num_iterations=4000, unroll=1)
+    depth, _ = solve(exact_prox(tikhonov()), problem, jnp.zeros(SHAPE), step_size=eta, num_iterations=4000, unroll=1)
     np.testing.assert_allclose(depth, best, rtol=1e-6, atol=1e-6)
-    once, _ = solve(exact_prox(identity, eta), problem, jnp.ones(SHAPE), num_iterations=1)
+    once, _ = solve(exact_prox(identity), problem, jnp.ones(SHAPE), step_size=eta, num_iterations=1)
     np.testing.assert_allclose(once, (1 + eta * problem.b) / (1 + eta * problem.S), rtol=1e-12)
 
 
@@ -147,7 +151,7 @@ def test_softmax_weights_need_one_exact_prox_only():
     problem = make_problem(jax.random.key(1), weights="softmax", shape=SHAPE, dtype=jnp.float64, regularization=LAMBDA)
     once = tikhonov()(None, initial_depth(problem), problem, 1.0)
     np.testing.assert_allclose(once, tikhonov_minimiser(problem), atol=1e-9)
-    depth, _ = solve(proximal_gradient(tikhonov(), 1.0), problem, jnp.zeros(SHAPE), num_iterations=1)
+    depth, _ = solve(proximal_gradient(tikhonov()), problem, jnp.zeros(SHAPE), step_size=1.0, num_iterations=1)
     np.testing.assert_allclose(depth, once, atol=1e-12)
 
 
@@ -191,8 +195,8 @@ def by_hand(name, problem, eta, steps):
 @pytest.mark.parametrize("name", ["proximal_gradient", "fista", "hqs", "admm", "exact_prox", "learned_gradient"])
 def test_iterates_equal_the_equations_by_hand(name):
     problem = smooth_problem()
-    scheme = unroll.SCHEMES[name](tikhonov(), 0.2)
-    _, history = solve(scheme, problem, jnp.zeros(SHAPE), num_iterations=5, return_history=True)
+    scheme = unroll.SCHEMES[name](tikhonov())
+    _, history = solve(scheme, problem, jnp.zeros(SHAPE), step_size=0.2, num_iterations=5, return_history=True)
     np.testing.assert_allclose(history, by_hand(name, problem, 0.2, 5), atol=1e-8)
 
 
@@ -216,7 +220,9 @@ def test_chambolle_pock_equals_its_equations_by_hand():
         new = (d - eta * back + eta * b) / (1 + eta * S)
         ahead, d = 2 * new - d, new
         expected.append(d)
-    _, history = solve(chambolle_pock(tv(), eta), problem, jnp.zeros(SHAPE), num_iterations=6, return_history=True)
+    _, history = solve(
+        chambolle_pock(tv()), problem, jnp.zeros(SHAPE), step_size=eta, num_iterations=6, return_history=True
+    )
     np.testing.assert_allclose(history[:, 0], expected, atol=1e-10)
 
 
@@ -224,7 +230,7 @@ def test_restart_forgets_momentum_where_it_points_uphill():
     problem = make_problem(jax.random.key(3), shape=(2, 9, 11), dtype=jnp.float64, regularization=LAMBDA)
     eta, start = 0.1 / float(problem.S.max()), jnp.full((2, 9, 11), 3.0)
     run = lambda **options: energies(  # noqa: E731
-        solve(fista(tikhonov(), eta, **options), problem, start, num_iterations=150, unroll=1,
+        solve(fista(tikhonov(), **options), problem, start, step_size=eta, num_iterations=150, unroll=1,
               return_history="trace")[1]
     )  # fmt: skip
     plain, restarted = run(), run(restart=True)
@@ -233,14 +239,14 @@ def test_restart_forgets_momentum_where_it_points_uphill():
     assert ((restarted[-1] - least) < 0.1 * (plain[-1] - least) + 1e-12).all()
     # each stack restarts on its own: alone it gives the same
     alone = jax.tree.map(lambda x: x[1:] if jnp.ndim(x) else x, problem)
-    _, trace = solve(fista(tikhonov(), eta, restart=True), alone, start[1:], num_iterations=150, unroll=1,
+    _, trace = solve(fista(tikhonov(), restart=True), alone, start[1:], step_size=eta, num_iterations=150, unroll=1,
                      return_history="trace")  # fmt: skip
     np.testing.assert_allclose(energies(trace)[:, 0], restarted[:, 1], rtol=1e-10)
 
 
 def test_hqs_grows_its_penalty_and_tells_so():
     problem = smooth_problem()
-    _, trace = solve(hqs(identity, 0.5, growth=2.0), problem, jnp.zeros(SHAPE), num_iterations=4,
+    _, trace = solve(hqs(identity, growth=2.0), problem, jnp.zeros(SHAPE), step_size=0.5, num_iterations=4,
                      return_history="trace")  # fmt: skip
     np.testing.assert_allclose(trace.step_size[:, 0], [0.5, 0.25, 0.125, 0.0625])
 
@@ -248,18 +254,18 @@ def test_hqs_grows_its_penalty_and_tells_so():
 def test_chambolle_pock_wants_a_dual_form():
     for prox in (identity, convolve):
         with pytest.raises(ValueError, match="dual form; use tv or tikhonov"):
-            chambolle_pock(prox, 0.5)
+            chambolle_pock(prox)
 
 
 def test_learned_gradient_carries_its_memory_and_is_gradient_descent_without():
     problem = smooth_problem()
-    depth, _ = solve(learned_gradient(identity, 0.2), problem, jnp.zeros(SHAPE), num_iterations=7)
-    other, _ = solve(proximal_gradient(identity, 0.2), problem, jnp.zeros(SHAPE), num_iterations=7)
+    depth, _ = solve(learned_gradient(identity), problem, jnp.zeros(SHAPE), step_size=0.2, num_iterations=7)
+    other, _ = solve(proximal_gradient(identity), problem, jnp.zeros(SHAPE), step_size=0.2, num_iterations=7)
     np.testing.assert_allclose(depth, other, atol=1e-12)
     counting = Prox(
         lambda params, g, problem, eta, n: (jnp.full_like(g, -1.0) * n, n + 1), init=lambda d0, problem: 1.0
     )
-    depth, _ = solve(learned_gradient(counting, 1.0), problem, jnp.zeros(SHAPE), num_iterations=4)
+    depth, _ = solve(learned_gradient(counting), problem, jnp.zeros(SHAPE), step_size=1.0, num_iterations=4)
     np.testing.assert_allclose(depth, 1 + 2 + 3 + 4)
 
 
@@ -269,8 +275,8 @@ def test_memory_of_a_prox_is_carried_from_step_to_step():
     best = tv_minimiser(problem)
     error = {}
     for warm in (True, False):
-        scheme = proximal_gradient(tv(iterations=2, warm_start=warm), 1 / float(problem.S.max()))
-        depth, _ = solve(scheme, problem, jnp.zeros(SHAPE), num_iterations=400, unroll=1)
+        scheme, eta = proximal_gradient(tv(iterations=2, warm_start=warm)), 1 / float(problem.S.max())
+        depth, _ = solve(scheme, problem, jnp.zeros(SHAPE), step_size=eta, num_iterations=400, unroll=1)
         error[warm] = np.abs(depth - best).max()
     assert error[True] < 1e-3 < 0.03 < error[False]
 
@@ -281,17 +287,18 @@ def test_memory_of_a_prox_is_carried_from_step_to_step():
 @pytest.mark.parametrize("name", SCHEMES)
 def test_identities_of_every_scheme(name, key):
     problem, params = make_problem(key, dtype=jnp.float64), conv_params(key, jnp.float64)
-    scheme, d0 = SCHEMES[name](convolve, 0.3), initial_depth(problem)
+    scheme, d0 = SCHEMES[name](convolve), initial_depth(problem)
     shared = {"prox": params}
     run = lambda K, problem=problem, **kwargs: solve(  # noqa: E731
-        scheme, problem, d0, num_iterations=K, return_history=True, **({"shared": shared} | kwargs)
+        scheme, problem, d0, step_size=0.3, num_iterations=K, return_history=True, **({"shared": shared} | kwargs)
     )
     # K = 0 is D(0), bit for bit
     np.testing.assert_array_equal(run(0)[0], d0)
     # the scan is a Python loop, rolled or not
     state, iterates = scheme.init(d0, problem), []
     for k in range(4):
-        state = scheme.update((shared, None), state, problem, jnp.int32(k))
+        eta = scheme.step_rule(0.3)(shared, problem, jnp.int32(k))
+        state = scheme.update(shared, state, problem._replace(previous=scheme.depth(state)), eta)
         iterates.append(scheme.depth(state))
     for options in ({"unroll": 1}, {"unroll": True}, {"gradient": "remat"}):
         np.testing.assert_allclose(run(4, **options)[1], jnp.stack(iterates), atol=1e-12)
@@ -305,29 +312,29 @@ def test_identities_of_every_scheme(name, key):
     np.testing.assert_allclose(run(4, problem=turned)[1], jnp.stack(iterates), atol=1e-12)
     # without a prox the data term's minimum is a fixed point
     if name not in ("chambolle_pock",):
-        still, _ = solve(SCHEMES[name](identity, 0.3), problem, d0, num_iterations=3)
+        still, _ = solve(SCHEMES[name](identity), problem, d0, step_size=0.3, num_iterations=3)
         np.testing.assert_allclose(still, d0, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["proximal_gradient", "fista", "admm", "exact_prox", "learned_gradient"])
 def test_identity_prox_reaches_the_data_terms_minimum(name, key):
     problem = make_problem(key, dtype=jnp.float64)
-    scheme = SCHEMES[name](identity, 1 / float(problem.S.max()))
-    depth, _ = solve(scheme, problem, jnp.zeros((2, 5, 6)), num_iterations=600, unroll=1)
+    scheme, eta = SCHEMES[name](identity), 1 / float(problem.S.max())
+    depth, _ = solve(scheme, problem, jnp.zeros((2, 5, 6)), step_size=eta, num_iterations=600, unroll=1)
     np.testing.assert_allclose(depth, problem.b / problem.S, atol=1e-6)
 
 
 # Hyper-parameters -------------------------------------------------------------------------------------------------
 
 
-def test_learned_hyperparameters_are_heard_where_they_lie(key):
+def test_learned_hyperparameters_are_used_where_they_lie(key):
     problem = make_problem(key, dtype=jnp.float64)
     d0 = jnp.zeros((2, 5, 6))
     raw = jnp.array([-2.0, -1.0, 0.0])
-    scheme = proximal_gradient(tikhonov(), learned_step)
+    run = partial(solve, proximal_gradient(tikhonov()), problem, d0, step_size=learned_step, num_iterations=3)
     own = {"step_size": raw, "regularization": raw - 1}
     # eta is a map as soon as it is learned (kept below 1/S), so Tikhonov's prox is solved in that metric
-    _, trace = solve(scheme, problem, d0, per_iteration=own, num_iterations=3, return_history="trace")
+    _, trace = run(per_iteration=own, return_history="trace")
     eta = [jax.nn.softplus(r) / (1 + jax.nn.softplus(r) * problem.S) for r in raw]
     np.testing.assert_allclose(trace.step_size, jnp.stack([e.mean((1, 2)) for e in eta]), rtol=1e-9)
     np.testing.assert_allclose(trace.data_share, jnp.stack([(e * problem.S).mean((1, 2)) for e in eta]), rtol=1e-9)
@@ -341,8 +348,8 @@ def test_learned_hyperparameters_are_heard_where_they_lie(key):
         rtol=1e-6,
     )  # fmt: skip
     # learned once: the same numbers as three equal ones
-    once, _ = solve(scheme, problem, d0, shared={"step_size": raw[0]}, num_iterations=3)
-    thrice, _ = solve(scheme, problem, d0, per_iteration={"step_size": jnp.full(3, raw[0])}, num_iterations=3)
+    once, _ = run(shared={"step_size": raw[0]})
+    thrice, _ = run(per_iteration={"step_size": jnp.full(3, raw[0])})
     np.testing.assert_allclose(once, thrice, atol=1e-12)
 
 
@@ -350,15 +357,15 @@ def test_steps_predicted_pixel_by_pixel_are_kept_stable(key):
     problem = make_problem(key, dtype=jnp.float64)
     raw = 4 * jax.random.normal(key, (2, 5, 6), jnp.float64)
     problem = problem._replace(context={"step": raw})
-    scheme = proximal_gradient(identity, step_from(lambda problem: problem.context["step"]))
-    depth, _ = solve(scheme, problem, jnp.zeros((2, 5, 6)), num_iterations=1)
+    run = partial(solve, proximal_gradient(identity), d0=jnp.zeros((2, 5, 6)), num_iterations=1)
+    depth, _ = run(problem, step_size=step_from(lambda problem: problem.context["step"]))
     u = jax.nn.softplus(raw)
     assert (u > 2 / problem.S).any()
     # from 0, the exact prox of u times the data term
     np.testing.assert_allclose(depth, u * problem.b / (1 + u * problem.S), atol=1e-12)
     assert raw_step(0.25) == pytest.approx(np.log(np.expm1(1 / 3)))
-    learned, _ = solve(proximal_gradient(identity, learned_step), problem._replace(weights=problem.weights * 0 + 1 / 3),
-                       jnp.zeros((2, 5, 6)), shared={"step_size": raw_step(0.25)}, num_iterations=1)  # fmt: skip
+    equal = problem._replace(weights=problem.weights * 0 + 1 / 3)
+    learned, _ = run(equal, step_size=learned_step, shared={"step_size": raw_step(0.25)})
     np.testing.assert_allclose(learned, 0.25 * problem.candidates.mean(-1), atol=1e-9)
 
 
@@ -367,7 +374,7 @@ def test_steps_predicted_pixel_by_pixel_are_kept_stable(key):
 
 def test_trace_tells_energies_residuals_and_disagreement():
     problem = smooth_problem()
-    depth, trace = solve(proximal_gradient(tikhonov(), 0.1), problem, jnp.ones(SHAPE), num_iterations=6,
+    depth, trace = solve(proximal_gradient(tikhonov()), problem, jnp.ones(SHAPE), step_size=0.1, num_iterations=6,
                          return_history="trace")  # fmt: skip
     assert trace.depth.shape == (7, *SHAPE) and trace.num_steps == 6 and trace.contraction is None
     np.testing.assert_array_equal(trace.depth[0], jnp.ones(SHAPE))
@@ -379,7 +386,7 @@ def test_trace_tells_energies_residuals_and_disagreement():
     np.testing.assert_allclose(trace.residual, jnp.sqrt((moves**2).mean((2, 3))))
     np.testing.assert_allclose(trace.step_size, 0.1)
     np.testing.assert_allclose(trace.disagreement, unroll.disagreement(problem))
-    _, trace = solve(proximal_gradient(convolve, 0.1), problem, jnp.ones(SHAPE), num_iterations=0,
+    _, trace = solve(proximal_gradient(convolve), problem, jnp.ones(SHAPE), num_iterations=0,
                      shared={"prox": conv_params(jax.random.key(0), jnp.float64)}, return_history="trace")  # fmt: skip
     assert trace.prior_energy is None and trace.residual.shape == (0, 1) and trace.step_size.shape == (0, 1)
 
@@ -387,13 +394,12 @@ def test_trace_tells_energies_residuals_and_disagreement():
 @pytest.mark.parametrize("name", ["proximal_gradient", "fista_restart", "admm", "chambolle_pock"])
 def test_a_tolerance_stops_early_and_reports_the_steps(name):
     problem = smooth_problem()
-    scheme = SCHEMES[name](tikhonov(), 0.2)
-    run = jax.jit(lambda: solve(scheme, problem, jnp.zeros(SHAPE), num_iterations=500, tolerance=1e-6,
-                                return_history="trace"))  # fmt: skip
-    depth, trace = run()
+    run = partial(solve, SCHEMES[name](tikhonov()), problem, step_size=0.2)
+    stop = partial(run, tolerance=1e-6, return_history="trace")
+    depth, trace = jax.jit(lambda: stop(jnp.zeros(SHAPE), num_iterations=500))()
     n = int(trace.num_steps)
     assert 5 < n < 500
-    fixed, history = solve(scheme, problem, jnp.zeros(SHAPE), num_iterations=n, unroll=1, return_history=True)
+    fixed, history = run(jnp.zeros(SHAPE), num_iterations=n, unroll=1, return_history=True)
     np.testing.assert_allclose(depth, fixed, atol=1e-12)
     np.testing.assert_allclose(trace.depth[1 : n + 1], history, atol=1e-12)
     np.testing.assert_array_equal(trace.depth[n:], jnp.broadcast_to(depth, (501 - n, *SHAPE)))
@@ -402,10 +408,10 @@ def test_a_tolerance_stops_early_and_reports_the_steps(name):
     np.testing.assert_allclose(depth, tikhonov_minimiser(problem), atol=1e-4)
     # started where the last run ended, there is nothing left to do
     if name == "proximal_gradient":
-        _, again = solve(scheme, problem, depth, num_iterations=500, tolerance=1e-6, return_history="trace")
+        _, again = stop(depth, num_iterations=500)
         assert again.num_steps == 1
     # and never more than K
-    _, short = solve(scheme, problem, jnp.zeros(SHAPE), num_iterations=3, tolerance=1e-6, return_history="trace")
+    _, short = stop(jnp.zeros(SHAPE), num_iterations=3)
     assert short.num_steps == 3
 
 
@@ -414,8 +420,8 @@ def test_a_number_for_the_step_size_is_lowered_where_it_would_diverge(factory, l
     """S = 9 in one stack, 1 in the other: eta = 1 is kept in the second alone, and both converge to D(0)."""
     weights = jnp.stack([jnp.full((4, 5, 3), 3.0), jnp.full((4, 5, 3), 1 / 3)])
     problem = unroll.Problem(jax.random.uniform(key, (2, 4, 5, 3)), weights, 0.1)
-    scheme = factory(identity, 1.0)
     want = initial_depth(problem)
-    depth, trace = solve(scheme, problem, want + 1, num_iterations=200, return_history="trace")
+    depth, trace = solve(factory(identity), problem, want + 1, step_size=1.0, num_iterations=200,
+                         return_history="trace")  # fmt: skip
     np.testing.assert_allclose(trace.step_size[0], [limit / 9, 1.0], rtol=1e-5)
     np.testing.assert_allclose(depth, want, atol=1e-5)

@@ -1,12 +1,14 @@
 """The unroll against closed forms and identities (method.md section 7, tests 1, 2, 3, 5, 7)."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from unroll_cases import conv_params, convolve, make_problem
 
-from dff_jax.errors import ConfigError
 from dff_jax.unroll import (
     Problem,
     constant_step,
@@ -17,32 +19,10 @@ from dff_jax.unroll import (
     initial_depth,
     learned_step,
     proximal_gradient,
-    repeat_shared,
     resize_stack,
-    resolve_scheme,
     solve,
     stack_init,
 )
-
-
-def make_problem(key, n=3, weights="softplus", shape=(2, 5, 6)):
-    k1, k2 = jax.random.split(key)
-    candidates = jax.random.normal(k1, (*shape, n))
-    logits = jax.random.normal(k2, (*shape, n))
-    normalised = jax.nn.softmax(logits, -1) if weights == "softmax" else jax.nn.softplus(logits)
-    return Problem(candidates, normalised, regularization=0.1)
-
-
-def convolve(params, z, problem, eta):
-    """A stand-in for a learned prox: one convolution with a leaky activation, and a skip."""
-    y = lax.conv_general_dilated(
-        z[..., None], params["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
-    return z + 0.1 * jnp.tanh(y[..., 0] + params["bias"] + problem.previous)
-
-
-def conv_params(key):
-    return {"kernel": 0.3 * jax.random.normal(key, (3, 3, 1, 1)), "bias": jnp.float32(0.1)}
 
 
 def test_data_term_matches_its_definition_and_gradient(key):
@@ -97,7 +77,9 @@ def test_softmax_weights_make_the_first_step_do_nothing(key):
 def test_identity_prox_reaches_b_over_s_at_the_predicted_rate(key, eta):
     problem = make_problem(key)
     target, start = problem.b / problem.S, jnp.zeros((2, 5, 6))
-    _, history = solve(proximal_gradient(identity, eta), problem, start, num_iterations=30, return_history=True)
+    _, history = solve(
+        proximal_gradient(identity), problem, start, step_size=eta, num_iterations=30, return_history=True
+    )
     error = jnp.abs(history - target[None]).max((1, 2, 3))
     rate = jnp.abs(1 - eta * problem.S)
     # pixel by pixel the error shrinks by exactly |1 - eta S| a step
@@ -112,31 +94,13 @@ def test_steps_beyond_the_bound_diverge_and_learned_steps_do_not(key):
     start = initial_depth(problem) + 1.0
     target = problem.b / problem.S
     error = lambda depth: float(jnp.abs(depth - target).max())  # noqa: E731
-    far, _ = solve(proximal_gradient(identity, constant_step(1.05 * bound)), problem, start, num_iterations=200)
-    near, _ = solve(proximal_gradient(identity, constant_step(0.95 * bound)), problem, start, num_iterations=200)
+    run = partial(solve, proximal_gradient(identity), problem, start, num_iterations=200)
+    far, _ = run(step_size=constant_step(1.05 * bound))
+    near, _ = run(step_size=constant_step(0.95 * bound))
     assert error(far) > 100 and error(near) < 1e-2
     huge = {"step_size": jnp.full((200,), 50.0)}
-    kept, _ = solve(proximal_gradient(identity, learned_step), problem, start, per_iteration=huge, num_iterations=200)
+    kept, _ = run(step_size=learned_step, per_iteration=huge)
     assert error(kept) < 1e-3
-
-
-def test_scan_equals_a_python_loop_with_and_without_unrolling(key):
-    problem, params = make_problem(key), conv_params(key)
-    scheme, d0 = proximal_gradient(convolve, 0.3), initial_depth(problem)
-    state = scheme.init(d0, problem)
-    for k in range(4):
-        state = scheme.update(({"prox": params}, None), state, problem, jnp.int32(k))
-    for options in ({"unroll": 1}, {"unroll": True}, {"gradient": "remat"}):
-        depth, _ = solve(scheme, problem, d0, shared={"prox": params}, num_iterations=4, **options)
-        np.testing.assert_allclose(depth, scheme.depth(state), atol=1e-6)
-
-
-def test_untied_with_copied_weights_equals_tied(key):
-    problem, params = make_problem(key), conv_params(key)
-    scheme, d0 = proximal_gradient(convolve, 0.3), initial_depth(problem)
-    tied, _ = solve(scheme, problem, d0, shared={"prox": params}, num_iterations=3)
-    untied, _ = solve(scheme, problem, d0, per_iteration={"prox": repeat_shared(params, 3)}, num_iterations=3)
-    np.testing.assert_allclose(tied, untied, atol=1e-6)
 
 
 def test_untied_layers_differ_at_initialisation_and_resize_keeps_a_prefix(key):
@@ -149,30 +113,15 @@ def test_untied_layers_differ_at_initialisation_and_resize_keeps_a_prefix(key):
     np.testing.assert_array_equal(resize_stack(stacked, 2)["kernel"], kernel[:2])
 
 
-def test_three_iterations_are_a_prefix_of_five(key):
+def test_learned_steps_of_three_iterations_are_a_prefix_of_five(key):
     problem, params = make_problem(key), conv_params(key)
     run = lambda K: solve(  # noqa: E731
-        proximal_gradient(convolve, learned_step), problem, initial_depth(problem), shared={"prox": params},
+        proximal_gradient(convolve), problem, initial_depth(problem), step_size=learned_step, shared={"prox": params},
         per_iteration=resize_stack({"step_size": jnp.array([0.1, -0.4, 0.3])}, K), num_iterations=K,
         return_history=True,
     )  # fmt: skip
     np.testing.assert_allclose(run(3)[1], run(5)[1][:3], atol=1e-6)
     np.testing.assert_array_equal(run(3)[0], run(3)[1][-1])
-
-
-def test_gradients_agree_across_remat_and_unrolling(key):
-    problem, params = make_problem(key), conv_params(key)
-
-    def loss(params, **options):
-        scheme = proximal_gradient(convolve, 0.3)
-        d0 = initial_depth(problem)
-        return (solve(scheme, problem, d0, shared={"prox": params}, num_iterations=4, **options)[0] ** 2).sum()
-
-    reference = jax.grad(loss)(params, gradient="backprop", unroll=1)
-    assert jnp.abs(reference["kernel"]).max() > 1e-3
-    for options in ({"gradient": "remat"}, {"gradient": "remat", "unroll": True}, {"gradient": "auto"}):
-        other = jax.grad(loss)(params, **options)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), reference, other)
 
 
 def test_gradients_equal_finite_differences_in_float64():
@@ -185,7 +134,7 @@ def test_gradients_equal_finite_differences_in_float64():
             p = problem._replace(candidates=candidates, weights=weights)
             shared = {"prox": {**params, "kernel": kernel}}
             depth, _ = solve(
-                proximal_gradient(convolve, learned_step), p, initial_depth(p), shared=shared,
+                proximal_gradient(convolve), p, initial_depth(p), step_size=learned_step, shared=shared,
                 per_iteration={"step_size": step}, num_iterations=3,
             )  # fmt: skip
             return (depth**2).sum()
@@ -238,25 +187,21 @@ def test_wrong_arguments_are_named(key):
     problem = make_problem(key)
     with pytest.raises(ValueError, match="resize_stack"):
         solve(
-            proximal_gradient(identity, learned_step), problem, initial_depth(problem),
+            proximal_gradient(identity), problem, initial_depth(problem), step_size=learned_step,
             per_iteration={"step_size": jnp.zeros(2)}, num_iterations=3,
         )  # fmt: skip
     with pytest.raises(ValueError, match="num_iterations"):
         solve(proximal_gradient(identity), problem, initial_depth(problem), num_iterations=-1)
-    with pytest.raises(ConfigError, match="'newton' is unknown.*proximal_gradient"):
-        resolve_scheme("newton")
-    with pytest.raises(ConfigError, match="cannot load"):
-        resolve_scheme("dff_jax.unroll:no_such_scheme")
 
 
-def heavy_ball(prox, step_size):
-    """A user's own scheme, ten lines outside the package: proximal gradient with momentum 0.5."""
-    base = proximal_gradient(prox, step_size)
+def heavy_ball(prox):
+    """A user's own scheme: proximal gradient with momentum 0.5."""
+    base = proximal_gradient(prox)
 
-    def update(params, state, problem, k):
-        inner, velocity = state
-        moved = base.update(params, inner._replace(depth=inner.depth + 0.5 * velocity), problem, k)
-        return moved, moved.depth - inner.depth
+    def update(params, state, problem, eta):
+        now, velocity = state
+        new = base.update(params, now._replace(depth=now.depth + 0.5 * velocity), problem, eta)
+        return new, new.depth - now.depth
 
     return base._replace(
         init=lambda d0, p: (base.init(d0, p), jnp.zeros_like(d0)), update=update, depth=lambda s: s[0].depth
@@ -265,7 +210,7 @@ def heavy_ball(prox, step_size):
 
 def test_a_users_scheme_goes_through_the_same_door(key):
     problem = make_problem(key)
-    scheme = resolve_scheme(f"{__name__}:heavy_ball")(identity, constant_step(0.1))
-    depth, history = solve(scheme, problem, jnp.zeros((2, 5, 6)), num_iterations=80, return_history=True)
+    depth, history = solve(heavy_ball(identity), problem, jnp.zeros((2, 5, 6)), step_size=0.1, num_iterations=80,
+                           return_history=True)  # fmt: skip
     np.testing.assert_allclose(depth, problem.b / problem.S, atol=1e-3)
     assert history.shape == (80, 2, 5, 6)

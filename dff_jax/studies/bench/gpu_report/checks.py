@@ -211,8 +211,10 @@ def _unroll_problem() -> tuple[dict[str, Any], Callable[..., Any]]:
     def loss(learned, **options):
         problem = Problem(learned["candidates"], learned["weights"], 0.1)
         shared = {name: learned[name] for name in ("prox", "step_size", "regularization")}
-        scheme = proximal_gradient(prox, learned_step)
-        depth, _ = solve(scheme, problem, initial_depth(problem) + 0.5, shared=shared, num_iterations=4, **options)
+        depth, _ = solve(
+            proximal_gradient(prox), problem, initial_depth(problem) + 0.5, step_size=learned_step, shared=shared,
+            num_iterations=4, **options,
+        )  # fmt: skip
         return ((depth - 0.3) ** 2).sum()
 
     return learned, loss
