@@ -15,8 +15,8 @@ from dff_jax.config import (
     Config,
     DataConfig,
     DWild,
-    Entrant,
     LossConfig,
+    Method,
     ModelConfig,
     OptimizerConfig,
     TestSet,
@@ -58,22 +58,22 @@ def _comparison(
     name: str, models: dict[str, ModelConfig], optimizer: OptimizerConfig, data: DataConfig, training: TrainingConfig,
     zero_shot: tuple[TestSet, ...],
 ) -> Comparison:  # fmt: skip
-    def trained(label: str, recipe: str, optimizer: OptimizerConfig, data: DataConfig) -> Entrant:
+    def trained(label: str, recipe: str, optimizer: OptimizerConfig, data: DataConfig) -> Method:
         config = Config(
             model=models[label], loss=LOSSES[label], optimizer=optimizer, data=data, training=training
         )
-        return Entrant(label, recipe, config)
+        return Method(label, recipe, config)
 
     plain = {label: dataclasses.replace(data, colour=COLOUR.get(label, 0.0), noise=0.0) for label in PUBLISHED}
     return Comparison(
         name=name,
-        entrants=(
+        methods=(
             *(trained(label, "equal budget", optimizer, data) for label in models),
             *(trained(label, "published recipe", PUBLISHED[label], plain[label]) for label in PUBLISHED),
-            *(Entrant(label, "no training", weights=label) for label in ("classical", "sml", "rdf", "rfvr_like")),
+            *(Method(label, "no training", weights=label) for label in ("classical", "sml", "rdf", "rfvr_like")),
         ),
         seeds=(0, 1),
-        test=TestSet("procedural test set", dataset=data.dataset),
+        test=TestSet(name="procedural test set", dataset=data.dataset),
         zero_shot=zero_shot,
         ratio=("physical", "DFV-Diff"),
     )
@@ -88,15 +88,15 @@ def _zero_shot(limit: int | None, scenes: int | None) -> tuple[TestSet, ...]:
     world = WorldConfig()
     return (
         *(
-            TestSet(f"procedural, {z} frames", world=dataclasses.replace(world, num_frames=z), limit=limit)
+            TestSet(name=f"procedural, {z} frames", world=dataclasses.replace(world, num_frames=z), limit=limit)
             for z in (5, 10, 30)
         ),
-        TestSet("RGB-D scenes, 15 frames", dataset="rgbd/scenes", split="train"),
+        TestSet(name="RGB-D scenes, 15 frames", dataset="rgbd/scenes", split="train"),
         *(
-            TestSet(f"RGB-D scenes, {z} frames", dataset=f"rgbd/scenes_{z}", split="train", limit=scenes)
+            TestSet(name=f"RGB-D scenes, {z} frames", dataset=f"rgbd/scenes_{z}", split="train", limit=scenes)
             for z in (5, 10, 30)
         ),
-        TestSet("light field", dataset="hci/lightfields", split="train"),
+        TestSet(name="light field", dataset="hci/lightfields", split="train"),
     )
 
 

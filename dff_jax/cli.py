@@ -253,10 +253,11 @@ def _prepare(args: argparse.Namespace, rest: list[str]) -> None:
     )
     print(describe_made(path))
     if args.export:
+        from dff_jax.config import DataSpec
         from dff_jax.data.files.export import export_stacks
-        from dff_jax.data.pipeline import open_named
+        from dff_jax.data.pipeline import open_data
 
-        source = open_named(args.name, split=args.split, data_dir=args.data_dir)
+        source = open_data(DataSpec(dataset=args.name, split=args.split, data_dir=args.data_dir))
         for folder in export_stacks(source, args.export, args.limit):
             print(folder)
         if source.unit != "disparity":  # as which a folder of stacks is read unless told otherwise

@@ -5,8 +5,8 @@ Wherever the paper leaves a choice open, it is one typed field, and the paper's 
 whole experiments.
 """
 
-from dff_jax.config.comparison import Comparison, Entrant, TestSet
-from dff_jax.config.data import UNITS, CameraConfig, DataConfig, LensConfig, PartConfig, WorldConfig
+from dff_jax.config.comparison import Comparison, Method, TestSet
+from dff_jax.config.data import UNITS, CameraConfig, DataConfig, DataSpec, LensConfig, PartConfig, WorldConfig
 from dff_jax.config.load import from_dict, from_json, to_dict, to_json
 from dff_jax.config.methods import (
     DFV,
@@ -27,7 +27,7 @@ from dff_jax.config.training import Config, LossConfig, OptimizerConfig, Trainin
 
 __all__ = [
     "DFV", "DTYPES", "METHODS", "MODEL_PRESETS", "RDF", "SML", "UNITS", "UNTRAINED", "AiFDNet", "CameraConfig",
-    "Classical", "Comparison", "Config", "DWild", "DataConfig", "Entrant", "LensConfig", "LossConfig", "ModelConfig",
-    "OptimizerConfig", "PartConfig", "Proximal", "RfvrLike", "TestSet", "TrainingConfig", "WorldConfig", "dfv_diff",
-    "dfv_fv", "from_dict", "from_json", "model_preset", "paper", "physical", "tiny", "to_dict", "to_json",
+    "Classical", "Comparison", "Config", "DWild", "DataConfig", "DataSpec", "LensConfig", "LossConfig", "Method",
+    "ModelConfig", "OptimizerConfig", "PartConfig", "Proximal", "RfvrLike", "TestSet", "TrainingConfig", "WorldConfig",
+    "dfv_diff", "dfv_fv", "from_dict", "from_json", "model_preset", "paper", "physical", "tiny", "to_dict", "to_json",
 ]  # fmt: skip

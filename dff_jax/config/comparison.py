@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Literal
 
 from dff_jax.config.base import Checked
-from dff_jax.config.data import Unit, WorldConfig
+from dff_jax.config.data import DataSpec
 from dff_jax.config.training import Config
 from dff_jax.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Entrant(Checked):
+class Method(Checked):
     """One row of the table."""
 
-    _section = "entrants"
+    _section = "methods"
 
     label: str = ""
     recipe: str = ""
@@ -28,12 +27,12 @@ class Entrant(Checked):
 
     def _check(self) -> None:
         if not self.label:
-            raise ConfigError("entrants.label: give each entrant a label")
+            raise ConfigError("methods.label: give each method a label")
         if (self.config is None) == (self.weights is None):
-            raise ConfigError(f"entrants: {self.label!r} needs either a config to train or weights")
+            raise ConfigError(f"methods: {self.label!r} needs either a config to train or weights")
         if self.config is not None and not self.config.model.trained:
             method = self.config.model.method
-            raise ConfigError(f"entrants: {self.label!r} has nothing to train; give weights={method!r}")
+            raise ConfigError(f"methods: {self.label!r} has nothing to train; give weights={method!r}")
 
     @property
     def folder(self) -> str:
@@ -42,30 +41,18 @@ class Entrant(Checked):
 
 
 @dataclass(frozen=True)
-class TestSet(Checked):
-    """Stacks to measure on: exactly one of `dataset`, `source` and `world`."""
+class TestSet(DataSpec):
+    """Stacks to measure on, with a name for the tables."""
 
     __test__ = False  # no test, whatever pytest makes of the name
     _section = "tests"
 
     name: str = ""
-    dataset: str | None = None
-    """A tfds dataset of this package."""
-    source: str | None = None
-    """A folder of stacks."""
-    world: WorldConfig | None = None
-    """Procedural worlds, the same ones for equal fields, rendered here."""
-    unit: Unit = "disparity"
-    """Of `source`."""
-    split: Literal["train", "validation", "test"] = "test"
-    data_dir: str | None = None
-    limit: int | None = None
-    """Only the first so many stacks."""
 
     def _check(self) -> None:
-        self._at_least(1, "limit")
-        if sum(x is not None for x in (self.dataset, self.source, self.world)) != 1:
-            raise ConfigError(f"tests: {self.name!r} needs exactly one of dataset, source and world")
+        if not self.name:
+            raise ConfigError("tests.name: give each set of stacks a name")
+        super()._check()
 
 
 @dataclass(frozen=True)
@@ -75,29 +62,29 @@ class Comparison(Checked):
     _section = "comparison"
 
     name: str = "comparison"
-    entrants: tuple[Entrant, ...] = ()
+    methods: tuple[Method, ...] = ()
     seeds: tuple[int, ...] = (0, 1)
-    """Each trained entrant is trained once with each."""
-    test: TestSet = field(default_factory=lambda: TestSet("test", dataset="procedural/quickstart"))
+    """Each trained method is trained once with each."""
+    test: TestSet = field(default_factory=lambda: TestSet(name="test", dataset="procedural/quickstart"))
     """Of the main table."""
     zero_shot: tuple[TestSet, ...] = ()
     """Nothing is trained on these; a set that is not there is left out, and the table says so."""
     ratio: tuple[str, str] | None = None
-    """Labels of two entrants of the first recipe whose ratio of MAE the table states."""
+    """Labels of two methods of the first recipe whose ratio of MAE the table states."""
     figure_stacks: int = 4
 
     def _check(self) -> None:
         self._at_least(1, "figure_stacks")
-        if not self.entrants or not self.seeds:
-            raise ConfigError("comparison: needs at least one entrant and one seed")
+        if not self.methods or not self.seeds:
+            raise ConfigError("comparison: needs at least one method and one seed")
         for what, names in (
-            ("entrants", [entrant.folder for entrant in self.entrants]),
+            ("methods", [method.folder for method in self.methods]),
             ("seeds", list(self.seeds)),
             ("zero_shot", [one.name for one in (self.test, *self.zero_shot)]),
         ):
             twice = {name for name in names if names.count(name) > 1}
             if twice:
                 raise ConfigError(f"comparison.{what}: {', '.join(map(str, sorted(twice)))} is there more than once")
-        missing = [label for label in self.ratio or () if label not in [entrant.label for entrant in self.entrants]]
+        missing = [label for label in self.ratio or () if label not in [method.label for method in self.methods]]
         if missing:
-            raise ConfigError(f"comparison.ratio: no entrant is called {missing[0]!r}")
+            raise ConfigError(f"comparison.ratio: no method is called {missing[0]!r}")

@@ -121,6 +121,34 @@ def _check_frames(where: str, frames: tuple[int, int] | None) -> None:
         raise ConfigError(f"{where}.frames: needs 2 <= fewest <= most, got {frames[0]} {frames[1]}")
 
 
+Split = Literal["train", "validation", "test"]
+
+
+@dataclass(frozen=True)
+class DataSpec(Checked):
+    """Stacks with truth to measure on: exactly one of `dataset`, `source` and `world`."""
+
+    dataset: str | None = None
+    """A tfds dataset of this package, such as procedural/quickstart."""
+    source: str | None = None
+    """A folder of stacks: <scene>/<focus>.png ..., disp.exr or disp.npy."""
+    world: WorldConfig | None = None
+    """Procedural worlds, rendered when they are read; the same ones for equal fields."""
+    unit: Unit = "disparity"
+    """Unit of focus settings and depth in `source`."""
+    split: Split = "test"
+    """Split of `dataset`."""
+    data_dir: str | None = None
+    """Folder in which tfds keeps its files."""
+    limit: int | None = None
+    """Only the first so many stacks."""
+
+    def _check(self) -> None:
+        self._at_least(1, "limit")
+        if sum(x is not None for x in (self.dataset, self.source, self.world)) != 1:
+            raise ConfigError(f"{self._section or 'data'}: needs exactly one of dataset, source and world")
+
+
 @dataclass(frozen=True)
 class PartConfig(Checked):
     """One part of a mixture: where its stacks come from, and what is not as in the rest of `data` (None: it is)."""

@@ -6,6 +6,8 @@ holds depends on its number alone, so a resumed run sees what an uninterrupted o
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import os
 from collections.abc import Iterator
 from functools import partial
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
-from dff_jax.config import DataConfig
+from dff_jax.config import DataConfig, DataSpec, to_json
 from dff_jax.data import shapes
 from dff_jax.data.parts import FilePart, Part, Share, StackSource, to_batch
 from dff_jax.errors import ConfigError, InputError, one_line
@@ -196,25 +198,20 @@ def open_source(data: DataConfig, split: Split) -> StackSource:
     return live_source(split, data)
 
 
-def open_named(
-    dataset: str | None = None,
-    folder: str | os.PathLike | None = None,
-    unit: str | None = None,
-    split: Split = "test",
-    data_dir: str | os.PathLike | None = None,
-) -> StackSource:
-    """The stacks to evaluate on: a tfds dataset by name, or a folder (whose unit is disparity unless given).
+def open_data(spec: DataSpec) -> StackSource:
+    """The stacks to measure on; `spec.limit` is for whoever reads them.
 
     Raises:
-      InputError: neither or both given, or as `tfds_source` and `folder_source`.
+      InputError: as `tfds_source` and `folder_source`.
     """
-    if (dataset is None) == (folder is None):
-        raise InputError("evaluation data: give either a dataset name (--dataset) or a folder (--source)")
-    if split not in _SPLIT_FOLDERS:
-        raise InputError(f"split: {split!r} is unknown; choose one of {', '.join(_SPLIT_FOLDERS)}")
-    if folder is not None:
-        return folder_source(folder, split, unit or "disparity")
-    return tfds_source(dataset, split, data_dir)
+    if spec.dataset is not None:
+        return tfds_source(spec.dataset, spec.split, spec.data_dir)
+    if spec.source is not None:
+        return folder_source(spec.source, spec.split, spec.unit)
+    assert spec.world is not None
+    source = live_source(spec.split, DataConfig(source="procedural_live", world=spec.world))
+    world = hashlib.sha256(to_json(spec.world).encode()).hexdigest()[:12]
+    return dataclasses.replace(source, describe=f"{source.describe} of {world}")
 
 
 # Batches ----------------------------------------------------------------------------------------------------

@@ -178,7 +178,11 @@ def evaluate_to_folder(
     loaded = weights.load_estimator(spec)
     method = loaded.model.method
     estimator = _yardstick(method) if method in YARDSTICKS else loaded.estimator
-    data = pipeline.open_named(dataset, source, unit, split, data_dir)
+    data = pipeline.open_data(
+        config.DataSpec(
+            dataset, None if source is None else str(source), unit=unit or "disparity", split=split, data_dir=data_dir
+        )
+    )
     measured_by = conventions.find(convention or data.convention, data.unit)
     data = data if resize is None else resampling.resized(data, resize)
     data = resampling.edge_padded(data) if edge_pad else data

@@ -92,7 +92,11 @@ def ablate(
     from dff_jax.data import pipeline
 
     opened = _open(runs, iterations, schemes)
-    data = pipeline.open_named(dataset, source, unit, split, data_dir)
+    data = pipeline.open_data(
+        configs.DataSpec(
+            dataset, None if source is None else str(source), unit=unit or "disparity", split=split, data_dir=data_dir
+        )
+    )
     batches = functools.partial(pipeline.evaluation_batches, data, batch_size, limit)
     for run in opened:
         check_frames(run.loaded, data[0].frames.shape[0])

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dff_jax import config as configs
-from dff_jax.config import Comparison, DataConfig, Entrant, TestSet
+from dff_jax.config import Comparison, Method
 from dff_jax.data import pipeline
 from dff_jax.data.parts import StackSource
 from dff_jax.errors import ConfigError, InputError
@@ -43,7 +43,7 @@ VERSION = 1
 class Trained(NamedTuple):
     """An entrant, trained with one seed or in no need of it."""
 
-    entrant: Entrant
+    entrant: Method
     seed: int | None
     folder: Path  # of its results
     spec: str  # what `weights.load_estimator` takes
@@ -73,16 +73,16 @@ def compare(comparison: Comparison, output: str | Path, *, only: list[str] | Non
     output = Path(output)
     comparison = _restricted(comparison, only, output)
     check_output(output, report.FILES)
-    main, notes = _open(comparison.test), []
+    main, notes = pipeline.open_data(comparison.test), []
     sets = {comparison.test.name: main}
     for test in comparison.zero_shot:
         try:
-            sets[test.name] = _open(test)
+            sets[test.name] = pipeline.open_data(test)
         except InputError as error:
             notes.append(f"{test.name}: left out, {error}")
             say(f"note: {notes[-1]}")
     field = []
-    for entrant in comparison.entrants:
+    for entrant in comparison.methods:
         for seed in comparison.seeds if entrant.config is not None else (None,):
             ready = _train(entrant, seed, output)
             if ready is None:
@@ -138,28 +138,20 @@ def _restricted(comparison: Comparison, only: list[str] | None, output: Path) ->
     if not only:
         return comparison
     done = [
-        e for e in comparison.entrants
+        e for e in comparison.methods
         if all(_ready(e, seed, output) for seed in (comparison.seeds if e.config is not None else (None,)))
     ]  # fmt: skip
-    kept = tuple(e for e in comparison.entrants if e.label in only or e.folder in only or e in done)
-    known = {name for e in comparison.entrants for name in (e.label, e.folder)}
+    kept = tuple(e for e in comparison.methods if e.label in only or e.folder in only or e in done)
+    known = {name for e in comparison.methods for name in (e.label, e.folder)}
     unknown = [name for name in only if name not in known]
     if unknown:
         raise ConfigError(f"--only: no entrant is called {unknown[0]!r}; choose of {', '.join(sorted(known))}")
     labels = {e.label for e in kept}
     ratio = comparison.ratio if comparison.ratio and labels.issuperset(comparison.ratio) else None
-    return dataclasses.replace(comparison, entrants=kept, ratio=ratio)
+    return dataclasses.replace(comparison, methods=kept, ratio=ratio)
 
 
-def _open(test: TestSet) -> StackSource:
-    if test.world is not None:
-        source = pipeline.live_source(test.split, DataConfig(source="procedural_live", world=test.world))
-        world = hashlib.sha256(configs.to_json(test.world).encode()).hexdigest()[:12]
-        return dataclasses.replace(source, describe=f"{source.describe} of {world}")
-    return pipeline.open_named(test.dataset, test.source, test.unit, test.split, test.data_dir)
-
-
-def _train(entrant: Entrant, seed: int | None, output: Path) -> Trained | None:
+def _train(entrant: Method, seed: int | None, output: Path) -> Trained | None:
     """The entrant with its weights; None if the training was interrupted."""
     one = _place(entrant, seed, output)
     if entrant.config is not None and not _ready(entrant, seed, output):
@@ -171,7 +163,7 @@ def _train(entrant: Entrant, seed: int | None, output: Path) -> Trained | None:
     return one
 
 
-def _place(entrant: Entrant, seed: int | None, output: Path) -> Trained:
+def _place(entrant: Method, seed: int | None, output: Path) -> Trained:
     folder = output / entrant.folder
     if entrant.config is None:
         return Trained(entrant, None, folder, entrant.weights)
@@ -179,11 +171,11 @@ def _place(entrant: Entrant, seed: int | None, output: Path) -> Trained:
     return Trained(entrant, seed, run, str(run / "weights_last.safetensors"))
 
 
-def _seeded(entrant: Entrant, seed: int) -> configs.Config:
+def _seeded(entrant: Method, seed: int) -> configs.Config:
     return dataclasses.replace(entrant.config, name=entrant.folder, seed=seed)
 
 
-def _ready(entrant: Entrant, seed: int | None, output: Path) -> bool:
+def _ready(entrant: Method, seed: int | None, output: Path) -> bool:
     """Whether it is trained, by this config (of another, `train` says what differs); without training, measured."""
     one = _place(entrant, seed, output)
     if entrant.config is None:

@@ -50,7 +50,7 @@ def table(
       "in_range": Values, "stages": {stage: Values}}}}], "ratio", "costs", "notes", "test", "zero_shot"}.
     """
     rows = []
-    for entrant in comparison.entrants:
+    for entrant in comparison.methods:
         runs = [results for one, results in found.items() if one.entrant == entrant]
         tests = {name: _joined([results[name] for results in runs]) for name in runs[0]}
         rows.append({"label": entrant.label, "recipe": entrant.recipe, "seeds": len(runs), "tests": tests})

@@ -251,7 +251,9 @@ def _first_shapes(loader: pipeline.Loader) -> tuple[jax.ShapeDtypeStruct, jax.Sh
 def _evaluation_sources(config: Config) -> dict[str, pipeline.StackSource]:
     sources = {"validation": pipeline.open_source(config.data, "validation")}
     if config.training.transfer is not None:
-        sources["transfer"] = pipeline.open_named(folder=config.training.transfer, unit=config.data.unit)
+        sources["transfer"] = pipeline.open_data(
+            configs.DataSpec(source=config.training.transfer, unit=config.data.unit)
+        )
     return sources
 
 

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from dff_jax.config import DataConfig
+from dff_jax.config import DataConfig, DataSpec
 from dff_jax.data import pipeline
 from dff_jax.errors import InputError
 from dff_jax.types import FocalStack
@@ -184,24 +184,24 @@ def test_folders_with_and_without_splits(tmp_path):
         source = pipeline.open_source(data, split)
         assert len(source) == 1 and source[0].name == "b" and source.unit == "disparity"
         assert next(pipeline.evaluation_batches(source, 1)).batch.frames.shape == (1, 3, 24, 24, 3)
-    bare = pipeline.open_named(folder=tmp_path / "set/val", unit="index")
+    bare = pipeline.open_data(DataSpec(source=str(tmp_path / "set/val"), unit="index"))
     assert len(bare) == 1 and bare.unit == "index" and "set/val" in bare.describe
     only_train = tmp_path / "only"
     _write_stack(only_train / "train/a")
     with pytest.raises(InputError, match="no val/ or validation/ or test/ inside"):
-        pipeline.open_named(folder=only_train, split="validation")
+        pipeline.open_data(DataSpec(source=str(only_train), split="validation"))
     with pytest.raises(InputError, match="no train/ inside"):
         pipeline.folder_source(tmp_path / "set/val", "train", "disparity")
 
 
-def test_open_named_wants_one_place(tmp_path):
-    for arguments in ({}, {"dataset": "procedural/tiny", "folder": "x"}):
-        with pytest.raises(InputError, match="either a dataset name"):
-            pipeline.open_named(**arguments)
-    with pytest.raises(InputError, match="unknown; choose one of train, validation, test"):
-        pipeline.open_named(folder=tmp_path, split="dev")
+def test_open_data_wants_one_place(tmp_path):
+    for arguments in ({}, {"dataset": "procedural/tiny", "source": "x"}):
+        with pytest.raises(InputError, match="needs exactly one of dataset, source and world"):
+            DataSpec(**arguments)
+    with pytest.raises(InputError, match="choose one of train, validation, test"):
+        DataSpec(source=str(tmp_path), split="dev")
     with pytest.raises(InputError, match="no such folder"):
-        pipeline.open_named(folder=tmp_path / "absent")
+        pipeline.open_data(DataSpec(source=str(tmp_path / "absent")))
 
 
 def test_a_source_ends():

@@ -51,7 +51,7 @@ def opened(monkeypatch, convention, low, high, count=5, has_truth=True):
     """Makes `evaluate_to_folder` find these stacks, whatever it asks for."""
     stacks = [stack(i, low, high, has_truth) for i in range(count)]
     source = StackSource("made up/test", "disparity", "", count, stacks.__getitem__, convention, has_truth)
-    monkeypatch.setattr(pipeline, "open_named", lambda *args: source)
+    monkeypatch.setattr(pipeline, "open_data", lambda *args: source)
     return stacks
 
 

@@ -73,7 +73,7 @@ def test_every_number_is_the_estimators_own(tmp_path, stacks, small_run):
     assert report["meta"]["iterations"] == [1, 2] and report["meta"]["answer"] == "refined(1)"
 
     loaded = load_estimator(run)
-    (everything,) = pipeline.evaluation_batches(pipeline.open_named(folder=stacks), 3)
+    (everything,) = pipeline.evaluation_batches(pipeline.open_data(configs.DataSpec(source=str(stacks))), 3)
     batch = everything.batch
 
     def mae(depth):

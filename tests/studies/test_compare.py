@@ -24,7 +24,7 @@ def _entrant(label, data_dir, **loss):
     )
     model = dataclasses.replace(cfg.tiny(), num_iterations=2)
     config = cfg.Config(model=model, loss=cfg.LossConfig(**loss), data=data, training=training)
-    return cfg.Entrant(label, "equal budget", config)
+    return cfg.Method(label, "equal budget", config)
 
 
 @pytest.fixture(scope="module")
@@ -35,15 +35,15 @@ def setting(tmp_path_factory):
     world = cfg.WorldConfig(height=32, width=32, num_frames=4, num_objects=2)
     comparison = cfg.Comparison(
         name="two",
-        entrants=(
+        methods=(
             _entrant("ours", root / "data"),
             _entrant("theirs", root / "data", kind="mse_final"),
-            cfg.Entrant("sml", "no training", weights="sml"),
+            cfg.Method("sml", "no training", weights="sml"),
         ),
-        test=cfg.TestSet("test set", dataset="procedural/tiny", data_dir=str(root / "data"), limit=2),
+        test=cfg.TestSet(name="test set", dataset="procedural/tiny", data_dir=str(root / "data"), limit=2),
         zero_shot=(
-            cfg.TestSet("other worlds", world=world, limit=2),
-            cfg.TestSet("not there", dataset="rgbd/absent", data_dir=str(root / "data")),
+            cfg.TestSet(name="other worlds", world=world, limit=2),
+            cfg.TestSet(name="not there", dataset="rgbd/absent", data_dir=str(root / "data")),
         ),
         ratio=("ours", "theirs"),
         figure_stacks=2,
@@ -110,7 +110,7 @@ def test_nothing_is_done_twice(setting, monkeypatch):
 def test_new_weights_are_measured_anew(setting, tmp_path, monkeypatch):
     comparison, output, table = setting
     weights = [str(output / f"ours-equal-budget/seed{seed}/weights_last.safetensors") for seed in (0, 1)]
-    one = module.Trained(comparison.entrants[0], 0, tmp_path, weights[0])
+    one = module.Trained(comparison.methods[0], 0, tmp_path, weights[0])
     source = module._open(comparison.test)
     first = module.measure(one, "test set", source, 1)
     assert module.measure(one._replace(spec=weights[1]), "test set", source, 1)["rows"] != first["rows"]
@@ -121,7 +121,7 @@ def test_new_weights_are_measured_anew(setting, tmp_path, monkeypatch):
 def test_only_some(setting, tmp_path):
     comparison, output, _ = setting
     kept = module._restricted(comparison, ["theirs", "sml-no-training"], tmp_path)
-    assert [e.label for e in kept.entrants] == ["theirs", "sml"] and kept.ratio is None
+    assert [e.label for e in kept.methods] == ["theirs", "sml"] and kept.ratio is None
     assert module._restricted(comparison, ["theirs"], output) == comparison  # the others are done
     with pytest.raises(ConfigError, match="--only: no entrant is called 'they'.*theirs"):
         module._restricted(comparison, ["they"], tmp_path)
@@ -151,18 +151,18 @@ def test_a_method_that_cannot_take_the_stacks_is_named():
     ],
 )
 def test_errors_name_the_field(change, match):
-    base = cfg.Comparison(entrants=(cfg.Entrant("ours", weights="sml"),))
+    base = cfg.Comparison(methods=(cfg.Method("ours", weights="sml"),))
     with pytest.raises(ConfigError, match=match):
         dataclasses.replace(base, **change)
 
 
 def test_entrants_and_test_sets_are_complete():
     with pytest.raises(ConfigError, match="needs either a config to train or weights"):
-        cfg.Entrant("ours")
+        cfg.Method("ours")
     with pytest.raises(ConfigError, match="has nothing to train; give weights='rdf'"):
-        cfg.Entrant("ours", config=cfg.Config(model=cfg.RDF()))
+        cfg.Method("ours", config=cfg.Config(model=cfg.RDF()))
     with pytest.raises(ConfigError, match="exactly one of dataset, source and world"):
-        cfg.TestSet("x", dataset="a", source="b")
+        cfg.TestSet(name="x", dataset="a", source="b")
 
 
 def test_the_command(setting, monkeypatch, tmp_path, capsys):
