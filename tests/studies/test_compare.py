@@ -144,10 +144,10 @@ def test_a_method_that_cannot_take_the_stacks_is_named():
 @pytest.mark.parametrize(
     "change, match",
     [
-        ({"entrants": ()}, "at least one entrant"),
+        ({"methods": ()}, "at least one method"),
         ({"seeds": ()}, "one seed"),
         ({"seeds": (1, 1)}, "seeds: 1 is there more than once"),
-        ({"ratio": ("ours", "nobody")}, "ratio: no entrant is called 'nobody'"),
+        ({"ratio": ("ours", "nobody")}, "ratio: no method is called 'nobody'"),
     ],
 )
 def test_errors_name_the_field(change, match):
