@@ -1,6 +1,5 @@
 """The paper's experiment on DDFF-12: Figure 9, pictures of the official test set, which has no truth.
 
-    dff-jax train configs/paper_ddff.py --dry-run                 # on made-up stacks, about a minute
     dff-jax prepare ddff12/trainval --source DIR
     dff-jax prepare ddff12/test --source DIR
     dff-jax train configs/paper_ddff.py

@@ -1,6 +1,5 @@
 """The paper's experiment on FlyingThings3D focal stacks: its Tables 1 and 3, and without more training its Figure 5.
 
-    dff-jax train configs/paper_ft.py --dry-run                   # on made-up stacks, about a minute
     dff-jax prepare flyingthings/focal_stack --source DIR
     dff-jax train configs/paper_ft.py
     dff-jax evaluate runs/paper_ft --dataset flyingthings/focal_stack --iterations 5 --output results/ft

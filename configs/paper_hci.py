@@ -1,6 +1,5 @@
 """The paper's experiment on HCI light fields: Table 2 (HCI) and Figure 6.
 
-    dff-jax train configs/paper_hci.py --dry-run                  # on made-up light fields, about a minute
     dff-jax prepare hci/lightfields --source DIR                  # or hci/stacks, from the published h5
     dff-jax train configs/paper_hci.py                            # --data.dataset hci/stacks
     dff-jax evaluate runs/paper_hci --dataset hci/lightfields --output results/hci

@@ -1,6 +1,5 @@
 """The sister of `paper_ddff.py`: the same data, crops and number of steps with the library's default network and loss.
 
-    dff-jax train configs/physical_ddff.py --dry-run
     dff-jax train configs/physical_ddff.py
     dff-jax evaluate runs/physical_ddff --dataset ddff12/test --output results/physical_ddff
 

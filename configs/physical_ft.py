@@ -1,6 +1,5 @@
 """The sister of `paper_ft.py`: the same data, crops and number of steps with the library's default network and loss.
 
-    dff-jax train configs/physical_ft.py --dry-run
     dff-jax train configs/physical_ft.py
     dff-jax evaluate runs/physical_ft --dataset flyingthings/focal_stack --iterations 5 --output results/physical_ft
     dff-jax evaluate runs/physical_ft --dataset middlebury/focal_stack --resize 512 512 --output results/physical_mb

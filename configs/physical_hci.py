@@ -1,6 +1,5 @@
 """The sister of `paper_hci.py`: the same data, crops and number of steps with the library's default network and loss.
 
-    dff-jax train configs/physical_hci.py --dry-run
     dff-jax train configs/physical_hci.py
     dff-jax evaluate runs/physical_hci --dataset hci/lightfields --output results/physical_hci
 

@@ -37,10 +37,6 @@ def make_parser() -> Parser:
     train.add_argument("config", help="a file such as configs/procedural_tiny.py, or file.py:function")
     train.add_argument("--output", help="run folder; default runs/<name of the config>")
     train.add_argument("--no-resume", action="store_true", help="refuse a folder that holds a run")
-    train.add_argument(
-        "--dry-run", action="store_true", help="prove it from end to end on a few small stacks made for it; keeps "
-        "nothing, or all in --output",
-    )  # fmt: skip
     together = train.add_argument_group("several processes", "The same command in each; see scripts/README.md.")
     together.add_argument("--distributed", action="store_true", help="as SLURM, a TPU pod or Open MPI says")
     together.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0, where they meet")

@@ -7,21 +7,15 @@ Exit status: 0 done, 2 bad input or usage (one line says what to do; nothing was
 from __future__ import annotations
 
 import argparse
-import math
 import os
-import signal
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 
 from dff_jax.arguments import PREPARE_OPTIONS, make_parser
-from dff_jax.config import Comparison, Config
+from dff_jax.config import Comparison
 from dff_jax.config.load import fields_of, load_config, override
 from dff_jax.errors import InputError
+from dff_jax.runtime.stopping import interruptible
 from dff_jax.studies.bench import command as bench_command
 
 
@@ -36,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     if os.getcwd() not in sys.path:  # a scheme or prox of the user's own, by its dotted name
         sys.path.append(os.getcwd())
     several = args.command == "train" and _of_several(args)
-    with _signals():
+    with interruptible():
         status, agreed = _run(args, rest)
     if several:
         from dff_jax.runtime import processes
@@ -62,57 +56,6 @@ def _run(args: argparse.Namespace, rest: list[str]) -> tuple[int, bool]:
         return 130, False
     except BrokenPipeError:
         return 1, True
-
-
-@contextmanager
-def _signals() -> Iterator[None]:
-    """SIGTERM cleans up as Ctrl-C does. While JAX is imported, and nothing is there to clean up, both end it at once:
-    an interrupted import leaves a long traceback, or is not interrupted at all."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    ours = [number for number, handler in before.items() if handler in (signal.SIG_DFL, signal.default_int_handler)]
-    if "jax" not in sys.modules:
-        for number in ours:
-            signal.signal(number, signal.SIG_DFL)
-        import jax  # noqa: F401
-    hook = sys.unraisablehook
-    interrupt, sys.unraisablehook = _interrupter(hook)
-    for number in ours:
-        signal.signal(number, interrupt)
-    try:
-        yield
-    finally:
-        for number in ours:
-            signal.signal(number, before[number])
-        sys.unraisablehook = hook
-
-
-def _interrupter(hook: Callable) -> tuple[Callable[[int, FrameType | None], None], Callable]:
-    """A handler that raises KeyboardInterrupt, and a hook in place of `sys.unraisablehook` that has it come again.
-
-    It comes once a second, so that impatience does not interrupt the cleaning up. Python drops what is raised while it
-    collects garbage or finalizes an object; the signal is then sent anew a moment later.
-    """
-    last, received = -math.inf, signal.SIGINT
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        nonlocal last, received
-        if time.monotonic() - last > 1:
-            last, received = time.monotonic(), number
-            raise KeyboardInterrupt
-
-    def dropped(what) -> None:
-        nonlocal last
-        if not issubclass(what.exc_type, KeyboardInterrupt):
-            return hook(what)
-        last = -math.inf
-        again = threading.Timer(0.02, os.kill, (os.getpid(), received))
-        again.daemon = True
-        again.start()
-
-    return interrupt, dropped
 
 
 def _of_several(args: argparse.Namespace) -> bool:
@@ -141,30 +84,17 @@ def _train(args: argparse.Namespace, rest: list[str]) -> int:
         print("\n".join(f"--{name.replace('_', '-')} {value}" for name, (value, _) in fields_of(config).items()))
         return 0
     from dff_jax.runtime import processes
-    from dff_jax.training.loop import TrainingDiverged, advice, train
+    from dff_jax.training.loop import TrainingDiverged, train
 
     output = Path(args.output or Path("runs") / config.name)
     if _of_several(args):
-        processes.join(args.coordinator, args.num_processes, args.process_id, advice(output))
+        processes.join(args.coordinator, args.num_processes, args.process_id)
     try:
-        if args.dry_run:
-            return _dry_run(config, args.output)
         summary = train(config, output, resume=not args.no_resume)
     except (TrainingDiverged, processes.ProcessLost) as error:
         print(f"dff-jax: {_one_line(error)}", file=sys.stderr)
         return 1
     return 130 if summary.get("interrupted") else 0
-
-
-def _dry_run(config: Config, output: str | None) -> int:
-    from dff_jax.training.dry_run import dry_run
-
-    done = dry_run(config, output)
-    for table in done["tables"].values():
-        print(table)
-    kept = f"; kept in {output}" if output else ""
-    print(f"dry run of {config.name}: all parts ran, in {done['seconds']:.0f} s{kept}. The numbers above mean nothing.")
-    return 0
 
 
 def _evaluate(args: argparse.Namespace, rest: list[str]) -> None:

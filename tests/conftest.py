@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 
 # Before jax starts its backend
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -47,6 +48,17 @@ def nothing_kept(monkeypatch):
     from dff_jax.runtime import program_cache as kept
 
     monkeypatch.setattr(kept, "folder", lambda: None)
+
+
+@pytest.fixture
+def default_signals():
+    """Python's own handlers, for tests of interrupts: SIGINT is ignored in what a script starts in the background."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from PIL import Image
 
 from dff_jax import cli
 from dff_jax import config as cfg
+from dff_jax.runtime import stopping
 
 ROOT = pathlib.Path(__file__).parent.parent
 TINY = str(ROOT / "configs" / "procedural_tiny.py")
@@ -182,19 +183,21 @@ def test_wrong_usage_is_one_line(capsys):
         assert status == 2 and out == "" and err.count("\n") == 1 and "--help shows" in err
 
 
-def test_an_interrupt_that_python_drops_comes_again():
+def test_an_interrupt_that_python_drops_comes_again(default_signals):
     class Finalized:
         def __del__(self):
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(1)  # interrupted here, where nothing can be raised
 
-    with pytest.raises(KeyboardInterrupt), cli._signals():
+    with pytest.raises(KeyboardInterrupt), stopping.interruptible():
         Finalized()
         time.sleep(5)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl_c", "terminated"])
-def test_stopped_at_any_moment_it_ends_without_a_traceback_and_leaves_nothing(tmp_path, photographs, number):
+def test_stopped_at_any_moment_it_ends_without_a_traceback_and_leaves_nothing(
+    tmp_path, photographs, number, default_signals
+):
     start = "import sys; from dff_jax import cli; print(flush=True); sys.exit(cli.main(sys.argv[1:]))"
     command = [sys.executable, "-c", start, "predict", photographs, "--output", tmp_path / "out"]
     for seconds in (0.2, 0.8, 2.5):

@@ -27,7 +27,8 @@ from dff_jax.errors import InputError
 from dff_jax.prediction.tiles import LEAST, STRIDE, Tile, split
 from dff_jax.runtime import program_cache as kept
 from dff_jax.runtime.compile import jit
-from dff_jax.runtime.progress import ProgressBar, interrupt_held_back
+from dff_jax.runtime.progress import ProgressBar
+from dff_jax.runtime.stopping import interrupt_held_back
 from dff_jax.types import Estimator, FocalStack, History, Variables
 
 RUNTIME = 0.7e9  # bytes of Python, JAX and its compiler

@@ -1,71 +1,56 @@
-"""Several processes as one run, by `jax.distributed`: joining, leaving, and what they must tell each other.
+"""Several processes as one run, by `jax.distributed`: join, stop at the same step, exchange small values, leave.
 
-Each process runs the same program; arrays that span processes are computed together. A process that fails must not
-leave the others waiting for it: it ends at once, and the others when they notice, with a line that says so.
+Each process runs the same program, and arrays that span processes are computed together. A process that fails ends at
+once, as the others would wait for it. They notice within LOST_SECONDS; then JAX ends them, with messages of its own.
 """
 
 from __future__ import annotations
 
+import json
 import os
-import pickle
 import signal
-import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dff_jax.errors import ConfigError, one_line
+from dff_jax.runtime.stopping import SIGNALS
 
-LOST_SECONDS = 25  # without a sign of life, after which a process counts as dead and JAX ends the others
-
-# JAX ends a process that has lost another by abort(), which no code of ours survives; so a child has the last words. It
-# reads them from a pipe and says them if the pipe ends without the sign that all is well.
-_CHILD = """
-import os, signal, sys
-for number in (signal.SIGINT, signal.SIGTERM):
-    signal.signal(number, signal.SIG_IGN)
-words = sys.stdin.read()
-if not words.endswith("\\0"):
-    os.write(2, ("\\n" + words).encode())
-"""
+LOST_SECONDS = 25  # a process that gives no sign of life for this long counts as dead
 
 
 class ProcessLost(RuntimeError):
     """Another process of the run has ended or cannot be reached."""
 
 
-class _Joined:
-    """What this process knows about the run it is part of."""
+def join(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None) -> None:
+    """Makes this process part of a run of several. Call it before anything else that uses JAX.
 
-    child: subprocess.Popen | None = None
-
-
-def join(
-    coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None, advice: str = ""
-) -> None:
-    """Makes this process part of a run of several; before anything else is done with JAX.
-
-    Without arguments they are found out from a cluster that JAX knows (SLURM, a TPU pod, Open MPI). GPUs are shared
-    out by the variable JAX_LOCAL_DEVICE_IDS, one a process under SLURM.
+    Without arguments, JAX finds them from a cluster that it knows (SLURM, a TPU pod, Open MPI). The variable
+    JAX_LOCAL_DEVICE_IDS says which GPUs a process uses; under SLURM it is one each.
 
     Args:
-      coordinator: "host:port" of process 0, reachable by all.
-      num_processes, process_id: how many, and which of them this is, from 0.
-      advice: what the user is told to do if this process or another is lost.
+      coordinator: "host:port" of process 0, which all can reach.
+      num_processes: how many there are.
+      process_id: which of them this one is, from 0.
 
     Raises:
-      ConfigError: arguments missing where no cluster is found, or the others cannot be reached.
+      ConfigError: some arguments are missing, or the other processes cannot be reached.
     """
-    given = (coordinator, num_processes, process_id)
-    if any(x is not None for x in given) and None in given:
-        raise ConfigError("--coordinator, --num-processes, --process-id: give all three, or none on a known cluster")
-    if coordinator is not None and not coordinator.rpartition(":")[2].isdigit():
+    if coordinator is None or num_processes is None or process_id is None:
+        if not coordinator is num_processes is process_id is None:
+            names = "--coordinator, --num-processes, --process-id"
+            raise ConfigError(f"{names}: give all three, or none on a known cluster")
+    elif not coordinator.rpartition(":")[2].isdigit():
         raise ConfigError(f"--coordinator: needs host:port, got {coordinator!r}")
-    if coordinator is not None and not 0 <= process_id < num_processes:
+    elif not 0 <= process_id < num_processes:
         raise ConfigError(f"--process-id: from 0 to {num_processes - 1}, got {process_id}")
     try:
         jax.distributed.initialize(
@@ -77,21 +62,13 @@ def join(
             f"processes: cannot join the others ({one_line(error)}); start all of them at about the same time, and "
             "outside of SLURM, TPU pods and Open MPI give --coordinator, --num-processes and --process-id"
         ) from None
-    for number in (signal.SIGINT, signal.SIGTERM):  # JAX has put a handler of its own under Python's
+    for number in SIGNALS:  # JAX has installed a handler below Python's
         signal.signal(number, signal.getsignal(number))
-    command = [sys.executable, "-S", "-c", _CHILD]
-    _Joined.child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
-    words = f"dff-jax: {_who()} was ended before its time, most likely because another one was lost; {advice}\n"
-    _Joined.child.stdin.write(words.encode())
-    _Joined.child.stdin.flush()
 
 
 def leave(status: int, agreed: bool = True) -> None:
-    """Ends this process's part of the run. With a status that says failure, or if the others have not `agreed` to stop,
-    the program too: they may be waiting for what this process will no longer compute, and are not waited for."""
-    if _Joined.child is not None:
-        _Joined.child.stdin.write(b"\0")
-        _Joined.child.stdin.close()
+    """Ends this process's part of the run. It ends the program too if it failed or if not all `agreed` to stop: the
+    others may wait for what this process will no longer compute, so it must not wait for them."""
     if agreed and status in (0, 130):
         jax.distributed.shutdown()
         return
@@ -102,28 +79,59 @@ def leave(status: int, agreed: bool = True) -> None:
 
 @contextmanager
 def watched(advice: str) -> Iterator[None]:
-    """Turns an error of the communication between processes into ProcessLost."""
+    """Turns an error of the communication between processes into ProcessLost, whose message ends with `advice`."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
             raise
-        raise ProcessLost(f"{_who()} has lost another one, so it stops; {advice} ({one_line(error)})") from None
+        lost = f"process {jax.process_index()} of {jax.process_count()} has lost another one, so it stops"
+        raise ProcessLost(f"{lost}; {advice} ({one_line(error)})") from None
 
 
-def _who() -> str:
-    return f"process {jax.process_index()} of {jax.process_count()}"
+class Stop:
+    """Whether to stop: `asked` is set in the process that got the signal, and `agreed` is the same answer in all.
+
+    Every process calls `agreed` at the same points of its loop. The answer is that of the call before: the maximum over
+    the processes is computed behind the training step in between. So a call does not wait for the device, as
+    `multihost_utils.process_allgather` would, and all stop one step later.
+    (`multihost_utils.reached_preemption_sync_point` knows SIGTERM only, not Ctrl-C.)
+    """
+
+    def __init__(self, asked: threading.Event):
+        self.asked = asked
+        self._before: jax.Array | None = None
+        mesh = Mesh(np.array(jax.devices()), ("devices",))
+        self._split = NamedSharding(mesh, PartitionSpec("devices"))
+        self._any = jax.jit(jnp.max, out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+    def agreed(self) -> bool:
+        """Whether any process had been asked when it called this the last time."""
+        if jax.process_count() == 1:
+            return self.asked.is_set()
+        stop = self._before is not None and bool(self._before.addressable_data(0))
+        flags = np.full(jax.local_device_count(), self.asked.is_set(), np.int32)
+        self._before = self._any(jax.make_array_from_process_local_data(self._split, flags))
+        return stop
+
+    def agreed_now(self) -> bool:
+        """Whether any process has been asked by now; waits for all of them."""
+        return any(gather(self.asked.is_set()))
 
 
 def gather(value: Any) -> list[Any]:
-    """The values of all processes, in their order; every process must call it. For small things, through pickle."""
+    """The values of all processes, in their order. Every process must call it.
+
+    Args:
+      value: small; what JSON knows, and arrays. Tuples and arrays come back as lists.
+    """
     if jax.process_count() == 1:
         return [value]
-    from jax.experimental import multihost_utils
+    from jax.experimental.multihost_utils import process_allgather
 
-    data = np.frombuffer(pickle.dumps(value), np.uint8)
-    sizes = multihost_utils.process_allgather(np.int32(data.size)).reshape(-1)
-    padded = np.zeros(int(sizes.max()), np.uint8)
+    data = np.frombuffer(json.dumps(value, default=lambda x: np.asarray(x).tolist()).encode(), np.uint8)
+    sizes = np.ravel(process_allgather(np.int32(data.size)))
+    padded = np.zeros(sizes.max(), np.uint8)
     padded[: data.size] = data
-    rows = multihost_utils.process_allgather(padded).reshape(len(sizes), -1)
-    return [pickle.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
+    rows = np.reshape(process_allgather(padded), (len(sizes), -1))
+    return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
 import sys
-import threading
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 from tqdm import tqdm
@@ -112,34 +108,3 @@ def duration(seconds: float) -> str:
 def _speaks() -> bool:
     """Asked so that a program of one process does not start JAX's backend for it."""
     return not jax.distributed.is_initialized() or jax.process_index() == 0
-
-
-@contextlib.contextmanager
-def interrupt_held_back() -> Iterator[None]:
-    """Ctrl-C and SIGTERM wait for the end of the block: raised inside XLA's compiler, they crash Python on its way out.
-
-    XLA could not be stopped half way in any case; a line on stderr says so. A second one does not wait.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    handlers = {number: handler for number, handler in handlers.items() if callable(handler)}
-    received: list[tuple] = []
-
-    def remember(number: int, frame: Any) -> None:
-        if received:
-            handlers[number](number, frame)
-        else:
-            os.write(2, b"stopping as soon as the compiler or the device is done; a second time stops at once\n")
-        received.append((number, frame))
-
-    for number in handlers:
-        signal.signal(number, remember)
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-    if received:
-        handlers[received[0][0]](*received[0])

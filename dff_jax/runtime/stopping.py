@@ -1,89 +1,130 @@
-"""Ctrl-C and SIGTERM: finish the step, save, leave; in a run of several processes all at the same step."""
+"""Ctrl-C and SIGTERM. Three contexts say what they do inside:
+
+* `interruptible`, around a command: both raise KeyboardInterrupt.
+* `interrupt_held_back`, around a call into XLA: they wait until the call returns.
+* `stop_on_signal`, around training: the first sets an event, so that the step is finished and saved.
+
+Only the main thread may install handlers. In another thread the contexts change nothing.
+"""
 
 from __future__ import annotations
 
+import math
 import os
 import signal
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-
-from dff_jax.training.parallel import Devices
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Stop:
-    """Whether to stop. `asked` is this process's own wish; `agreed` gives all processes the same answer.
+@contextmanager
+def _handling(handler: Any, instead_of: Callable[[Any], bool]) -> Iterator[dict[int, Any]]:
+    """Installs `handler` where `instead_of` accepts the present handler; yields the handlers that it replaced."""
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: old for number in SIGNALS if instead_of(old := signal.getsignal(number))}
+    for number in before:
+        signal.signal(number, handler)
+    try:
+        yield before
+    finally:
+        _restore(before)
 
-    Every process calls `agreed` at the same points of its loop. The answer is that of the call before, whose sum over
-    the processes was computed behind the step in between: so asking costs no waiting, and stopping one step.
+
+def _restore(handlers: dict[int, Any]) -> None:
+    for number, handler in handlers.items():
+        signal.signal(number, handler or signal.SIG_DFL)  # None: it was not installed from Python
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Lets SIGTERM raise KeyboardInterrupt as Ctrl-C does, so that a command cleans up after both.
+
+    A second signal within a second is ignored: impatience must not interrupt the cleaning up. Python drops an exception
+    that is raised while it collects garbage or finalizes an object; the signal is then sent again.
+
+    While JAX is imported, both signals end the process at once: nothing is there to clean up, and an interrupted
+    import leaves a long traceback.
     """
+    last, received = -math.inf, signal.SIGINT
+    report = sys.unraisablehook
 
-    def __init__(self, devices: Devices, asked: threading.Event):
-        self.asked = asked
-        self._devices, self._told = devices, None
-        self._any = jax.jit(jnp.max, out_shardings=devices.whole)
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal last, received
+        if time.monotonic() - last > 1:
+            last, received = time.monotonic(), signal.Signals(number)
+            raise KeyboardInterrupt
 
-    def agreed(self) -> bool:
-        """Whether any process had been asked to stop when it last called."""
-        if jax.process_count() == 1:
-            return self.asked.is_set()
-        heard = self._told is not None and self._read(self._told)
-        self._told = self._tell()
-        return heard
+    def send_again(dropped: sys.UnraisableHookArgs) -> None:
+        nonlocal last
+        if not issubclass(dropped.exc_type, KeyboardInterrupt):
+            return report(dropped)
+        last = -math.inf
+        again = threading.Timer(0.02, os.kill, (os.getpid(), received))
+        again.daemon = True
+        again.start()
 
-    def agreed_now(self) -> bool:
-        """Whether any process has been asked to stop by now; waits for all of them."""
-        if jax.process_count() == 1:
-            return self.asked.is_set()
-        return self._read(self._tell())
+    def is_default(handler: Any) -> bool:
+        return handler in (signal.SIG_DFL, signal.default_int_handler)
 
-    def _tell(self) -> jax.Array:
-        flags = np.full(jax.local_device_count(), self.asked.is_set(), np.int32)  # several processes use all devices
-        return self._any(jax.make_array_from_process_local_data(self._devices.split, flags))
+    if "jax" not in sys.modules:
+        with _handling(signal.SIG_DFL, is_default):
+            import jax  # noqa: F401
+    with _handling(interrupt, is_default):
+        sys.unraisablehook = send_again
+        try:
+            yield
+        finally:
+            sys.unraisablehook = report
 
-    def _read(self, told: jax.Array) -> bool:
-        return bool(np.asarray(told.addressable_data(0)))
+
+@contextmanager
+def interrupt_held_back() -> Iterator[None]:
+    """Lets Ctrl-C and SIGTERM wait for the end of the block, and says so on stderr. A second one does not wait.
+
+    An exception raised inside XLA's compiler crashes Python at its exit, and XLA cannot be stopped half way.
+    """
+    received: list[tuple[int, FrameType | None]] = []
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        if received:
+            before[number](number, frame)
+        else:
+            os.write(2, b"stopping as soon as the compiler or the device is done; a second time stops at once\n")
+        received.append((number, frame))
+
+    with _handling(remember, callable) as before:
+        yield
+    if received:
+        before[received[0][0]](*received[0])
 
 
 @contextmanager
 def stop_on_signal() -> Iterator[threading.Event]:
-    """An event that the first SIGINT or SIGTERM sets; the second acts as if this were not here.
+    """Yields an event that the first SIGINT or SIGTERM sets. The second acts as if this context were not there.
 
-    Within a second they count as one: a terminal sends Ctrl-C to a launcher and to its processes, to which the launcher
-    passes it on.
+    Signals within a second count as one: a terminal sends Ctrl-C to a launcher and to the processes to which the
+    launcher passes it on.
     """
     asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked  # only the main thread may install handlers
-        return
-    before: dict[int, Any] = {}
-    first: float | None = None  # when the first came
+    first = math.inf  # when the first came
 
-    def restore():
-        for number, handler in before.items():
-            signal.signal(number, handler or signal.SIG_DFL)
-
-    def ask(number, frame):
+    def ask(number: int, frame: FrameType | None) -> None:
         nonlocal first
-        if first is not None:
-            if time.monotonic() - first > 1:
-                restore()
-                signal.raise_signal(number)
-            return
-        first = time.monotonic()
-        asked.set()
-        # os.write: print may be interrupted inside itself by a signal, and refuses to be re-entered.
-        os.write(2, b"\nstopping after this step and saving; once more to stop at once\n")
+        if time.monotonic() - first > 1:
+            _restore(before)
+            signal.raise_signal(number)
+        elif not asked.is_set():
+            first = time.monotonic()
+            asked.set()
+            # os.write: print may be interrupted inside itself by a signal, and refuses to be re-entered.
+            os.write(2, b"\nstopping after this step and saving; once more to stop at once\n")
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        before[number] = signal.signal(number, ask)
-    try:
+    with _handling(ask, lambda handler: True) as before:
         yield asked
-    finally:
-        restore()

@@ -27,7 +27,7 @@ from dff_jax.errors import ConfigError, InputError
 from dff_jax.runtime import processes
 from dff_jax.runtime.files import check_output
 from dff_jax.runtime.progress import ProgressBar, say
-from dff_jax.runtime.stopping import Stop, stop_on_signal
+from dff_jax.runtime.stopping import stop_on_signal
 from dff_jax.training import checkpoint, optimizer, parallel, state, validation
 from dff_jax.training import logging as logs
 from dff_jax.training.initial_weights import place_common, place_encoder
@@ -48,14 +48,14 @@ class _Run(NamedTuple):
     manager: Any  # of checkpoints
     validator: validation.Validator
     bar: ProgressBar
-    stop: Stop
+    stop: processes.Stop
 
 
 class TrainingDiverged(RuntimeError):
     """The loss, a gradient or a parameter is no longer a finite number. Nothing of it has been saved."""
 
 
-def _begin(config: TrainingConfig, variables: Variables) -> Variables:
+def _initial(config: TrainingConfig, variables: Variables) -> Variables:
     """The variables with those in place with which the config wants to begin."""
     if config.encoder_weights is not None:
         return place_encoder(config.encoder_weights, variables)
@@ -108,9 +108,10 @@ def train(config: Config, output: str | Path, *, resume: bool = True) -> dict[st
 
         tx = optimizer.build(config.optimizer, config.training.num_steps)
 
-        def fresh(begin: Callable[[Variables], Variables] | None = None):
-            average = config.training.average > 0
-            return state.create(jax.random.key(config.seed), estimator, tx, *shapes, average, begin)
+        def fresh(change: Callable[[Variables], Variables] = lambda given: given) -> state.TrainState:
+            # Not under jit: as one program, the random numbers of all parameters take minutes to compile on a CPU.
+            given = estimator.init(jax.random.key(config.seed), *(np.zeros(x.shape, x.dtype) for x in shapes))
+            return state.begin(change(given), tx, config.training.average > 0)
 
         abstract = checkpoint.abstract(jax.eval_shape(fresh), devices.whole)
         with processes.watched(advice(output)):
@@ -118,7 +119,7 @@ def train(config: Config, output: str | Path, *, resume: bool = True) -> dict[st
         if restored is not None:
             loader.set_state(restored.data)
         else:
-            begun = fresh(partial(_begin, config.training))
+            begun = fresh(partial(_initial, config.training))
             restored = checkpoint.Restored(begun, loader.get_state(), checkpoint.Progress())
         step = int(restored.state.step)
         if jax.process_index() == 0:
@@ -147,7 +148,7 @@ def train(config: Config, output: str | Path, *, resume: bool = True) -> dict[st
             manager,
             validation.Validator(config, output, estimator, sources, writers, num_frames),
             stack.enter_context(ProgressBar("train", config.training.num_steps, "step", done=step, every=math.inf)),
-            Stop(devices, stack.enter_context(stop_on_signal())),
+            processes.Stop(stack.enter_context(stop_on_signal())),
         )
         if step < config.training.num_steps:
             run.bar.say("compiling the training step, which can take minutes the first time")

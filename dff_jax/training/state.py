@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -23,6 +22,14 @@ class TrainState(NamedTuple):
     average: Any = {}  # of params and batch_stats over the last updates, as `variables`; {}: none is kept
 
 
+def begin(given: Variables, optimizer: optax.GradientTransformation, average: bool = False) -> TrainState:
+    """The state before the first update, with the variables `given`; `average`: keeps an average of them, too."""
+    params, stats = given["params"], given.get("batch_stats", {})
+    # The average is a copy: the update donates the state, so no buffer may be in it twice.
+    mean = jax.tree.map(jnp.copy, {"params": params, "batch_stats": stats}) if average else {}
+    return TrainState(jnp.int32(0), params, stats, optimizer.init(params), jnp.int32(-1), mean)
+
+
 def create(
     key: Array,
     estimator: Estimator,
@@ -30,20 +37,11 @@ def create(
     frames: Any,
     focus: Any,
     average: bool = False,
-    begin: Callable[[Variables], Variables] | None = None,
 ) -> TrainState:
-    """A fresh state. `frames` [B,Z,H,W,3] and `focus` [B,Z] lend their shapes only (arrays or
-    ShapeDtypeStructs). `begin` may put other weights in place of the random ones (`estimators.initial_weights`).
-    """
-
+    """A fresh state. `frames` [B,Z,H,W,3] and `focus` [B,Z] lend their shapes only."""
     # Not under jit: as one program, the random numbers of all parameters take minutes to compile on a CPU.
     given = estimator.init(key, *(jnp.zeros(a.shape, jnp.float32) for a in (frames, focus)))
-    if begin is not None:
-        given = begin(given)
-    params, stats = given["params"], given["batch_stats"]
-    # a copy, as the state is donated: no buffer may be in it twice
-    kept = jax.tree.map(jnp.copy, {"params": params, "batch_stats": stats}) if average else {}
-    return TrainState(jnp.int32(0), params, stats, optimizer.init(params), jnp.int32(-1), kept)
+    return begin(given, optimizer, average)
 
 
 def variables(state: TrainState) -> Variables:

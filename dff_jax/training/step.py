@@ -8,14 +8,49 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dff_jax.config import LossConfig
+from dff_jax.config import LossConfig, ModelConfig, OptimizerConfig
 from dff_jax.network.layers import device_axis
+from dff_jax.training import optimizer as optimizers
 from dff_jax.training.objective import loss_mask, objective
-from dff_jax.training.optimizer import hyperparameters
-from dff_jax.training.state import TrainState, averaged, variables
-from dff_jax.types import Array, Batch, Estimator
+from dff_jax.training.state import TrainState, averaged, begin, variables
+from dff_jax.types import Array, Batch, Estimator, Variables
 
 Metrics = dict[str, Array]
+
+
+Update = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
+def training_step(
+    estimator: Estimator,
+    model: ModelConfig,
+    given: Variables,
+    *,
+    loss: LossConfig | None = None,
+    optimizer: OptimizerConfig | None = None,
+    num_steps: int = 1000,
+) -> tuple[Update, TrainState]:
+    """A network's update and the state before the first one, for whoever trains without `loop.train`.
+
+    For shapes alone: `jax.eval_shape(lambda given: training_step(estimator, model, given)[1], shapes)`.
+
+    Args:
+      estimator: what `estimators.build(model)` gives.
+      given: its variables.
+      loss: None: `usual_loss(model)`.
+      optimizer: None: `OptimizerConfig()`.
+      num_steps: the length of the run, of which the learning rate is a function.
+    """
+    tx = optimizers.build(optimizer or OptimizerConfig(), num_steps)
+    return make_update(estimator, tx, loss or usual_loss(model), model.coordinate), begin(given, tx)
+
+
+def usual_loss(model: ModelConfig) -> LossConfig:
+    """The default loss of the proximal network, and of compared networks the one that fits their number of scales."""
+    if model.method == "proximal":
+        return LossConfig()
+    number = 1 if model.method == "aifdnet" else 4
+    return LossConfig(kind="multi_scale", scale_weights=(1.0,) * number, penalty="smooth_l1")
 
 
 def make_update(
@@ -25,7 +60,7 @@ def make_update(
     coordinate: str,
     accumulate: int = 1,
     average: float = 0.0,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+) -> Update:
     """The pure update (state, batch) -> (state, metrics).
 
     Under jit the batch is the global one and the compiler reduces over devices. Under pmap over DEVICE_AXIS it is this
@@ -79,7 +114,7 @@ def make_update(
 
         metrics = {"loss": sums.loss / count} | {name: total / valid for name, total in sums.errors.items()}
         metrics |= {"grad_norm": optax.global_norm(grads), "update_norm": optax.global_norm(updates)}
-        metrics |= {"param_norm": optax.global_norm(params)} | hyperparameters(opt_state)
+        metrics |= {"param_norm": optax.global_norm(params)} | optimizers.hyperparameters(opt_state)
         # The norms see every gradient and parameter, so a single bad number anywhere is noticed at its own
         # step.
         seen = [metrics["loss"], metrics["grad_norm"], metrics["param_norm"], optax.global_norm(batch_stats)]

@@ -24,7 +24,8 @@ from dff_jax.data import pipeline
 from dff_jax.estimators import weights
 from dff_jax.evaluation import buckets
 from dff_jax.evaluation.evaluate import evaluate
-from dff_jax.evaluation.rows import Evaluation
+from dff_jax.evaluation.metrics import Sums
+from dff_jax.evaluation.rows import Evaluation, Measured
 from dff_jax.runtime import processes
 from dff_jax.runtime.progress import ProgressBar, say
 from dff_jax.training.checkpoint import Progress
@@ -37,6 +38,12 @@ LAST_WEIGHTS = "weights_last.safetensors"
 
 class _Stopped(Exception):
     """The user does not want to wait for the rest of the evaluation."""
+
+
+def _rebuilt(found: list) -> Measured:
+    names, parts, changes, stacks, excluded, confidence = found
+    parts = [tuple(Sums(*map(np.asarray, sums)) for sums in part) for part in parts]
+    return Measured(names, parts, list(map(np.asarray, changes)), stacks, excluded, list(map(np.asarray, confidence)))
 
 
 class Validator(NamedTuple):
@@ -71,7 +78,7 @@ class Validator(NamedTuple):
             stopped, measured = zip(*processes.gather((asked.is_set(), mine)), strict=True)
             if any(stopped):
                 raise _Stopped
-            return functools.reduce(operator.add, measured)
+            return functools.reduce(operator.add, map(_rebuilt, measured))
 
         def on_batch(done, loaded, predicted):
             if asked.is_set() and share[1] == 1:  # one of several goes on to `together`, where the others wait

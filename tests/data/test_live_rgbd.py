@@ -193,7 +193,7 @@ def _losses(run):
 
 
 @pytest.mark.slow
-def test_a_run_on_a_mixture_interrupted_and_resumed_is_uninterrupted(scenes, tmp_path):
+def test_a_run_on_a_mixture_interrupted_and_resumed_is_uninterrupted(scenes, tmp_path, default_signals):
     """Stacks in a folder (3 frames, disparity), and scenes in metres rendered to 4 frames: losses bit for bit."""
     folder = fakes.write_stacks(tmp_path / "stacks")
     metres = write_scenes(tmp_path / "metres", (("train", 2),), kind="depth")

@@ -19,7 +19,7 @@ from dff_jax.prediction import predict as prediction
 from dff_jax.prediction.files import FILES
 from dff_jax.prediction.predict import predict, predict_to_folder
 from dff_jax.runtime import files as output
-from dff_jax.runtime import progress as terminal
+from dff_jax.runtime import stopping
 from dff_jax.runtime.files import check_output, staged_output
 from dff_jax.types import Estimator, Prediction
 
@@ -334,17 +334,17 @@ def test_compiling_is_told_once(capsys):
         assert capsys.readouterr().err.count("compiling for 3 frames of 54 x 38 pixels\n") == expected
 
 
-def test_interrupts_wait_for_xla_but_are_not_lost(capfd):
+def test_interrupts_wait_for_xla_but_are_not_lost(capfd, default_signals):
     done = []
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
-        with terminal.interrupt_held_back():
+        with stopping.interrupt_held_back():
             signal.raise_signal(signal.SIGINT)
             done.append("the block ends first")
     assert done and signal.getsignal(signal.SIGINT) is before
     assert capfd.readouterr().err.startswith("stopping as soon as")
     with pytest.raises(KeyboardInterrupt):
-        with terminal.interrupt_held_back():
+        with stopping.interrupt_held_back():
             signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGINT)
             done.append("a second one does not wait")
