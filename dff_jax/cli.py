@@ -164,12 +164,11 @@ def _predict(args: argparse.Namespace, rest: list[str]) -> None:
 
 def _prepare(args: argparse.Namespace, rest: list[str]) -> None:
     from dff_jax.data import datasets
-    from dff_jax.data.datasets.listing import describe_all, describe_made
 
     if args.list or args.name is None:
         if not args.list:
             raise InputError("prepare: give a name; dff-jax prepare --list shows them")
-        print(describe_all())
+        print(datasets.describe_all())
         return
     if args.limit is not None and args.limit < 1:
         raise InputError(f"--limit: must be at least 1, got {args.limit}")
@@ -181,10 +180,12 @@ def _prepare(args: argparse.Namespace, rest: list[str]) -> None:
     path = datasets.prepare(
         args.name, args.data_dir, source=args.source, overwrite=args.overwrite, workers=args.workers or 0, **options
     )
-    print(describe_made(path))
+    from dff_jax.data.datasets.summary import describe
+
+    print(describe(path))
     if args.export:
         from dff_jax.config import DataSpec
-        from dff_jax.data.files.export import export_stacks
+        from dff_jax.data.export import export_stacks
         from dff_jax.data.pipeline import open_data
 
         source = open_data(DataSpec(dataset=args.name, split=args.split, data_dir=args.data_dir))

@@ -135,9 +135,7 @@ def crop_window(
     return best
 
 
-def _crop_and_turn(
-    stack: FocalStack, crop: tuple[int, int], flips: bool, rng: np.random.Generator
-) -> FocalStack:
+def _crop_and_turn(stack: FocalStack, crop: tuple[int, int], flips: bool, rng: np.random.Generator) -> FocalStack:
     size = stack.frames.shape[1:3]
     if size[0] < crop[0] or size[1] < crop[1]:
         raise ConfigError(

@@ -183,9 +183,7 @@ class RgbdPart:
         views, names = prepared
         data = self._data
         lens = data.lens
-        batch = photograph_batch(
-            views, lens.max_blur_radius, lens.num_layers, data.colour, data.noise, data.camera
-        )
+        batch = photograph_batch(views, lens.max_blur_radius, lens.num_layers, data.colour, data.noise, data.camera)
         if data.reverse or data.focus_jitter:
             batch = refocus_batch(batch, views.turn, views.shares)
         return LoadedBatch(batch, names)

@@ -25,9 +25,7 @@ _AHEAD = 2  # batches that each thread, and each process, may be ahead
 class PartLoader:
     """Endless batches of parts, in turn by their weights; an iterator of LoadedBatch, see `pipeline.Loader`."""
 
-    def __init__(
-        self, parts: Sequence[Part], weights: Sequence[float], *, num_threads: int = 1, num_workers: int = 0
-    ):
+    def __init__(self, parts: Sequence[Part], weights: Sequence[float], *, num_threads: int = 1, num_workers: int = 0):
         self._parts, self._weights, self._threads, self._workers = parts, weights, num_threads, num_workers
         self._next, self._iterator, self._last = 0, None, None
 

@@ -55,9 +55,7 @@ class Share(NamedTuple):
     process_count: int = 1
 
     @classmethod
-    def of_part(
-        cls, seed: int, part: int, batch_size: int, process_index: int = 0, process_count: int = 1
-    ) -> Share:
+    def of_part(cls, seed: int, part: int, batch_size: int, process_index: int = 0, process_count: int = 1) -> Share:
         """Part 0 has the run's own seed, the others one each."""
         own = seed % 2**32 if part == 0 else int(np.random.SeedSequence([seed % 2**32, part]).generate_state(1)[0])
         return cls(own, batch_size, process_index, process_count)

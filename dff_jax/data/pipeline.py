@@ -217,9 +217,7 @@ def open_data(spec: DataSpec) -> StackSource:
 # Batches ----------------------------------------------------------------------------------------------------
 
 
-def training_loader(
-    data: DataConfig, seed: int, *, process_index: int = 0, process_count: int = 1
-) -> Loader:
+def training_loader(data: DataConfig, seed: int, *, process_index: int = 0, process_count: int = 1) -> Loader:
     """Endless augmented batches of `data.batch_size` stacks for this process, equal for equal arguments.
 
     Each epoch of a source is shuffled anew; a batch may span two. The processes' shares are disjoint, and together
@@ -232,9 +230,7 @@ def training_loader(
     """
     from dff_jax.data.loading import PartLoader
 
-    shares = [
-        Share.of_part(seed, i, data.batch_size, process_index, process_count) for i in range(len(data.parts()))
-    ]
+    shares = [Share.of_part(seed, i, data.batch_size, process_index, process_count) for i in range(len(data.parts()))]
     parts = [_open_part(part, share) for part, share in zip(data.parts(), shares, strict=True)]
     if len(parts) > 1:
         for i, part in enumerate(parts):

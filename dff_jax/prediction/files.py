@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dff_jax import __version__, focus_axis
-from dff_jax.data.files.align import Aligned
-from dff_jax.data.files.align_picture import alignment_sheet
+from dff_jax.data.files.align import Aligned, alignment_sheet
 from dff_jax.pictures import page as report
 from dff_jax.pictures import panels as pictures
 from dff_jax.pictures.panels import Panel
@@ -75,15 +74,9 @@ def write_maps(
     }
 
 
-def write_alignment(folder: Path, before: np.ndarray, names: Sequence[str], aligned: Aligned) -> dict[str, Any]:
-    """Writes the picture of before and after; returns how much sharper it became, for the summary.
-
-    Args:
-      before: [Z,H,W,3] as photographed.
-    """
-    picture, energy = alignment_sheet(before, aligned, names)
-    pictures.save_png(folder / ALIGNMENT, picture)
-    return {"gradient_energy": energy}
+def write_alignment(folder: Path, before: np.ndarray, names: Sequence[str], aligned: Aligned) -> None:
+    """Writes alignment.png, which shows the frames `before` [Z,H,W,3] and after."""
+    pictures.save_png(folder / ALIGNMENT, alignment_sheet(before, aligned, list(names)))
 
 
 def _page(

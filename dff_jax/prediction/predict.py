@@ -193,7 +193,7 @@ def predict_to_folder(
         summary |= write_maps(staging, frames, names, result, title)
         if result.aligned is not None:
             summary["alignment"] = report(result.aligned, names)
-            summary["alignment"] |= write_alignment(staging, stack.frames, names, result.aligned)
+            write_alignment(staging, stack.frames, names, result.aligned)
         summary["seconds"] = round(time.perf_counter() - start, 2)
         text = json.dumps(summary, indent=2, allow_nan=False, ensure_ascii=False)
         (staging / "summary.json").write_text(text + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Datasets by name, each a tfds builder in its own file. No TensorFlow anywhere; tfds only when asked."""
+"""Datasets by name, each a tfds builder in its own file. No TensorFlow anywhere; tfds is imported when it is needed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from dff_jax.errors import InputError, one_line
 from dff_jax.runtime.progress import say
@@ -27,40 +27,29 @@ FAMILIES = {
     "stacks": f"{_HERE}.user_stacks:UserStacks",
     "rgbd": f"{_HERE}.rgbd:Rgbd",
 }
-_OWN_DATA = ("procedural",)  # makes its data itself: no source
-
-
-class Entry(NamedTuple):
-    """A line of `dff-jax prepare --list`."""
-
-    name: str
-    unit: str
-    about: str
-    where: str
 
 
 def names() -> list[str]:
-    """All names that `prepare` and `open_builder` take; of an open family, "family/NAME"."""
+    """All names that `prepare` and `open_builder` take; of a family of the user's own data, "family/NAME"."""
     found = []
     for family in FAMILIES:
         cls = _builder_class(family)
-        open_family = getattr(cls, "OPEN", False)
-        found += [f"{family}/NAME"] if open_family else [f"{family}/{config}" for config in cls.builder_configs]
+        found += [f"{family}/{config}" for config in (["NAME"] if cls.OPEN else cls.builder_configs)]
     return found
 
 
-def entries() -> list[Entry]:
-    """What each name is and where to get it."""
-    found = []
+def describe_all() -> str:
+    """Every name with its unit, what it is and where to get it, three lines each: `dff-jax prepare --list`."""
+    lines = []
     for name in names():
         family, _, key = name.partition("/")
         cls = _builder_class(family)
         config = cls.builder_configs.get(key) or next(iter(cls.builder_configs.values()))
-        facts = getattr(config, "facts", None)
-        unit, where = (facts.unit, facts.where) if facts else ("disparity", "made here, needs no files")
-        unit = "as the files say" if getattr(cls, "OPEN", False) else unit
-        found.append(Entry(name, unit, config.description or cls.__doc__ or "", where))
-    return found
+        unit, where = "disparity", "made here, needs no files"
+        if not _makes_its_own(name):
+            unit, where = "as the files say" if cls.OPEN else config.facts.unit, config.facts.where
+        lines += [f"{name}  [{unit}]", f"    {config.description or cls.__doc__ or ''}", f"    get it: {where}"]
+    return "\n".join(lines)
 
 
 def data_root(data_dir: str | os.PathLike | None = None) -> Path:
@@ -80,9 +69,10 @@ def prepare(
     """Makes the dataset `name` (such as "procedural/quickstart") unless it is there; returns its folder.
 
     An interruption leaves nothing that would be taken for a dataset. Progress goes to stderr. Converted data gets
-    `statistics.json` and the pictures `overview.png` beside it.
+    `statistics.json` and `overview.png` beside it.
 
     Args:
+      name: a name of `dff-jax prepare --list`.
       data_dir: see `data_root`.
       source: the folder of downloaded files; `procedural` has none.
       overwrite: makes it again even if it is there.
@@ -101,27 +91,19 @@ def prepare(
     path = Path(builder.data_path)
     if path.exists() and not overwrite:
         _check_options(name, builder, options)
-        if source is not None and Path(source).exists() and name.partition("/")[0] not in _OWN_DATA:
+        if source is not None and Path(source).exists() and not _makes_its_own(name):
             preparing.check_unchanged(name, path, Path(source))
         return path
-    if name.partition("/")[0] in _OWN_DATA:
+    if _makes_its_own(name):
         if source is not None:
             raise InputError(f"--source: {name} makes its own data; leave it out")
-        if path.exists():
-            with preparing.replacing(path):
-                preparing.generate(name, _builder(name, data_dir))
-        else:
-            preparing.generate(name, builder)
+        with preparing.replacing(path):
+            preparing.generate(name, _builder(name, data_dir))
         return path
     inventory = preparing.survey(name, builder, source)
-    if path.exists():
-        with preparing.replacing(path):
-            builder = _builder(name, data_dir, options, inventory.facts)
-            preparing.convert(name, builder, Path(source), inventory, workers)
-    else:
-        if inventory.facts is not None:
-            builder = _builder(name, data_dir, options, inventory.facts)
-        preparing.convert(name, builder, Path(source), inventory, workers)
+    with preparing.replacing(path):
+        builder = _builder(name, data_dir, options, inventory.facts)
+        preparing.convert(name, builder, Path(source or ""), inventory, workers)
     return path
 
 
@@ -132,18 +114,15 @@ def open_builder(name: str, data_dir: str | os.PathLike | None = None) -> tfds.c
       InputError: as `prepare`; data that `prepare` has yet to convert; or data on disk that was made with other
         settings than this version's.
     """
-    from dff_jax.data.datasets.preparing import generate
-
     builder = _builder(name, data_dir)
     if not builder.data_path.exists():
-        if name.partition("/")[0] not in _OWN_DATA:
-            raise InputError(
-                f"{name} is not in {data_root(data_dir)}; convert its files first: dff-jax prepare {name} --source DIR "
-                f"({builder.builder_config.facts.where})"
-            )
-        say(f"{name} is not in {data_root(data_dir)}; making it now")
-        generate(name, builder)
-        return builder
+        where = f"{name} is not in {data_root(data_dir)}"
+        if not _makes_its_own(name):
+            facts = builder.builder_config.facts
+            raise InputError(f"{where}; convert its files first: dff-jax prepare {name} --source DIR ({facts.where})")
+        say(f"{where}; making it now")
+        prepare(name, data_dir)
+        return _builder(name, data_dir)
     found = builder.info.metadata or {}
     for key, value in builder.builder_config.fingerprint.items():
         if found.get(key) != value:
@@ -154,33 +133,35 @@ def open_builder(name: str, data_dir: str | os.PathLike | None = None) -> tfds.c
     return builder
 
 
-def _builder_class(family: str):
+def _makes_its_own(name: str) -> bool:
+    """Whether a dataset is made without a source."""
+    return name.startswith("procedural/")
+
+
+def _builder_class(family: str) -> Any:
     module, _, name = FAMILIES[family].partition(":")
     return getattr(importlib.import_module(module), name)
 
 
 def _builder(
     name: str, data_dir: str | os.PathLike | None, options: dict[str, Any] | None = None, facts: Any = None
-):
-    family, _, config = name.partition("/")
+) -> Any:
+    """The builder of a dataset with the family's `options`; `facts` replace those of its config."""
+    family, _, key = name.partition("/")
     cls = _builder_class(family) if family in FAMILIES else None
-    if cls is None or not config or (config not in cls.builder_configs and not getattr(cls, "OPEN", False)):
+    if cls is None or not key or (key not in cls.builder_configs and not cls.OPEN):
         raise InputError(f"dataset: {name!r} is unknown; choose one of {', '.join(names())}")
-    if family in _OWN_DATA:
+    if _makes_its_own(name):
         if options:
             raise InputError(f"--{next(iter(options)).replace('_', '-')}: {name} takes no options")
-        return _construct(cls, name, config, data_root(data_dir))
-    chosen = cls.config_named(config, options)
-    if facts is not None:
-        chosen.facts = facts
-    return _construct(cls, name, chosen, data_root(data_dir))
-
-
-def _construct(cls: type, name: str, config: Any, root: Path) -> Any:
-    """The builder; it reads the descriptions of data that is there, which may be damaged."""
+        config = key
+    else:
+        config = cls.config_named(key, options)
+        config.facts = facts or config.facts
+    root = data_root(data_dir)
     try:
         builder = cls(config=config, data_dir=root)
-        _ = builder.info.metadata  # reads them
+        _ = builder.info.metadata  # reads the description of data that is there, which may be damaged
         return builder
     except InputError:
         raise
@@ -190,8 +171,8 @@ def _construct(cls: type, name: str, config: Any, root: Path) -> Any:
         raise InputError(f"{root / name}: damaged ({one_line(error)}); remove that folder and make it again") from None
 
 
-def _check_options(name: str, builder: Any, options: dict[str, Any]) -> None:
-    """Data that is there must be what was asked for."""
+def _check_options(name: str, builder: tfds.core.DatasetBuilder, options: dict[str, Any]) -> None:
+    """Raises InputError where data that is there was made with other options than those asked for."""
     found = json.loads((builder.info.metadata or {}).get("options", "{}"))
     for key, value in options.items():
         if json.loads(json.dumps(value)) != found.get(key):

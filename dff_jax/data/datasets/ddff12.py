@@ -12,8 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dff_jax.data.datasets.base import Facts, Inventory, StackBuilder, StackConfig
-from dff_jax.data.datasets.packed import Layout, find_h5, part_items, part_shape, shape_and_size
+from dff_jax.data.datasets.base import StackBuilder, StackConfig
+from dff_jax.data.datasets.packed import Layout, find_h5, part_items, part_shape
+from dff_jax.data.datasets.records import Facts, Inventory, record_bytes
 from dff_jax.data.files.hdf5 import open_h5
 
 NUM_FRAMES = 10
@@ -104,7 +105,7 @@ class Ddff12(StackBuilder):
         config = self.builder_config
         path = find_h5(source, config.files, f"DDFF-12 ({config.name})")
         layout = Layout(FOCUS, "disparity", config.bgr, zero_is_none=True)
-        problems, notes, splits, shapes = [], [], {}, []
+        problems, notes, splits, needed = [], [], {}, 0
         with open_h5(path) as file:
             for part in _PARTS[config.name]:
                 stack = next((key for key in part.stack if key in file), part.stack[0])
@@ -120,11 +121,11 @@ class Ddff12(StackBuilder):
                     )
                 if shape[0] != part.published:
                     notes.append(f"{stack}: {shape[0]} stacks where {part.published} were published")
-                shapes.append(shape[1:])
+                needed += shape[0] * record_bytes(*shape[1:])
                 splits[part.split] = part_items(path, stack, part.truth, layout, _names(part, shape[0]))
         if config.bgr:
             notes.append("frames are taken to be BGR, which is not documented; if skin looks blue, take --no-bgr")
-        return Inventory(splits, tuple(problems), tuple(notes), *shape_and_size(splits, shapes))
+        return Inventory(splits, tuple(problems), tuple(notes), needed)
 
 
 def _names(part: Part, count: int) -> list[str]:
@@ -132,4 +133,3 @@ def _names(part: Part, count: int) -> list[str]:
     if part.truth is None and count == part.published:
         return [f"{part.split}/{s}/{n:04d}" for s in TEST_SCENES for n in range(1, PER_TEST_SCENE + 1)]
     return [f"{part.split}/{index:04d}" for index in range(count)]
-

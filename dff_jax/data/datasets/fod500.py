@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from dff_jax.data.datasets.base import Facts, Inventory, StackBuilder, StackConfig
+from dff_jax.data.datasets.base import StackBuilder, StackConfig
 from dff_jax.data.datasets.frames import StackFiles, inventory
+from dff_jax.data.datasets.records import Facts, Inventory
 from dff_jax.errors import InputError
 
 FOCUS = (0.1, 0.15, 0.3, 0.7, 1.5)  # metres, of frames 00 to 04

@@ -10,8 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dff_jax.data.datasets.base import Inventory, Item
-from dff_jax.data.datasets.preparing import record_bytes
+from dff_jax.data.datasets.records import Inventory, Item, record_bytes
 from dff_jax.data.files.depth_maps import read_depth_map
 from dff_jax.data.files.images import image_size, read_image
 from dff_jax.errors import InputError
@@ -55,9 +54,7 @@ def inventory(splits: dict[str, list[StackFiles]], problems: Sequence[str], note
                 made.append(Item(stack.name, functools.partial(read_files, ordered)))
         if made:
             items[split] = tuple(made)
-    shape = shapes[0] if len(set(shapes)) == 1 else None
-    size = sum(record_bytes(*shape) for shape in shapes)
-    return Inventory(items, tuple(problems), tuple(notes), shape, size)
+    return Inventory(items, tuple(problems), tuple(notes), sum(record_bytes(*shape) for shape in shapes))
 
 
 def read_files(stack: StackFiles) -> FocalStack:

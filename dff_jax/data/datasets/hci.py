@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from dff_jax.data.datasets.base import Facts, Inventory, Item, StackBuilder, StackConfig
-from dff_jax.data.datasets.packed import Layout, find_h5, part_items, part_shape, shape_and_size
-from dff_jax.data.datasets.preparing import record_bytes
+from dff_jax.data.datasets.base import StackBuilder, StackConfig
+from dff_jax.data.datasets.packed import Layout, find_h5, part_items, part_shape
+from dff_jax.data.datasets.records import Facts, Inventory, Item, record_bytes
 from dff_jax.data.files.hdf5 import hard_linked, need, open_h5
 from dff_jax.data.files.light_fields import VIEW, LightField, probe_light_field, refocused_stack
 from dff_jax.errors import InputError
@@ -108,10 +108,8 @@ def _survey_views(source: Path, config: LightFieldConfig) -> Inventory:
         split = "test" if name in TEST else "train"
         read = functools.partial(refocused_stack, scenes[name], settings, f"{split}/{name}")
         splits[split].append(Item(f"{split}/{name}", read))
-    shapes = {(config.frames, *scene.size) for scene in scenes.values()}
     return Inventory(
         {split: tuple(items) for split, items in splits.items() if items}, tuple(problems), tuple(notes),
-        next(iter(shapes)) if len(shapes) == 1 else None,
         sum(record_bytes(config.frames, *scene.size) for scene in scenes.values()),
         FACTS._replace(focus_range=(settings[0], settings[-1])),
     )  # fmt: skip
@@ -136,7 +134,7 @@ def _scene_folders(source: Path) -> list[Path]:
 
 def _survey_h5(source: Path) -> Inventory:
     path = find_h5(source, H5_FILES, "the HCI focal stacks")
-    problems, notes, splits, shapes = [], [], {}, []
+    problems, notes, splits, needed = [], [], {}, 0
     with open_h5(path) as file:
         try:
             focus = _focus(file)
@@ -159,10 +157,10 @@ def _survey_h5(source: Path) -> Inventory:
                 notes.append(f"{stack}: {shape[0]} stacks where {published} were published")
             if part == "val" and sorted(names) != sorted(TEST):
                 notes.append(f"{stack} holds {', '.join(names)} where the published test set is {', '.join(TEST)}")
-            shapes.append(shape[1:])
+            needed += shape[0] * record_bytes(*shape[1:])
             splits[split] = part_items(path, stack, truth, layout, [f"{split}/{name}" for name in names])
     facts = FACTS._replace(focus_range=(min(focus), max(focus)))
-    return Inventory(splits, tuple(problems), tuple(notes), *shape_and_size(splits, shapes), facts)
+    return Inventory(splits, tuple(problems), tuple(notes), needed, facts)
 
 
 def _focus(file: Any) -> tuple[float, ...]:

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from dff_jax.data.datasets.base import Facts, Inventory, StackBuilder, StackConfig
+from dff_jax.data.datasets.base import StackBuilder, StackConfig
 from dff_jax.data.datasets.frames import inventory
 from dff_jax.data.datasets.labelled import labelled_stacks, settings_problems
+from dff_jax.data.datasets.records import Facts, Inventory
 from dff_jax.errors import InputError
 
 SETTINGS = np.linspace(10.0, 60.0, 15)

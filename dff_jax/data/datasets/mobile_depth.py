@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dff_jax.data.datasets.base import Facts, Inventory, StackBuilder, StackConfig
+from dff_jax.data.datasets.base import StackBuilder, StackConfig
 from dff_jax.data.datasets.frames import StackFiles, inventory
+from dff_jax.data.datasets.records import Facts, Inventory
 from dff_jax.errors import InputError
 
 SCENES = (

@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dff_jax.data.datasets.base import Item
-from dff_jax.data.datasets.preparing import record_bytes
+from dff_jax.data.datasets.records import Item
 from dff_jax.data.files.hdf5 import need, open_h5
 from dff_jax.data.files.images import MAX_PIXELS
 from dff_jax.errors import InputError
@@ -81,22 +80,12 @@ def part_shape(file: Any, stack: str, truth: str | None, num_frames: int) -> tup
     return shape or (0, 0, 0, 0), problems
 
 
-def part_items(
-    path: Path, stack: str, truth: str | None, layout: Layout, names: Sequence[str]
-) -> tuple[Item, ...]:
+def part_items(path: Path, stack: str, truth: str | None, layout: Layout, names: Sequence[str]) -> tuple[Item, ...]:
     """An item for each stack of one part; `names` has one for each."""
     return tuple(
         Item(name, functools.partial(read_packed, PackedStack(path, stack, truth, index, layout, name)))
         for index, name in enumerate(names)
     )
-
-
-def shape_and_size(
-    splits: dict[str, tuple[Item, ...]], shapes: Sequence[tuple[int, int, int]]
-) -> tuple[tuple[int, int, int] | None, int]:
-    """Z, H, W if all splits share it, and the bytes of all records, for an `Inventory`; `shapes`: one a split."""
-    needed = sum(len(items) * record_bytes(*shape) for items, shape in zip(splits.values(), shapes, strict=True))
-    return (shapes[0] if len(set(shapes)) == 1 else None), needed
 
 
 def read_packed(which: PackedStack) -> FocalStack:

@@ -7,28 +7,25 @@ import io
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import tensorflow_datasets as tfds
+
+from dff_jax.data.datasets.base import StackBuilder
 from dff_jax.data.datasets.reading import available_cores
-from dff_jax.data.datasets.summary import STATISTICS, fingerprint
+from dff_jax.data.datasets.records import Inventory, fingerprint
+from dff_jax.data.datasets.summary import STATISTICS
 from dff_jax.errors import InputError, SourceError
-from dff_jax.runtime.files import check_output, nearest_existing
+from dff_jax.runtime.files import check_output
 from dff_jax.runtime.progress import say
 
-if TYPE_CHECKING:
-    import tensorflow_datasets as tfds
-
-    from dff_jax.data.datasets.base import Inventory, StackBuilder
-
 STACKS_PER_WORKER = 16
-MARGIN_BYTES = 16 * 2**20  # indices, statistics, pictures
+MARGIN_BYTES = 16 * 2**20  # indices, statistics, images
 
 
 def generate(name: str, builder: tfds.core.DatasetBuilder) -> None:
     """Runs tfds, which writes beside the goal and renames at the end, without its own bars and banners."""
-    import tensorflow_datasets as tfds
-
     tfds.disable_progress_bar()
     settings = tfds.download.DownloadConfig(try_download_gcs=False)
     try:
@@ -40,8 +37,14 @@ def generate(name: str, builder: tfds.core.DatasetBuilder) -> None:
 
 
 @contextlib.contextmanager
-def replacing(path: Path):
-    """Old data steps aside while new is made, because a builder that finds data takes over its description."""
+def replacing(path: Path) -> Iterator[None]:
+    """Moves data in `path` aside while new data is made, and back if that fails.
+
+    A builder that finds data would take over its description, so make the builder inside.
+    """
+    if not path.exists():
+        yield
+        return
     aside = path.with_name(f"replaced.{os.getpid()}.{path.name}")
     path.rename(aside)
     try:
@@ -68,7 +71,7 @@ def survey(name: str, builder: StackBuilder, source: str | os.PathLike | None) -
     inventory = builder.survey(source)
     if inventory.problems:
         raise SourceError(name, source, inventory.problems)
-    if not any(inventory.splits.values()):
+    if not inventory.stacks:
         raise InputError(f"{name}: no stack in {source}; {where}")
     return inventory
 
@@ -88,24 +91,23 @@ def check_unchanged(name: str, made: Path, source: Path) -> None:
 
 
 def convert(name: str, builder: StackBuilder, source: Path, inventory: Inventory, workers: int) -> None:
-    """Writes the dataset. Says beforehand what it takes, on stderr.
+    """Writes the dataset with `workers` processes (0: as many as are worth while). Says beforehand what it takes.
 
     Raises:
       SourceError: files that turned out to be damaged; all of them. Nothing is kept.
       InputError: not enough room, or a folder that cannot be written.
     """
     counts = ", ".join(f"{len(items)} in {split}" for split, items in inventory.splits.items())
-    needed = bytes_needed(inventory)
-    root = Path(builder.data_path)
-    free = shutil.disk_usage(nearest_existing(root)).free
-    room = "size not known beforehand" if needed is None else f"at most {_gigabytes(needed)} of disk"
-    say(f"{name}: {counts}; {room}, {_gigabytes(free)} free at {nearest_existing(root)}")
+    needed = inventory.bytes_needed
+    room = "size not known beforehand" if needed is None else f"at most {needed / 1e6:,.1f} MB of disk"
+    say(f"{name}: {counts}; {room}")
     for note in inventory.notes:
         say(f"note: {note}")
+    root = Path(builder.data_path)
     check_output(root, needed=(needed or 0) + MARGIN_BYTES)
     for leftover in root.parent.glob(f"incomplete.*_{root.name}"):
         say(f"note: {leftover} was left by a run that was killed; delete it, unless it is still running")
-    builder.source, builder.inventory, builder.workers = source, inventory, workers or _sensible_workers(inventory)
+    builder.source, builder.inventory, builder.workers = source, inventory, workers or sensible_workers(inventory)
     try:
         generate(name, builder)
     finally:
@@ -113,25 +115,6 @@ def convert(name: str, builder: StackBuilder, source: Path, inventory: Inventory
             root.parent.rmdir()
 
 
-def bytes_needed(inventory: Inventory) -> int | None:
-    """Of all records, uncompressed; None if neither the shape nor the size is known before reading."""
-    if inventory.shape is None:
-        return inventory.bytes_needed
-    z, h, w = inventory.shape
-    return record_bytes(z, h, w) * sum(map(len, inventory.splits.values()))
-
-
-def record_bytes(z: int, h: int, w: int) -> int:
-    """Of one record: frames, depth and mask, and a little for the rest."""
-    return h * w * (3 * z + 4 + 1) + 4 * z + 256
-
-
-def _sensible_workers(inventory: Inventory) -> int:
+def sensible_workers(inventory: Inventory) -> int:
     """One a core, but none for so few stacks that starting it takes longer than the work."""
-    return min(available_cores(), max(1, sum(map(len, inventory.splits.values())) // STACKS_PER_WORKER))
-
-
-def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
-
-
+    return min(available_cores(), max(1, inventory.stacks // STACKS_PER_WORKER))

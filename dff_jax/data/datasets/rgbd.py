@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dff_jax.data.datasets.base import Facts, Inventory, Item, StackBuilder, StackConfig
-from dff_jax.data.datasets.preparing import record_bytes
+from dff_jax.data.datasets.base import StackBuilder, StackConfig
+from dff_jax.data.datasets.records import Facts, Inventory, Item, one_unit, record_bytes, split_folders
 from dff_jax.data.files.images import image_size
 from dff_jax.data.files.rgbd import SceneFiles, find_scenes, read_scene
 from dff_jax.errors import InputError
@@ -25,7 +25,6 @@ from dff_jax.focus_axis import from_q, to_q
 from dff_jax.optics.rgbd import fill_holes, lens_limits, photograph
 from dff_jax.types import FocalStack
 
-SPLIT_FOLDERS = {"train": ("train",), "validation": ("val", "validation"), "test": ("test",)}
 END_RADIUS = 5.0  # pixels, if no `blur_per_q` is given: the blur of one end of the range when the other is in focus
 CHUNK_PIXELS = 2**24  # rendered at once, so that memory stays bounded
 
@@ -64,14 +63,8 @@ class Rgbd(StackBuilder):
     def survey(self, source: Path) -> Inventory:
         config = self.builder_config
         _check(config)
-        places = {
-            split: [source / name for name in names if (source / name).is_dir()]
-            for split, names in SPLIT_FOLDERS.items()
-        }
-        notes, problems = [], []
-        if not any(places.values()):
-            places = {"train": [source]}
-            notes.append("no train/, val/ or test/ inside: every scene is in the train split")
+        places, notes = split_folders(source, "train")
+        problems = []
         found: dict[str, list[SceneFiles]] = {}
         for split, roots in places.items():
             for root in roots:
@@ -79,11 +72,8 @@ class Rgbd(StackBuilder):
                 problems += more
                 found.setdefault(split, []).extend(scenes)
         every = [scene for scenes in found.values() for scene in scenes]
-        units = {scene.unit: scene.depth for scene in reversed(every)}
-        if len(units) > 1:
-            seen = ", ".join(f"{unit} in {path}" for unit, path in units.items())
-            problems.append(f"depth maps of several units: {seen}; give --unit, or prepare them apart")
-        unit = every[0].unit if every else FACTS.unit
+        unit, more = one_unit({scene.unit: scene.depth for scene in reversed(every)}, FACTS.unit)
+        problems += more
         settings, blur = _lens(config, unit)
         sizes = []
         for scene in every:
@@ -104,10 +94,9 @@ class Rgbd(StackBuilder):
             for split, scenes in found.items()
             if scenes
         }
-        shape = (config.frames, *sizes[0]) if len(set(sizes)) == 1 else None
         needed = sum(record_bytes(config.frames, *size) for size in sizes)
         facts = FACTS._replace(unit=unit, focus_range=(min(settings), max(settings)))
-        return Inventory(items, tuple(problems), tuple(notes), shape, needed, facts)
+        return Inventory(items, tuple(problems), tuple(notes), needed, facts)
 
 
 def render_scene(

@@ -14,16 +14,16 @@ from pathlib import Path
 
 import numpy as np
 
-from dff_jax.data.datasets.base import Facts, Inventory, Item, StackBuilder, StackConfig
+from dff_jax.data.datasets.base import StackBuilder, StackConfig
 from dff_jax.data.datasets.frames import StackFiles, inventory
-from dff_jax.data.datasets.reading import Noted
+from dff_jax.data.datasets.records import Facts, Inventory, Item, Noted, one_unit, split_folders
+from dff_jax.data.files.align import align_stack, alignment_sheet, check_model, remarks, report
 from dff_jax.data.files.focus_settings import focus_settings, labelled_settings
 from dff_jax.data.files.folder import MIN_SIDE, TRUTH_FILES, find_frames, list_stacks
 from dff_jax.data.files.images import downscale
 from dff_jax.errors import InputError
+from dff_jax.pictures.panels import png_bytes
 from dff_jax.types import FocalStack
-
-SPLIT_FOLDERS = {"train": ("train",), "validation": ("val", "validation"), "test": ("test",)}
 
 FACTS = Facts(
     unit="index",
@@ -58,16 +58,10 @@ class UserStacks(StackBuilder):
         if config.max_size is not None and config.max_size < MIN_SIDE:
             raise InputError(f"max_size: must be at least {MIN_SIDE} pixels, got {config.max_size}")
         if config.align is not None:
-            _check_model(config.align)
-        places = {
-            split: [source / name for name in names if (source / name).is_dir()]
-            for split, names in SPLIT_FOLDERS.items()
-        }
-        notes: Counter[str] = Counter()
+            check_model(config.align)
+        places, said = split_folders(source, "test")
+        notes: Counter[str] = Counter(said)
         problems: list[str] = []
-        if not any(places.values()):
-            places = {"test": [source]}
-            notes["no train/, val/ or test/ inside: every stack is in the test split"] += 1
         splits: dict[str, list[StackFiles]] = {}
         for split, folders in places.items():
             for root in folders:
@@ -81,11 +75,11 @@ class UserStacks(StackBuilder):
                     notes.update(said)
                     splits.setdefault(split, []).append(stack)
         every = [stack for stacks in splits.values() for stack in stacks]
-        unit, said = _one_unit(every)
+        unit, more = one_unit({stack.unit: stack.frames[0].parent for stack in reversed(every)}, FACTS.unit)
         if config.align is not None and any(stack.truth for stack in every):
             notes["truth is taken to belong to the frame that alignment leaves as it is, the middle one"] += 1
         said_of = [text if count == 1 else f"{text} ({count} stacks)" for text, count in notes.items()]
-        found = inventory(splits, problems + said, said_of)
+        found = inventory(splits, problems + more, said_of)
         prepared = {
             split: tuple(Item(i.name, functools.partial(_read, i.read, config.max_size, config.align)) for i in items)
             for split, items in found.splits.items()
@@ -96,8 +90,6 @@ class UserStacks(StackBuilder):
             focus_range=(min(every[0].focus), max(every[0].focus)) if same else None,
             has_truth=any(stack.truth for stack in every),
         )
-        if config.max_size is not None:  # headers tell the size before scaling: an upper bound
-            found = found._replace(shape=None)
         return found._replace(splits=prepared, facts=facts)
 
 
@@ -115,41 +107,18 @@ def _find(name: str, folder: Path, config: UserStacksConfig) -> tuple[StackFiles
     return StackFiles(name, tuple(files), tuple(focus), truth, unit, unit == "metre"), notes
 
 
-def _one_unit(stacks: list[StackFiles]) -> tuple[str, list[str]]:
-    """The unit that all stacks share, or problems naming a stack of each."""
-    first = {stack.unit: stack.frames[0].parent for stack in reversed(stacks)}
-    if len(first) < 2:
-        return next(iter(first), FACTS.unit), []
-    found = ", ".join(f"{unit} in {folder}" for unit, folder in first.items())
-    return FACTS.unit, [f"focus settings of several units: {found}; give --unit, or prepare them apart"]
-
-
-def _check_model(model: str) -> None:
-    from dff_jax.data.files import align
-    from dff_jax.data.files.registration import opencv
-
-    if model not in align.MODELS:
-        raise InputError(f"align: {model!r} is unknown; choose one of {', '.join(align.MODELS)}")
-    opencv()
-
-
 def _read(read: functools.partial, max_size: int | None, model: str | None) -> FocalStack | Noted:
     """A stack, scaled down and aligned."""
     stack = read()
     frames = np.stack([downscale(frame, max_size) for frame in stack.frames])
     if model is None:
         return stack._replace(frames=frames)
-    from dff_jax.data.files import align
-    from dff_jax.data.files.align_picture import alignment_sheet
-    from dff_jax.pictures.panels import png_bytes
-
     names = [path.name for path in read.args[0].frames]
-    aligned = align.align_stack(frames, model)
+    aligned = align_stack(frames, model)
     stack = stack._replace(frames=aligned.frames)
     if stack.depth is not None:
         mask = stack.mask & aligned.mask
         stack = stack._replace(depth=np.where(mask, stack.depth, 0), mask=mask)
-    remarks = tuple(f"{stack.name}: {text}" for text in align.remarks(aligned, names)) if aligned.failed() else ()
-    sheet, energy = alignment_sheet(frames, aligned, names)
-    details = align.report(aligned, names) | {"gradient_energy": energy}
-    return Noted(stack, remarks, {"alignment": details}, {"alignment": png_bytes(sheet)})
+    said = tuple(f"{stack.name}: {text}" for text in remarks(aligned, names)) if aligned.failed() else ()
+    image = png_bytes(alignment_sheet(frames, aligned, names))
+    return Noted(stack, said, {"alignment": report(aligned, names)}, {"alignment": image})

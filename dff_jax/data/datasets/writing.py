@@ -9,14 +9,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
 SHARD_BYTES = 512 * 2**20
-# Half the size of smooth pictures, nothing lost on noisy ones; reads about as fast as no compression at all.
+# Half the size of smooth images, nothing lost on noisy ones; reads about as fast as no compression at all.
 WRITER_OPTIONS = "group_size:1,zstd:1"
 
 
@@ -29,6 +29,9 @@ class LocalInfo(tfds.core.DatasetInfo):
 
 class StreamedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """A tfds builder whose generators are written as they run."""
+
+    OPEN: ClassVar[bool] = False
+    """Whether any config name is valid, chosen by the user; BUILDER_CONFIGS then holds one pattern."""
 
     def _generate_splits(self, dl_manager: Any, download_config: Any) -> list[tfds.core.SplitInfo]:
         try:
@@ -68,9 +71,7 @@ class StreamedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         for index in range(len(lengths)):  # only now is their number known, which is part of the names
             goal = template.sharded_filepath(shard_index=index, num_shards=len(lengths))
             os.rename(_part(template, index), goal)
-        return tfds.core.SplitInfo(
-            name=split, shard_lengths=lengths, num_bytes=total, filename_template=template
-        )
+        return tfds.core.SplitInfo(name=split, shard_lengths=lengths, num_bytes=total, filename_template=template)
 
 
 def serialize(example: dict[str, Any], features: tfds.features.FeaturesDict) -> bytes:

@@ -1,22 +1,24 @@
-"""Alignment of a focal stack: every frame is brought onto the pixels of one of them.
+"""Alignment of a focal stack: every frame is brought onto the pixels of one of them, the reference.
 
-Focusing changes the magnification ("breathing", up to a sixth over a macro stack) and a hand moves. Neighbours
-in focus look alike, so each frame is registered to the neighbour nearer to the reference, and the motions are
-multiplied along the chain. `registration` fits the pairs.
+Focusing changes the magnification ("breathing", up to a sixth over a macro stack) and a hand moves. Neighbours in focus
+look alike, so each frame is registered to the neighbour nearer to the reference, and the motions are multiplied along
+the chain. `registration` fits the pairs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
 from dff_jax.data.files.frame_store import Allocate, let_go
 from dff_jax.data.files.registration import Motion, corner_move, describe, opencv, pyramid, register, seen_by, warp
 from dff_jax.errors import InputError
+from dff_jax.pictures.panels import Panel, bands, sheet, to_uint8
 
-MODELS = ("similarity", "translation", "affine", "homography")
+Model = Literal["similarity", "translation", "affine", "homography"]
+MODELS: tuple[str, ...] = get_args(Model)
 STILL = 0.5  # pixels; a stack whose corners move less is left as it is, for interpolation costs sharpness
 
 
@@ -32,6 +34,13 @@ class Aligned(NamedTuple):
     def failed(self) -> list[int]:
         """The frames that would not align."""
         return [z for z, motion in enumerate(self.motions) if not motion.ok]
+
+
+def check_model(model: str) -> None:
+    """Raises InputError for an unknown model of the motion, or where OpenCV is missing."""
+    if model not in MODELS:
+        raise InputError(f"align: {model!r} is unknown; choose one of {', '.join(MODELS)}")
+    opencv()
 
 
 def align_stack(
@@ -56,19 +65,18 @@ def align_stack(
     """
     frames = np.asarray(frames)
     count = len(frames)
-    if model not in MODELS:
-        raise InputError(f"align: {model!r} is unknown; choose one of {', '.join(MODELS)}")
+    check_model(model)
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype.kind not in "uf":
         raise InputError(f"align: frames of shape {frames.shape}, {frames.dtype}; give [Z,H,W,3] uint8 or uint16")
     if reference is not None and not 0 <= reference < count:
         raise InputError(f"align: reference {reference} is not one of {count} frames")
-    opencv()
-    middle = (count - 1) // 2
-    candidates = [middle, middle + 1, middle - 1] if count > 2 else [middle]
-    for fixed in candidates if reference is None else [reference]:
-        motions = _chain(frames, model, fixed, each)
-        if sum(motion.ok for motion in motions) > 1:
-            break  # else nothing aligns to it: it may itself be the frame that is no picture of the scene
+    fixed = middle = (count - 1) // 2 if reference is None else reference
+    motions = _chain(frames, model, fixed, each)
+    if reference is None and count > 2:
+        for beside in (middle + 1, middle - 1):
+            if sum(motion.ok for motion in motions) > 1:
+                break  # else nothing aligns to it: it may itself be the frame that does not show the scene
+            fixed, motions = beside, _chain(frames, model, beside, each)
     aligned, mask = _resample(frames, [motion.matrix for motion in motions], fixed, allocate)
     return Aligned(aligned, mask, motions, fixed, model)
 
@@ -97,53 +105,62 @@ def report(aligned: Aligned, names: list[str] | tuple[str, ...]) -> dict[str, An
 
 
 def remarks(aligned: Aligned, names: list[str] | tuple[str, ...]) -> tuple[str, ...]:
-    """What a reader must know, one sentence each."""
+    """What the user must know, one sentence each."""
     moved = max(motion.corners for motion in aligned.motions)
-    where = f"frames aligned to {names[aligned.reference]} ({aligned.model})"
-    seen = aligned.mask.mean()
-    said = [f"{where}: corners moved by up to {moved:.1f} pixels"]
+    text = f"frames aligned to {names[aligned.reference]} ({aligned.model}): "
     if not moved:
-        said = [f"{where}: they move by less than {STILL:g} pixels and are left as they are"]
-    elif seen < 1:
-        said[0] += f"; {seen:.1%} of the picture is seen by all frames, elsewhere depth is uncertain"
-    failed = [names[z] for z in aligned.failed()]
-    if failed:
-        said.append(f"{', '.join(failed)} would not align: placed by the neighbours' motion, and kept")
-    return tuple(said)
+        text += f"they move by less than {STILL:g} pixels and are left as they are"
+    else:
+        text += f"corners moved by up to {moved:.1f} pixels"
+        if (seen := aligned.mask.mean()) < 1:
+            text += f"; {seen:.1%} of the image is seen by all frames, elsewhere depth is uncertain"
+    failed = ", ".join(names[z] for z in aligned.failed())
+    return (text, f"{failed} would not align: placed by the neighbours' motion, and kept") if failed else (text,)
 
 
-# Registration -----------------------------------------------------------------------------------------------------
+def alignment_sheet(before: np.ndarray, aligned: Aligned, names: list[str] | tuple[str, ...]) -> np.ndarray:
+    """Before and after, side by side: the first frame in red over the last in cyan, so that what fits is grey.
+
+    Args:
+      before: [Z,H,W,3] as photographed, in the order of `aligned.frames`.
+      names: [Z] of the frames.
+
+    Returns:
+      [H',W',3] uint8.
+    """
+    panels = []
+    for when, frames in (("before", before), ("after", aligned.frames)):
+        overlay = np.empty((*frames.shape[1:3], 3), np.uint8)
+        for rows in bands(overlay):
+            first, last = (to_uint8(frame[rows]).mean(-1) for frame in (frames[0], frames[-1]))
+            overlay[rows] = np.stack([first, last, last], -1)
+        panels.append(Panel(overlay, f"{when}: {names[0]} red, {names[-1]} cyan"))
+    return sheet([panels], title=remarks(aligned, names)[0])
 
 
 def _chain(frames: np.ndarray, model: str, reference: int, each: Callable) -> tuple[Motion, ...]:
     """Registers outwards from the reference; a frame that fails is passed over by the next."""
-    size = frames.shape[1:3]
-    count = len(frames)
-    matrices: list[np.ndarray | None] = [None] * count
+    size, count = frames.shape[1:3], len(frames)
+    known = {reference: np.eye(3)}  # matrices of the frames that align
     correlations = [1.0] * count
-    matrices[reference] = np.eye(3)
-    last, first = {}, pyramid(frames[reference])
+    first = pyramid(frames[reference])
+    last = {side: (reference, first) for side in (True, False)}  # the outermost that aligned, on either side
     for z in each([*range(reference + 1, count), *range(reference - 1, -1, -1)]):
-        side = z > reference
-        inner, fixed = last.get(side, (reference, first))
+        inner, fixed = last[z > reference]
         moving = pyramid(frames[z])
         let_go(frames)
         step, correlations[z] = register(fixed, moving, model, size)
         if step is not None:
-            matrix = step @ matrices[inner]
-            matrices[z] = matrix / matrix[2, 2]
-            last[side] = z, moving
-    ok = [matrix is not None for matrix in matrices]
-    known = np.flatnonzero(ok)
-    for z in np.flatnonzero(~np.array(ok)):  # breathing is smooth: between the neighbours that did align
-        stack = np.stack([matrices[k] for k in known]).reshape(len(known), 9)
-        matrices[z] = np.array([np.interp(z, known, column) for column in stack.T]).reshape(3, 3)
+            matrix = step @ known[inner]
+            known[z] = matrix / matrix[2, 2]
+            last[z > reference] = z, moving
+    aligned = sorted(known)
+    columns = np.stack([known[z].ravel() for z in aligned], axis=1)
+    # Breathing is smooth: frames that failed lie between the neighbours that aligned.
+    matrices = np.stack([np.interp(np.arange(count), aligned, column) for column in columns], 1).reshape(-1, 3, 3)
     if max(corner_move(matrix, size) for matrix in matrices) < STILL:
-        matrices = [np.eye(3)] * count
-    return tuple(describe(*parts, size) for parts in zip(matrices, correlations, ok, strict=True))
-
-
-# Resampling -------------------------------------------------------------------------------------------------------
+        matrices[:] = np.eye(3)
+    return tuple(describe(matrices[z], correlations[z], z in known, size) for z in range(count))
 
 
 def _resample(
@@ -151,8 +168,8 @@ def _resample(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The frames on the reference's pixels, and where all of them see.
 
-    What a frame does not see comes from the neighbour nearer to the reference: no false edges, and no false
-    sharpness, at the price that depth there is known to lie among the other frames only.
+    What a frame does not see comes from the neighbour nearer to the reference. That makes no false edges and no false
+    sharpness; depth there is only known to lie among the other frames.
     """
     aligned, everywhere = allocate(frames.shape, frames.dtype), np.ones(frames.shape[1:3], bool)
     aligned[reference] = frames[reference]

@@ -108,9 +108,7 @@ def _values(files: Sequence[Path], focus: Sequence[float] | None, notes: list[st
         return _Found(np.array([float(m[1]) for m in last]), "metre", "the file names")
     count = sum(bool(a or b) for a, b in zip(bare, last, strict=True))
     if count:
-        notes.append(
-            f"{count} of {len(files)} file names end in a decimal number: taken as a counter, not as focus"
-        )
+        notes.append(f"{count} of {len(files)} file names end in a decimal number: taken as a counter, not as focus")
     return None
 
 

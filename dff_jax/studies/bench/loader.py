@@ -143,8 +143,9 @@ def _write_noise(
     """A dataset of blurred noise under grain, in the records that every converted dataset has."""
     import tensorflow_datasets as tfds
 
-    from dff_jax.data.datasets.base import Facts, Inventory, Item, StackBuilder, StackConfig
+    from dff_jax.data.datasets.base import StackBuilder, StackConfig
     from dff_jax.data.datasets.preparing import convert
+    from dff_jax.data.datasets.records import Facts, Inventory, Item
 
     facts = Facts("disparity", (10.0, 100.0), "far to near", "noise", "none", "none", "made here")
 
@@ -156,7 +157,7 @@ def _write_noise(
 
     builder = Noise(config="bench", data_dir=folder)
     items = tuple(Item(f"train/{i}", partial(_noise_stack, i, num_frames, size)) for i in range(stacks))
-    convert("noise", builder, folder, Inventory({"train": items}, shape=(num_frames, *size)), 1)
+    convert("noise", builder, folder, Inventory({"train": items}), 1)
     return pipeline.builder_source(builder, "noise", "train"), sorted(Path(builder.data_path).glob("*.array_record*"))
 
 

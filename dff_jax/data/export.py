@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dff_jax.data.pipeline import StackSource
+from dff_jax.data.parts import StackSource
 from dff_jax.pictures.panels import to_uint8
 from dff_jax.runtime.files import check_output, staged_output
 

@@ -1,0 +1,185 @@
+"""The types of the converted datasets: stacks to read, what a source holds, facts, and the layout of a record."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from dff_jax.focus_axis import to_q
+from dff_jax.types import FocalStack
+
+LAYOUT_VERSION = 1
+"""Raise it when the layout of the records changes: data of another version is then made again."""
+
+SPLITS = ("train", "validation", "test")
+EDGES = np.linspace(0.0, 1.0, 11)  # of the histogram, in t: 0 at the first plane of the stack, 1 at the last
+
+
+class Noted(NamedTuple):
+    """A stack with more to say about it than its arrays; `Item.read` may return it instead of the stack alone."""
+
+    stack: FocalStack
+    remarks: tuple[str, ...] = ()  # for the user, a sentence each
+    details: dict[str, Any] = {}  # JSON-able; statistics.json holds them under the stack's name
+    images: dict[str, bytes] = {}  # PNG files, written to <key>/<name of the stack>.png beside the records
+
+
+class Item(NamedTuple):
+    """One stack to read."""
+
+    name: str  # unique in the split, such as "train/0007"
+    # Picklable: functools.partial of a module-level function. Gives frames [Z,H,W,3] uint8 RGB sorted so that q
+    # ascends, focus [Z] float64 in the dataset's unit, and depth [H,W] float32 (0 where mask is False) with mask
+    # [H,W] bool, or both None without truth. Raises InputError for a damaged file.
+    read: Callable[[], FocalStack | Noted]
+
+
+class Facts(NamedTuple):
+    """What a reader of the records must know."""
+
+    unit: str  # of focus settings and truth: "disparity", "diopter", "metre" or "index"
+    focus_range: tuple[float, float] | None  # lowest and highest setting in `unit`; None: each stack has its own
+    order: str  # of the frames as distributed: "far to near", "near to far" or what else is known
+    truth: str  # one line
+    licence: str
+    citation: str
+    where: str  # where to get it
+    convention: str = "default"  # masks of the literature, a key of `evaluation.conventions`
+    has_truth: bool = True
+
+
+class Inventory(NamedTuple):
+    """What a source folder holds."""
+
+    splits: dict[str, tuple[Item, ...]]  # of "train", "validation", "test": only those it has
+    problems: tuple[str, ...] = ()  # everything missing or damaged, a line each: which file or key, and what to do
+    notes: tuple[str, ...] = ()  # assumptions, one sentence each
+    bytes_needed: int | None = None  # of all records, uncompressed; None: not known before reading
+    facts: Facts | None = None  # where the files decide what the configuration cannot know, such as the unit
+
+    @property
+    def stacks(self) -> int:
+        """How many stacks there are in all splits."""
+        return sum(map(len, self.splits.values()))
+
+
+class Digest(NamedTuple):
+    """The statistics of one stack."""
+
+    shape: tuple[int, int, int]  # Z, H, W
+    focus: tuple[float, ...]  # in the unit of the dataset
+    valid: int  # pixels with truth
+    low: float  # of the truth, in the unit; 0 where nothing is valid
+    high: float
+    total: float  # sum over the valid pixels
+    histogram: np.ndarray  # [12] valid pixels below the first plane's q, in ten equal parts of q, beyond the last
+
+
+class Outcome(NamedTuple):
+    """One stack, ready to be written."""
+
+    name: str
+    record: bytes  # serialized, of `record_features`
+    digest: Digest
+    remarks: tuple[str, ...]  # these three as in `Noted`
+    details: dict[str, Any]
+    images: dict[str, bytes]
+
+
+@functools.cache
+def record_features() -> tfds.features.FeaturesDict:
+    """The layout of every converted record. Z, H and W may differ from one to the next."""
+    # Raw bytes: array_record compresses them, and faster than tfds does.
+    return tfds.features.FeaturesDict({
+        "stack": tfds.features.Tensor(shape=(None, None, None, 3), dtype=np.uint8, encoding="bytes"),
+        "focus": tfds.features.Tensor(shape=(None,), dtype=np.float32),
+        "depth": tfds.features.Tensor(shape=(None, None), dtype=np.float32, encoding="bytes"),
+        "mask": tfds.features.Tensor(shape=(None, None), dtype=np.bool_, encoding="bytes"),
+        "name": tfds.features.Text(),
+    })  # fmt: skip
+
+
+def record_bytes(z: int, h: int, w: int) -> int:
+    """Size of one record: frames, depth and mask, and a little for the rest."""
+    return h * w * (3 * z + 4 + 1) + 4 * z + 256
+
+
+def to_record(stack: FocalStack, name: str) -> dict[str, Any]:
+    """A stack in the layout of `record_features`.
+
+    Raises:
+      ValueError: a reader that does not keep the promise of `Item.read` (shapes, types, order, truth).
+    """
+    frames, focus = stack.frames, np.asarray(stack.focus)
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
+        raise ValueError(f"{name}: frames are {frames.dtype} {frames.shape}, not uint8 [Z,H,W,3]")
+    if focus.shape != frames.shape[:1]:
+        raise ValueError(f"{name}: {focus.shape} focus settings for {len(frames)} frames")
+    if not np.all(np.diff(to_q(focus, stack.unit)) > 0):
+        raise ValueError(f"{name}: frames are not sorted by ascending q: {focus.tolist()} in {stack.unit}")
+    size = frames.shape[1:3]
+    if stack.depth is None:
+        depth, mask = np.zeros(size, np.float32), np.zeros(size, bool)
+    else:
+        depth, mask = np.asarray(stack.depth, np.float32), np.asarray(stack.mask)
+        if depth.shape != size or mask.shape != size or mask.dtype != bool:
+            raise ValueError(f"{name}: depth {depth.shape}, mask {mask.dtype} {mask.shape}, frames {size}")
+        if not np.isfinite(depth).all() or depth[~mask].any():
+            raise ValueError(f"{name}: depth must be finite, and 0 where the mask is False")
+    return {"stack": frames, "focus": focus.astype(np.float32), "depth": depth, "mask": mask, "name": name}
+
+
+def digest(stack: FocalStack) -> Digest:
+    """The statistics of one stack; a value at either end of the focus range counts as inside."""
+    z, h, w = stack.frames.shape[:3]
+    focus = tuple(map(float, stack.focus))
+    if stack.depth is None or stack.mask is None or not stack.mask.any():
+        return Digest((z, h, w), focus, 0, 0.0, 0.0, 0.0, np.zeros(12, np.int64))
+    values = stack.depth[stack.mask].astype(np.float64)
+    first, last = to_q(np.asarray(stack.focus, np.float64)[[0, -1]], stack.unit)
+    q = to_q(values, stack.unit)
+    inside, _ = np.histogram(q, bins=first + EDGES * (last - first))
+    counts = np.array([np.count_nonzero(q < first), *inside, np.count_nonzero(q > last)])
+    total = float(values.sum())
+    return Digest((z, h, w), focus, len(values), float(values.min()), float(values.max()), total, counts)
+
+
+def fingerprint(source: Path, made: Path) -> str:
+    """A hash of the names and sizes of all files below `source`, to notice that it holds other files now.
+
+    Args:
+      made: the dataset's folder, <name>/<config>/<version>. Files in <name>, which may be below `source`, are left out.
+    """
+    own = made.resolve().parents[1]
+    files = [source] if source.is_file() else sorted(path for path in source.rglob("*") if path.is_file())
+    files = [path for path in files if own not in path.resolve().parents]
+    listed = [f"{path.relative_to(source)} {path.stat().st_size}" for path in files]
+    return hashlib.sha256("\n".join(listed).encode()).hexdigest()
+
+
+def split_folders(source: Path, default: str) -> tuple[dict[str, list[Path]], list[str]]:
+    """The folders of each split of a user's own data, and a note if there are none and all goes to split `default`."""
+    names = {"train": ("train",), "validation": ("val", "validation"), "test": ("test",)}
+    found = {split: [source / name for name in names[split] if (source / name).is_dir()] for split in SPLITS}
+    if any(found.values()):
+        return found, []
+    return {default: [source]}, [f"no train/, val/ or test/ inside: everything goes to the {default} split"]
+
+
+def one_unit(places: dict[str, Path], otherwise: str) -> tuple[str, list[str]]:
+    """The unit that all stacks share, and a problem if there are several.
+
+    Args:
+      places: a file or folder for each unit that occurs.
+      otherwise: the unit if none occurs.
+    """
+    if len(places) < 2:
+        return next(iter(places), otherwise), []
+    found = ", ".join(f"{unit} in {place}" for unit, place in places.items())
+    return otherwise, [f"several units: {found}; give --unit, or prepare them apart"]
