@@ -177,7 +177,7 @@ def test_own_stacks_of_frame_indices(tmp_path, capsys):
     means = record["stack"].mean((1, 2, 3))  # f1 (number 2), f2 (0), f10 (1), counted from f10
     assert means[0] < means[2] and means.argmin() == 1
     err = capsys.readouterr().err
-    assert "every stack is in the test split" in err and "which end is near is not known" in err
+    assert "everything goes to the test split" in err and "which end is near is not known" in err
     assert _metadata("stacks/mine", tmp_path / "d")["unit"] == "index"
     with pytest.raises(InputError, match="made with max_size 30, not 40; make it again with --overwrite"):
         datasets.prepare("stacks/mine", tmp_path / "d", source=source, max_size=40)

@@ -113,7 +113,7 @@ def test_not_images(tmp_path):
         ("absurd.png", "megapixels"),
         ("nan.tif", r"\[0, 1\]"),
         ("signed.tif", "int16"),
-        ("missing.png", "No such file"),
+        ("missing.png", "missing.png: missing"),
     ):
         with pytest.raises(InputError, match=message) as error:
             images.read_image(tmp_path / name)

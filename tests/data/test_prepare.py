@@ -120,7 +120,7 @@ def test_everything_missing_or_damaged_is_in_one_report(capsys, tmp_path, own_so
         ("100.0.png", "the file is empty"),
         ("0001/disp.exr", "missing"),
         ("0002/10.0.png: 9 x 9 where", "32 x 24"),
-        ("0002/disp.exr", "not a readable EXR"),
+        ("0002/disp.exr", "truncated or corrupt EXR"),
         ("best.png", "no focus setting in the name"),
     ]
     for parts in expected:

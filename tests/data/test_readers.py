@@ -14,7 +14,7 @@ import tifffile
 from PIL import Image
 
 from dff_jax.data.files import folder, images
-from dff_jax.data.files.depth_maps import read_depth, read_depth_map, read_pfm, write_pfm
+from dff_jax.data.files.depth_maps import read_depth, read_depth_map
 from dff_jax.data.files.hdf5 import fits, need, open_h5
 from dff_jax.errors import InputError
 
@@ -35,22 +35,18 @@ def test_pfm_rows_run_upwards_in_both_byte_orders(tmp_path):
         np.testing.assert_array_equal(values, DEPTH)
         assert finite.all() and values.dtype == np.float32 and values.flags.c_contiguous and values.flags.writeable
     path.write_bytes(b"Pf\r\n2 1\r\n-1\r\n" + np.array([1, 2], "<f4").tobytes())
-    assert read_pfm(path).tolist() == [[1, 2]]
+    assert read_depth_map(path).values.tolist() == [[1, 2]]
     path.write_bytes(b"Pf\n# made by hand\n1\n2\n-1\n" + np.array([1, 2], "<f4").tobytes())
-    assert read_pfm(path).tolist() == [[2], [1]]
-    write_pfm(path, DEPTH.astype(np.float64))
-    np.testing.assert_array_equal(read_pfm(path), DEPTH)
-    assert path.read_bytes().startswith(b"Pf\n24 20\n-1.0\n")
+    assert read_depth_map(path).values.tolist() == [[2], [1]]
 
 
 def test_pfm_in_colour(tmp_path):
     path = tmp_path / "a.pfm"
     write_pfm_by_hand(path, np.stack([DEPTH] * 3, -1), colour=True)
-    assert read_pfm(path).shape == (H, W, 3)
     np.testing.assert_array_equal(read_depth_map(path).values, DEPTH)
     write_pfm_by_hand(path, np.stack([DEPTH, DEPTH + 1, DEPTH + 2], -1), colour=True)
     np.testing.assert_array_equal(read_depth_map(path, channel="G").values, DEPTH + 1)
-    with pytest.raises(InputError, match="a.pfm: a colour picture"):
+    with pytest.raises(InputError, match="a.pfm: a colour image"):
         read_depth_map(path)
     with pytest.raises(InputError, match="has channels R, G and B, not 'Z'"):
         read_depth_map(path, channel="Z")
@@ -86,7 +82,7 @@ def test_exr_that_is_no_depth_map(tmp_path):
         read_depth_map(path)
     with OpenEXR.File({"type": OpenEXR.scanlineimage, "displayWindow": ((0, 0), (99, 99))}, {"Y": DEPTH}) as file:
         file.write(str(path))
-    with pytest.raises(InputError, match="do not cover the picture"):
+    with pytest.raises(InputError, match="do not cover the image"):
         read_depth_map(path)
 
 
@@ -135,7 +131,7 @@ def test_png_of_8_and_16_bit_with_scale(tmp_path):
     with pytest.raises(InputError, match="a.png: has 1 bit"):
         read_depth_map(path)
     path.write_bytes(imagecodecs.png_encode(np.stack([eight, eight, 255 - eight], -1)))
-    with pytest.raises(InputError, match="a colour picture"):
+    with pytest.raises(InputError, match="a colour image"):
         read_depth_map(path)
 
 
@@ -169,12 +165,8 @@ def test_slips(tmp_path):
     (tmp_path / "a.tif").write_bytes(b"x")
     with pytest.raises(InputError, match=r"a.tif: not a depth map by its name; known are .exr, .pfm"):
         read_depth_map(tmp_path / "a.tif")
-    with pytest.raises(InputError, match="none.pfm: cannot be read"):
+    with pytest.raises(InputError, match="none.pfm: missing"):
         read_depth_map(tmp_path / "none.pfm")
-    with pytest.raises(InputError, match="height x width"):
-        write_pfm(tmp_path / "b.pfm", DEPTH[0])
-    with pytest.raises(InputError, match="cannot be written"):
-        write_pfm(tmp_path / "none" / "b.pfm", DEPTH)
 
 
 def test_a_pipe_is_refused_at_once(tmp_path):
@@ -254,14 +246,14 @@ def test_arrays_of_an_h5_file(h5):
         ("none", None, "uif", "no none in it, only chunks, complex, group, names"),
         ("group/none", None, "uif", "no group/none in it"),
         ("stack/x", None, "uif", "no stack/x in it"),
-        ("group", None, "uif", "group is not an array"),
+        ("group", None, "uif", "group: not an array"),
         ("stack", (None, 10, None, None, 3), "uif", r"has shape .* where \(any, 10, any, any, 3\) is expected"),
         ("stack", (2, 3), "uif", r"where \(2, 3\)"),
-        ("stack", None, "f", "stack holds uint8 where numbers are expected"),
-        ("names", None, "uif", "names holds object"),
-        ("complex", None, "uif", "complex holds complex128"),
-        ("soft", None, "uif", "soft is a link"),
-        ("outside", None, "uif", "outside is a link"),
+        ("stack", None, "f", "stack: holds uint8 where numbers are expected"),
+        ("names", None, "uif", "names: holds object"),
+        ("complex", None, "uif", "complex: holds complex128"),
+        ("soft", None, "uif", "soft: a link"),
+        ("outside", None, "uif", "outside: a link"),
     ],
 )
 def test_what_is_not_as_expected_in_an_h5_file(h5, key, shape, kinds, words):
@@ -291,15 +283,15 @@ def test_arrays_that_lie_elsewhere_or_were_not_written(tmp_path):
             "half": "not written whole", "huge": "not written whole", "coarse": "has chunks beyond 256 MiB",
             "empty": "holds nothing",
         }.items():  # fmt: skip
-            with pytest.raises(InputError, match=f"a.h5: {key} .*{words}"):
+            with pytest.raises(InputError, match=f"a.h5: {key}: .*{words}"):
                 need(file, key)
 
 
 def test_not_an_h5_file(tmp_path):
     for name, data, words in (
-        ("none.h5", None, "cannot be read"),
+        ("none.h5", None, "missing"),
         ("empty.h5", b"", "is empty"),
-        ("text.h5", b"hello", "not a readable HDF5 file"),
+        ("text.h5", b"hello", "truncated or corrupt HDF5 file"),
     ):
         if data is not None:
             (tmp_path / name).write_bytes(data)

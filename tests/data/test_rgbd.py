@@ -157,7 +157,7 @@ def _empty(tmp_path):
 @pytest.mark.parametrize(
     "damage, words",
     [
-        (lambda f: write_pfm(f / "disp.pfm", disparity(H, W - 1)), "39 x 32 .* where rgb.png is 40 x 32"),
+        (lambda f: write_pfm(f / "disp.pfm", disparity(H, W - 1)), "39 x 32 where rgb.png is 40 x 32"),
         (lambda f: write_pfm(f / "disp.pfm", np.zeros((H, W))), "no depth anywhere"),
         (lambda f: (f / "disp.pfm").write_bytes((f / "disp.pfm").read_bytes()[:-9]), "disp.pfm"),
         (lambda f: (f / "rgb.png").write_bytes((f / "rgb.png").read_bytes()[:60]), "rgb.png"),

@@ -1,4 +1,4 @@
-"""Stacks of picture files: a quick look that finds what is missing or damaged, and the reader of one stack."""
+"""Stacks of image files: a quick probe that finds what is missing or damaged, and the reader of one stack."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from typing import NamedTuple
 import numpy as np
 
 from dff_jax.data.datasets.records import Inventory, Item, record_bytes
-from dff_jax.data.files.depth_maps import read_depth_map
+from dff_jax.data.files.depth_maps import exr_size, read_depth_map
 from dff_jax.data.files.images import image_size, read_image
+from dff_jax.data.files.reading import other_size, read_bytes
 from dff_jax.errors import InputError
 from dff_jax.focus_axis import sort_order
 from dff_jax.pictures.panels import to_uint8
@@ -38,23 +39,49 @@ def inventory(splits: dict[str, list[StackFiles]], problems: Sequence[str], note
       problems: what is known already.
     """
     problems = list(problems)
-    items: dict[str, tuple[Item, ...]] = {}
-    shapes: list[tuple[int, int, int]] = []
+    items: dict[str, list[Item]] = {}
+    needed = 0
     for split, stacks in splits.items():
-        made = []
         for stack in stacks:
-            found, shape = _probe(stack)
-            problems += found
-            if shape is not None:
-                shapes.append(shape)
-                order = sort_order(stack.focus, stack.unit)
-                ordered = stack._replace(
-                    frames=tuple(stack.frames[i] for i in order), focus=tuple(float(stack.focus[i]) for i in order)
-                )
-                made.append(Item(stack.name, functools.partial(read_files, ordered)))
-        if made:
-            items[split] = tuple(made)
-    return Inventory(items, tuple(problems), tuple(notes), sum(record_bytes(*shape) for shape in shapes))
+            found = len(problems)
+            size = _probe(stack, problems)
+            if size is None or len(problems) > found:
+                continue
+            needed += record_bytes(len(stack.frames), *size)
+            order = sort_order(stack.focus, stack.unit)
+            ordered = stack._replace(
+                frames=tuple(stack.frames[i] for i in order), focus=tuple(float(stack.focus[i]) for i in order)
+            )
+            items.setdefault(split, []).append(Item(stack.name, functools.partial(read_files, ordered)))
+    return Inventory({split: tuple(found) for split, found in items.items()}, tuple(problems), tuple(notes), needed)
+
+
+def _probe(stack: StackFiles, problems: list[str]) -> tuple[int, int] | None:
+    """H, W of one stack by the headers of its files; adds what is wrong to `problems`."""
+    sizes: dict[Path, tuple[int, int]] = {}
+    try:
+        sort_order(stack.focus, stack.unit, [str(path) for path in stack.frames])
+    except InputError as error:
+        problems.append(str(error))
+    for path in stack.frames:
+        try:
+            sizes[path] = image_size(path)
+        except InputError as error:
+            problems.append(str(error))
+    if stack.truth is not None:
+        try:
+            if stack.truth.suffix.lower() == ".exr":
+                sizes[stack.truth] = exr_size(stack.truth)
+            else:
+                read_bytes(stack.truth, 1)  # its size is not known before it is read
+        except InputError as error:
+            problems.append(str(error))
+    if not sizes:
+        return None
+    common = Counter(sizes.values()).most_common(1)[0][0]
+    others = {path: size for path, size in sizes.items() if size != common}
+    problems += [str(other_size(path, size, common, "the frames are")) for path, size in others.items()]
+    return common
 
 
 def read_files(stack: StackFiles) -> FocalStack:
@@ -67,7 +94,7 @@ def read_files(stack: StackFiles) -> FocalStack:
     for path in stack.frames:
         image = to_uint8(read_image(path))
         if frames and image.shape != frames[0].shape:
-            raise InputError(_sizes(path, image.shape[:2], frames[0].shape[:2]))
+            raise other_size(path, image.shape, frames[0].shape, "the frames are")
         frames.append(image)
     depth = mask = None
     if stack.truth is not None:
@@ -85,63 +112,8 @@ def read_truth(path: Path, size: tuple[int, int], positive: bool) -> tuple[np.nd
     """
     values, finite = read_depth_map(path)
     if values.shape != size:
-        raise InputError(_sizes(path, values.shape, size))
+        raise other_size(path, values.shape, size, "the frames are")
     if not finite.any():
         raise InputError(f"{path}: every value is NaN or infinite; write 0 where unknown")
     mask = finite & (values > 0 if positive else values != 0)
     return np.where(mask, values, 0).astype(np.float32), mask
-
-
-def truth_size(path: Path) -> tuple[int, int] | None:
-    """H, W of an EXR depth map from its header; None for another format, which only reading shows.
-
-    Raises:
-      InputError: missing, empty, or not an EXR file.
-    """
-    if not path.is_file():
-        raise InputError(f"{path}: missing; copy it again")
-    if not path.stat().st_size:
-        raise InputError(f"{path}: the file is empty; copy it again")
-    if path.suffix.lower() != ".exr":
-        return None
-    import OpenEXR
-
-    try:
-        with OpenEXR.File(str(path), separate_channels=True, header_only=True) as file:
-            low, high = file.header()["dataWindow"]
-            width, height = (int(high[i]) - int(low[i]) + 1 for i in (0, 1))
-    except Exception:  # OpenEXR raises bare RuntimeErrors and others
-        raise InputError(f"{path}: not a readable EXR file; copy it again") from None
-    return height, width
-
-
-def _probe(stack: StackFiles) -> tuple[list[str], tuple[int, int, int] | None]:
-    """Problems of one stack; its Z, H, W if there are none."""
-    problems: list[str] = []
-    sizes: dict[Path, tuple[int, int]] = {}
-    try:
-        sort_order(stack.focus, stack.unit, [str(path) for path in stack.frames])
-    except InputError as error:
-        problems.append(str(error))
-    for path in stack.frames:
-        try:
-            sizes[path] = image_size(path)
-        except InputError as error:
-            problems.append(str(error))
-    common = Counter(sizes.values()).most_common(1)
-    if stack.truth is not None:
-        try:
-            size = truth_size(stack.truth)
-            if size is not None:
-                sizes[stack.truth] = size
-        except InputError as error:
-            problems.append(str(error))
-    problems += [_sizes(path, size, common[0][0]) for path, size in sizes.items() if common and size != common[0][0]]
-    return problems, None if problems or not common else (len(stack.frames), *common[0][0])
-
-
-def _sizes(path: Path, size: tuple[int, ...], expected: tuple[int, ...]) -> str:
-    return (
-        f"{path}: {size[1]} x {size[0]} where the frames are {expected[1]} x {expected[0]} (width x height); "
-        "copy it again"
-    )

@@ -18,7 +18,7 @@ import numpy as np
 from dff_jax.data.datasets.base import StackBuilder, StackConfig
 from dff_jax.data.datasets.packed import Layout, find_h5, part_items, part_shape
 from dff_jax.data.datasets.records import Facts, Inventory, Item, record_bytes
-from dff_jax.data.files.hdf5 import hard_linked, need, open_h5
+from dff_jax.data.files.hdf5 import need, open_h5, stored_array
 from dff_jax.data.files.light_fields import VIEW, LightField, probe_light_field, refocused_stack
 from dff_jax.errors import InputError
 
@@ -176,11 +176,8 @@ def _names(file: Any, key: str, count: int) -> list[str]:
     """Scene names, which are stored as bytes or text of any length."""
     import h5py
 
-    found = hard_linked(file, key)
-    if not isinstance(found, h5py.Dataset):
-        raise InputError(f"{file.filename}: {key} is not an array; is it another dataset's file?")
-    is_text = h5py.check_string_dtype(found.dtype) is not None
-    if not is_text or found.size != count or found.is_virtual or found.external:
+    found = stored_array(file, key)
+    if h5py.check_string_dtype(found.dtype) is None or found.size != count:
         raise InputError(f"{file.filename}: {key} must hold {count} names as text; copy the file again")
     names = [n.decode("utf-8", "replace") if isinstance(n, bytes) else str(n) for n in np.ravel(found[()])]
     names = [name.strip().strip("/").rpartition("/")[2].lower() for name in names]

@@ -11,7 +11,8 @@ import numpy as np
 
 from dff_jax.data.datasets.frames import StackFiles
 from dff_jax.data.files.focus_settings import labelled_settings
-from dff_jax.data.files.folder import TRUTH_FILES, find_frames
+from dff_jax.data.files.folder import find_frames, folder_entries, truth_file
+from dff_jax.data.files.reading import reading
 from dff_jax.errors import InputError
 
 TRUTH = "disp.exr"
@@ -21,12 +22,9 @@ SAME = 1e-3  # focus settings closer than this are one, in pixels; the last digi
 def labelled_stacks(root: Path, split: str, unit: str, positive: bool = True) -> tuple[list[StackFiles], list[str]]:
     """The stack folders in `root`, in the order of their names as text; and the problems found."""
     stacks, problems = [], []
-    try:
-        folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    except OSError as error:
-        return [], [f"{root}: cannot be read ({error.strerror or error})"]
+    folders = sorted(path for path in folder_entries(root) if path.is_dir() and not path.name.startswith("."))
     for folder in folders:
-        truth = next((folder / name for name in TRUTH_FILES if (folder / name).is_file()), None)
+        truth = truth_file(folder)
         if truth is None:
             problems.append(f"{folder / TRUTH}: missing; copy it again, or remove the folder")
         try:
@@ -53,9 +51,10 @@ def read_path_list(path: Path, source: Path, split: str, unit: str) -> tuple[lis
     """
     stacks, problems = [], []
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        return [], [f"{path}: cannot be read as text ({error})"]
+        with reading(path, "text"):
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except InputError as error:
+        return [], [str(error)]
     for number, line in enumerate(lines, 1):
         entries = line.split()
         if not entries:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from dff_jax.data.datasets.records import Item
 from dff_jax.data.files.hdf5 import need, open_h5
-from dff_jax.data.files.images import MAX_PIXELS
+from dff_jax.data.files.reading import MAX_PIXELS, reading
 from dff_jax.errors import InputError
 from dff_jax.types import FocalStack
+
+if TYPE_CHECKING:
+    import h5py
 
 MAX_STACKS = 10**6
 SUFFIXES = (".h5", ".h5py", ".hdf5")
@@ -57,7 +60,7 @@ def find_h5(source: Path, names: Sequence[str], what: str) -> Path:
     raise InputError(f"{source}: not {what}; looked for {' or '.join(names)}{found or '; give the file or its folder'}")
 
 
-def part_shape(file: Any, stack: str, truth: str | None, num_frames: int) -> tuple[tuple[int, ...], list[str]]:
+def part_shape(file: h5py.File, stack: str, truth: str | None, num_frames: int) -> tuple[tuple[int, ...], list[str]]:
     """The shape (N, Z, H, W) of one part, and what is wrong with its two arrays."""
     problems = []
     shape = None
@@ -125,9 +128,6 @@ def to_bytes(frames: np.ndarray, where: str) -> np.ndarray:
     return np.rint(frames).clip(0, 255).astype(np.uint8)
 
 
-def _part(file: Any, key: str, index: int) -> np.ndarray:
-    try:
+def _part(file: h5py.File, key: str, index: int) -> np.ndarray:
+    with reading(f"{file.filename}: {key}[{index}]", "array"):
         return np.asarray(file[key][index])
-    except (OSError, KeyError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise InputError(f"{file.filename}: {key}[{index}] cannot be read ({reason}); copy the file again") from None

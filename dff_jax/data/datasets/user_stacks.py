@@ -19,7 +19,7 @@ from dff_jax.data.datasets.frames import StackFiles, inventory
 from dff_jax.data.datasets.records import Facts, Inventory, Item, Noted, one_unit, split_folders
 from dff_jax.data.files.align import align_stack, alignment_sheet, check_model, remarks, report
 from dff_jax.data.files.focus_settings import focus_settings, labelled_settings
-from dff_jax.data.files.folder import MIN_SIDE, TRUTH_FILES, find_frames, list_stacks
+from dff_jax.data.files.folder import MIN_SIDE, find_frames, list_stacks, truth_file
 from dff_jax.data.files.images import downscale
 from dff_jax.errors import InputError
 from dff_jax.pictures.panels import png_bytes
@@ -96,7 +96,7 @@ class UserStacks(StackBuilder):
 def _find(name: str, folder: Path, config: UserStacksConfig) -> tuple[StackFiles, tuple[str, ...]]:
     """The files of one stack and what was assumed of them."""
     files = find_frames(folder)
-    truth = next((folder / name for name in TRUTH_FILES if (folder / name).is_file()), None)
+    truth = truth_file(folder)
     if truth is None:
         focus, unit, notes = focus_settings(files, None, config.unit, reverse=config.reverse)
     else:

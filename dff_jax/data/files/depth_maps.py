@@ -1,4 +1,4 @@
-"""One file to one depth or disparity map: EXR, PFM, npy, npz, and PNG of 8 or 16 bit.
+"""Depth or disparity maps from files, one file to one map: EXR, PFM, npy, npz, and PNG of 8 or 16 bit.
 
 Every header is checked against the length of the file before anything is decoded, so that a damaged one can ask for
 no more memory than a real map would.
@@ -16,13 +16,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dff_jax.data.files.images import check_png, read_bytes
+from dff_jax.data.files.images import check_png
+from dff_jax.data.files.reading import read_bytes, reading
 from dff_jax.errors import InputError, one_line
 
-DEPTH_SUFFIXES = (".exr", ".pfm", ".npy", ".npz", ".png")
 MAX_VALUES = 2**26  # of a map, or of all channels together; the largest published one is 5120 x 5120
 _DEPTH_NAMES = ("Y", "Z", "R")  # of channels of an EXR, best first
-_REAL = "uif"
 
 
 class DepthMap(NamedTuple):
@@ -49,20 +48,18 @@ def read_depth_map(path: str | Path, *, scale: float = 1.0, channel: str | None 
     path = Path(path)
     if not (math.isfinite(scale) and scale > 0):
         raise InputError(f"scale: must be a positive number, got {scale}")
-    read = _READERS.get(path.suffix.lower())
-    if read is None:
+    suffix = path.suffix.lower()
+    if suffix not in _READERS:
         raise InputError(f"{path}: not a depth map by its name; known are {', '.join(DEPTH_SUFFIXES)}")
-    try:
-        stored = read(path, channel)
-    except MemoryError:
-        raise InputError(f"{path}: needs more memory than there is; is the file damaged?") from None
-    with np.errstate(over="ignore", invalid="ignore"):  # what float32 cannot hold counts as not finite
-        values = np.array(stored, np.float32)
-        if scale != 1:
-            values *= np.float32(scale)
-    finite = np.isfinite(values)
-    values[~finite] = 0
-    return DepthMap(values, finite)
+    with reading(path, f"{suffix[1:].upper()} file"):
+        stored = _READERS[suffix](path, channel)
+        with np.errstate(over="ignore", invalid="ignore"):  # what float32 cannot hold counts as not finite
+            values = np.array(stored, np.float32)
+            if scale != 1:
+                values *= np.float32(scale)
+        finite = np.isfinite(values)
+        values[~finite] = 0
+        return DepthMap(values, finite)
 
 
 def read_depth(path: str | Path) -> np.ndarray:
@@ -78,43 +75,6 @@ def read_depth(path: str | Path) -> np.ndarray:
     return values
 
 
-def read_pfm(path: str | Path) -> np.ndarray:
-    """A PFM file: [H,W] or, of a colour one, [H,W,3] float32 in the machine's byte order, row 0 at the top.
-
-    The file has its rows from bottom to top; the sign of its third number is the byte order, its size means nothing.
-
-    Raises:
-      InputError: missing, not a PFM, or longer or shorter than its header says.
-    """
-    path = Path(path)
-    data = read_bytes(path)
-    head = _PFM_HEAD.match(data, 0, _MOST_HEADER)
-    scale = float(head[4]) if head else 0.0
-    if not head or scale == 0 or not math.isfinite(scale):
-        raise InputError(f"{path}: not a PFM file, which begins with Pf, width and height, -1; copy it again")
-    shape = (int(head[3]), int(head[2]), 3 if head[1] == b"PF" else 1)
-    _check_shape(path, shape)
-    _check_length(path, len(data) - head.end(), 4 * math.prod(shape))
-    values = np.frombuffer(data, "<f4" if scale < 0 else ">f4", offset=head.end()).reshape(shape)[::-1]
-    return np.ascontiguousarray(values[..., 0] if shape[2] == 1 else values, np.float32)
-
-
-def write_pfm(path: str | Path, values: np.ndarray) -> None:
-    """Writes a map [H,W] as a little-endian PFM file.
-
-    Raises:
-      InputError: not of two dimensions, or the file cannot be written.
-    """
-    values = np.asarray(values)
-    if values.ndim != 2:
-        raise InputError(f"{path}: a PFM map is height x width, got shape {values.shape}")
-    height, width = values.shape
-    try:
-        Path(path).write_bytes(b"Pf\n%d %d\n-1.0\n" % (width, height) + values[::-1].astype("<f4").tobytes())
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
-
-
 _MOST_HEADER = 4096  # bytes
 # Strict about blanks: a bit that turns a minus into one would turn the byte order round.
 _PFM_HEAD = re.compile(
@@ -124,72 +84,62 @@ _PFM_HEAD = re.compile(
 
 
 def _pfm(path: Path, channel: str | None) -> np.ndarray:
-    return _one_of(path, read_pfm(path), channel)
+    """Rows run from bottom to top. The sign of the third number is the byte order, its size means nothing."""
+    data = read_bytes(path)
+    head = _PFM_HEAD.match(data, 0, _MOST_HEADER)
+    scale = float(head[4]) if head else 0.0
+    if not head or scale == 0 or not math.isfinite(scale):
+        raise InputError("not a PFM file, which begins with Pf, width and height, -1; copy it again")
+    shape = (int(head[3]), int(head[2]), 3 if head[1] == b"PF" else 1)
+    _check_size(shape, 4, len(data) - head.end())
+    values = np.frombuffer(data, "<f4" if scale < 0 else ">f4", offset=head.end())
+    return _one_of(values.reshape(shape)[::-1], channel)
 
 
 def _npy(path: Path, channel: str | None) -> np.ndarray:
-    return _as_map(path, _decode_npy(path, read_bytes(path)))
+    return _decode_npy(read_bytes(path))
 
 
 def _npz(path: Path, channel: str | None) -> np.ndarray:
     """One array of a zip file. Nothing is unpacked to disk, so the names inside cannot lead anywhere."""
-    data = read_bytes(path)
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as file:
-            members = {info.filename.removesuffix(".npy"): info for info in file.infolist() if not info.is_dir()}
-            if channel is None and len(members) == 1:
-                channel = next(iter(members))
-            if channel not in members:
-                found = ", ".join(map(repr, members))[:200] or "nothing"
-                wanted = "a single array" if channel is None else repr(channel)
-                raise InputError(f"{path}: holds {found} where {wanted} is expected; save the depth map alone")
-            info = members[channel]
-            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others expand without limit
-                raise InputError(
-                    f"{path}: packed in a way that numpy does not use; save it with numpy.savez_compressed"
-                )
-            most = 8 * MAX_VALUES + 2**16
-            if info.file_size > most:
-                raise InputError(
-                    f"{path}: {channel!r} is {info.file_size} bytes long, more than any map; copy it again"
-                )
-            with file.open(info) as member:
-                inside = member.read(most + 1)  # checks the checksum when it comes to the end
-    except (InputError, MemoryError):
-        raise
-    except Exception as error:  # zipfile and zlib raise many kinds, all of which mean this
-        raise InputError(f"{path}: not a readable .npz file ({one_line(error)}); copy it again") from None
-    return _as_map(path, _decode_npy(path, inside))
+    with zipfile.ZipFile(io.BytesIO(read_bytes(path))) as file:
+        members = {info.filename.removesuffix(".npy"): info for info in file.infolist() if not info.is_dir()}
+        if channel is None and len(members) == 1:
+            channel = next(iter(members))
+        if channel not in members:
+            found = ", ".join(map(repr, members))[:200] or "nothing"
+            wanted = "a single array" if channel is None else repr(channel)
+            raise InputError(f"holds {found} where {wanted} is expected; save the depth map alone")
+        info = members[channel]
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others expand without limit
+            raise InputError("packed in a way that numpy does not use; save it with numpy.savez_compressed")
+        most = 8 * MAX_VALUES + 2**16
+        if info.file_size > most:
+            raise InputError(f"{channel!r} is {info.file_size} bytes long, more than any map; copy it again")
+        with file.open(info) as member:
+            return _decode_npy(member.read(most + 1))  # checks the checksum when it comes to the end
 
 
-def _decode_npy(path: Path, data: bytes) -> np.ndarray:
-    """The array of a .npy file, whose length must be what its header says."""
+def _decode_npy(data: bytes) -> np.ndarray:
+    """The map of a .npy file, whose length must be what its header says."""
     stream = io.BytesIO(data)
-    try:
-        version = np.lib.format.read_magic(stream)
-        readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-        if version not in readers:
-            raise ValueError(f"version {version} of the format")
-        shape, fortran, dtype = readers[version](stream)
-    except Exception as error:  # the header is a Python literal, and so are its errors
-        raise InputError(f"{path}: not a .npy file of numbers ({one_line(error)})") from None
-    if dtype.hasobject:
-        raise InputError(f"{path}: not a .npy file of numbers (it holds objects); save the depth map as float32")
-    if dtype.kind not in _REAL:
-        raise InputError(f"{path}: holds {dtype}, not real numbers; save the depth map as float32")
+    version = np.lib.format.read_magic(stream)
+    if version == (1, 0):
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+    elif version == (2, 0):
+        shape, fortran, dtype = np.lib.format.read_array_header_2_0(stream)
+    else:
+        raise InputError(f"version {version} of the .npy format is unknown; save the depth map as float32")
+    if dtype.hasobject or dtype.kind not in "uif":
+        raise InputError(f"holds {one_line(dtype)}, not real numbers; save the depth map as float32")
     if not all(type(size) is int and size >= 0 for size in shape):
-        raise InputError(f"{path}: has shape {one_line(shape)}; copy it again")
-    _check_shape(path, shape)
-    _check_length(path, len(data) - stream.tell(), dtype.itemsize * math.prod(shape))
-    values = np.frombuffer(data, dtype, offset=stream.tell())
-    return values.reshape(shape, order="F" if fortran else "C")
-
-
-def _as_map(path: Path, values: np.ndarray) -> np.ndarray:
+        raise InputError(f"has shape {one_line(shape)}; copy it again")
+    _check_size(shape, dtype.itemsize, len(data) - stream.tell())
+    values = np.frombuffer(data, dtype, offset=stream.tell()).reshape(shape, order="F" if fortran else "C")
     while values.ndim > 2 and 1 in (values.shape[0], values.shape[-1]):  # [1,H,W], [H,W,1]
         values = values[0] if values.shape[0] == 1 else values[..., 0]
     if values.ndim != 2:
-        raise InputError(f"{path}: has shape {values.shape}, where a depth map is height x width")
+        raise InputError(f"has shape {values.shape}, where a depth map is height x width")
     return values
 
 
@@ -197,87 +147,87 @@ def _png(path: Path, channel: str | None) -> np.ndarray:
     import imagecodecs
 
     data = read_bytes(path)
-    try:
-        width, height, bits, kind = check_png(data)
-        if bits not in (8, 16) or kind == 3:
-            what = "a palette" if kind == 3 else f"{bits} bit"
-            raise InputError(f"{path}: has {what}, where a depth map is grey, of 8 or 16 bit")
-        _check_shape(path, (height, width))
-        values = imagecodecs.png_decode(data)
-    except (InputError, MemoryError):
-        raise
-    except Exception as error:  # libpng's own
-        raise InputError(f"{path}: truncated or corrupt image ({one_line(error)}); copy it again") from None
-    colour = values if values.ndim == 2 else values[..., : 1 if values.shape[2] < 3 else 3]
-    return _one_of(path, colour, channel)
+    width, height, bits, kind = check_png(data)
+    if bits not in (8, 16) or kind == 3:
+        what = "a palette" if kind == 3 else f"{bits} bit"
+        raise InputError(f"has {what}, where a depth map is grey, of 8 or 16 bit")
+    _check_size((height, width))
+    values = imagecodecs.png_decode(data)
+    return _one_of(values if values.ndim == 2 else values[..., : 1 if values.shape[2] < 3 else 3], channel)
 
 
-def _one_of(path: Path, values: np.ndarray, channel: str | None) -> np.ndarray:
+def _one_of(values: np.ndarray, channel: str | None) -> np.ndarray:
     """[H,W], or [H,W,C] of which `channel` counts, or all C if they are equal, to [H,W]."""
     if values.ndim == 2 or values.shape[2] == 1:
         return values.reshape(values.shape[:2])
     if channel is not None:
         if channel not in ("R", "G", "B"):
-            raise InputError(f"{path}: has channels R, G and B, not {channel!r}")
+            raise InputError(f"has channels R, G and B, not {channel!r}")
         return values[..., "RGB".index(channel)]
     if not all(np.array_equal(values[..., 0], values[..., c], equal_nan=values.dtype.kind == "f") for c in (1, 2)):
-        raise InputError(f"{path}: a colour picture, not a depth map; save the depth as one channel")
+        raise InputError("a colour image, not a depth map; save the depth as one channel")
     return values[..., 0]
+
+
+def exr_size(path: Path) -> tuple[int, int]:
+    """H, W of an EXR file from its header.
+
+    Raises:
+      InputError: missing, empty, not an EXR file, or with rows that its header cuts off.
+    """
+    import OpenEXR
+
+    with reading(path, "EXR file"):
+        read_bytes(path, 16)  # OpenEXR's own message for a missing or empty file names neither
+        with OpenEXR.File(str(path), separate_channels=True, header_only=True) as file:
+            header = file.header()
+            low, high = header["dataWindow"]
+            whole = [*header["displayWindow"][0], *header["displayWindow"][1]] == [*low, *high]
+            channels = len(header["channels"])
+        width, height = (int(high[i]) - int(low[i]) + 1 for i in (0, 1))
+        _check_size((height, width, max(1, channels)))
+        if not whole:
+            raise InputError("its data do not cover the image (dataWindow, displayWindow); save it whole")
+        return height, width
 
 
 def _exr(path: Path, channel: str | None) -> np.ndarray:
     import OpenEXR
 
-    read_bytes(path, 16)  # OpenEXR's own message for a missing or empty file names neither
-    try:
-        with OpenEXR.File(str(path), separate_channels=True, header_only=True) as file:
-            header = file.header()
-            low, high = header["dataWindow"]
-            whole = [*header["displayWindow"][0], *header["displayWindow"][1]] == [*low, *high]
-            names = [item.name for item in header["channels"]]
-        width, height = (int(high[i]) - int(low[i]) + 1 for i in (0, 1))
-        _check_shape(path, (height, width, max(1, len(names))))
-        if not whole:  # else a damaged header goes unnoticed, which cuts rows off
-            raise InputError(f"{path}: its data do not cover the picture (dataWindow, displayWindow); save it whole")
-        with OpenEXR.File(str(path), separate_channels=True) as file:
-            if not file.parts:  # OpenEXR prints why, and goes on
-                raise ValueError("truncated or damaged pixels")
-            channels = {name: item.pixels for name, item in file.channels().items()}
-    except (InputError, MemoryError):
-        raise
-    except Exception as error:  # OpenEXR raises bare RuntimeErrors and others
-        raise InputError(f"{path}: not a readable EXR file ({one_line(error)})") from None
+    size = exr_size(path)
+    with OpenEXR.File(str(path), separate_channels=True) as file:
+        if not file.parts:  # OpenEXR prints why, and goes on
+            raise ValueError("truncated or damaged pixels")
+        channels = {name: item.pixels for name, item in file.channels().items()}
     if channel is None:
         channel = next((name for name in _DEPTH_NAMES if name in channels), None)
         if channel is None and len(channels) == 1:
             channel = next(iter(channels))
     if channel not in channels:
         wanted = "in Y, Z, R or a single one" if channel is None else f"in {channel}"
-        found = ", ".join(channels)[:200]
-        raise InputError(f"{path}: has channels {found}; depth is expected {wanted}")
+        raise InputError(f"has channels {', '.join(channels)[:200]}; depth is expected {wanted}")
     values = np.asarray(channels[channel])
     if values.dtype.kind != "f":
-        raise InputError(f"{path}: channel {channel} holds {values.dtype}; save the depth map as float or half")
-    if values.shape != (height, width):
-        raise InputError(f"{path}: channel {channel} has shape {values.shape} in a picture of {height} x {width}")
+        raise InputError(f"channel {channel} holds {values.dtype}; save the depth map as float or half")
+    if values.shape != size:
+        raise InputError(f"channel {channel} has shape {values.shape} in an image of {size[0]} x {size[1]}")
     return values
 
 
-def _check_shape(path: Path, shape: tuple[int, ...]) -> None:
+def _check_size(shape: tuple[int, ...], itemsize: int = 0, length: int = 0) -> None:
+    """Raises InputError for an empty or huge map, or one that does not need just `length` bytes."""
     if min(shape, default=0) < 1:
-        raise InputError(f"{path}: has shape {shape}, so nothing is in it; copy it again")
+        raise InputError(f"has shape {shape}, so nothing is in it; copy it again")
     if math.prod(shape) > MAX_VALUES:
-        raise InputError(
-            f"{path}: {' x '.join(map(str, shape))[:80]} values, more than {MAX_VALUES // 10**6} million; copy it again"
-        )
-
-
-def _check_length(path: Path, found: int, expected: int) -> None:
-    if found != expected:
-        state = "truncated" if found < expected else "damaged"
-        raise InputError(f"{path}: {state}, {found} bytes of values where its header means {expected}; copy it again")
+        size = " x ".join(map(str, shape))[:80]
+        raise InputError(f"{size} values, more than {MAX_VALUES // 10**6} million; copy it again")
+    needed = itemsize * math.prod(shape)
+    if length != needed:
+        state = "truncated" if length < needed else "damaged"
+        raise InputError(f"{state}, {length} bytes of values where its header means {needed}; copy it again")
 
 
 _READERS: dict[str, Callable[[Path, str | None], np.ndarray]] = {
     ".exr": _exr, ".pfm": _pfm, ".npy": _npy, ".npz": _npz, ".png": _png,
 }  # fmt: skip
+DEPTH_SUFFIXES = tuple(_READERS)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dff_jax import focus_axis
+from dff_jax.data.files.reading import reading
 from dff_jax.errors import InputError
 
 DISTANCE_FILES = ("focus_distance.txt", "focus_dpth.txt")
@@ -24,12 +25,6 @@ class FocusSettings(NamedTuple):
     values: np.ndarray  # [Z] float64, in `unit`
     unit: str
     notes: tuple[str, ...]
-
-
-class _Found(NamedTuple):
-    values: np.ndarray  # [Z]
-    unit: str  # what such values are taken for when nobody says
-    origin: str
 
 
 def focus_settings(
@@ -54,17 +49,28 @@ def focus_settings(
     """
     if unit is not None:
         focus_axis.check_unit(unit)
-    notes: list[str] = []
-    found = _values(files, focus, notes)
-    if found is None:
-        return _index(files, unit, reverse, notes)
-    if reverse:
-        raise InputError(f"reverse: the focus settings ({found.origin}) already say the order; leave it out")
-    if unit is None:
-        notes.append(f"focus settings from {found.origin}, taken as {found.unit}; --unit says otherwise")
+    names = [re.fullmatch(_DECIMAL, file.stem) for file in files]
+    endings = [re.fullmatch(rf".*_({_DECIMAL})", file.stem) for file in files]
+    text = _distance_file(files)
+    if focus is not None:
+        values, usual, origin = parse_focus(focus, len(files)), "disparity", "the given list"
+    elif text is not None:
+        values, usual, origin = _read_distances(text, len(files)), "metre", text.name
+    elif all(names):
+        values, usual, origin = np.array([float(m[0]) for m in names if m]), "disparity", "the file names"
+    elif all(endings):
+        values, usual, origin = np.array([float(m[1]) for m in endings if m]), "metre", "the file names"
     else:
-        notes.append(f"focus settings from {found.origin}, in {unit}")
-    return FocusSettings(found.values, unit or found.unit, tuple(notes))
+        count = sum(bool(a or b) for a, b in zip(names, endings, strict=True))
+        said = f"{count} of {len(files)} file names end in a decimal number: taken as a counter, not as focus"
+        return _index(files, unit, reverse, (said,) if count else ())
+    if reverse:
+        raise InputError(f"reverse: the focus settings ({origin}) already say the order; leave it out")
+    if unit is None:
+        note = f"focus settings from {origin}, taken as {usual}; --unit says otherwise"
+    else:
+        note = f"focus settings from {origin}, in {unit}"
+    return FocusSettings(values, unit or usual, (note,))
 
 
 def labelled_settings(files: Sequence[Path]) -> np.ndarray:
@@ -73,14 +79,16 @@ def labelled_settings(files: Sequence[Path]) -> np.ndarray:
     From a text file beside the frames, or from names such as `10.0.png`, `10.png`, `image_1_0.35.jpg`; raises
     InputError if neither.
     """
-    named = [re.fullmatch(_NUMBER, f.stem) or re.fullmatch(rf".*_({_DECIMAL})", f.stem) for f in files]
     text = _distance_file(files)
     if text is not None:
         return _read_distances(text, len(files))
-    for file, match in zip(files, named, strict=True):
+    values = []
+    for file in files:
+        match = re.fullmatch(rf"({_NUMBER})|.*_({_DECIMAL})", file.stem)
         if match is None:
             raise InputError(f"{file}: no focus setting in the name; name each frame by it, such as 10.0.png")
-    return np.array([float(match[match.lastindex or 0]) for match in named])
+        values.append(float(match[1] or match[2]))
+    return np.array(values)
 
 
 def parse_focus(focus: Sequence[float], count: int) -> np.ndarray:
@@ -94,37 +102,19 @@ def parse_focus(focus: Sequence[float], count: int) -> np.ndarray:
     return values
 
 
-def _values(files: Sequence[Path], focus: Sequence[float] | None, notes: list[str]) -> _Found | None:
-    if focus is not None:
-        return _Found(parse_focus(focus, len(files)), "disparity", "the given list")
-    text = _distance_file(files)
-    if text is not None:
-        return _Found(_read_distances(text, len(files)), "metre", text.name)
-    bare = [re.fullmatch(_DECIMAL, file.stem) for file in files]
-    last = [re.fullmatch(rf".*_({_DECIMAL})", file.stem) for file in files]
-    if all(bare):
-        return _Found(np.array([float(m[0]) for m in bare]), "disparity", "the file names")
-    if all(last):
-        return _Found(np.array([float(m[1]) for m in last]), "metre", "the file names")
-    count = sum(bool(a or b) for a, b in zip(bare, last, strict=True))
-    if count:
-        notes.append(f"{count} of {len(files)} file names end in a decimal number: taken as a counter, not as focus")
-    return None
-
-
-def _index(files: Sequence[Path], unit: str | None, reverse: bool, notes: list[str]) -> FocusSettings:
+def _index(files: Sequence[Path], unit: str | None, reverse: bool, notes: tuple[str, ...]) -> FocusSettings:
     if unit not in (None, "index"):
         raise InputError(
             f"{files[0].parent}: no focus settings in {unit}; give them with --focus, or in a "
             f"{DISTANCE_FILES[0]} in the folder"
         )
     values = np.arange(len(files), dtype=np.float64)
-    start = "last" if reverse else "first"
-    notes.append(
-        f"no focus settings found: depth is the frame index, 0 at the {start} file, in equal steps; which end is "
-        "near is not known (--reverse counts from the other end: for a first file that is the nearest)"
+    note = (
+        f"no focus settings found: depth is the frame index, 0 at the {'last' if reverse else 'first'} file, in equal "
+        "steps; which end is near is not known (--reverse counts from the other end: for a first file that is the "
+        "nearest)"
     )
-    return FocusSettings(values[::-1].copy() if reverse else values, "index", tuple(notes))
+    return FocusSettings(values[::-1].copy() if reverse else values, "index", (*notes, note))
 
 
 def _distance_file(files: Sequence[Path]) -> Path | None:
@@ -135,24 +125,21 @@ def _distance_file(files: Sequence[Path]) -> Path | None:
 
 
 def _read_distances(path: Path, count: int) -> np.ndarray:
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            text = file.read(_MOST_TEXT + 1)
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as text ({error})") from None
+    with reading(path, "text"), open(path, encoding="utf-8-sig") as file:
+        text = file.read(_MOST_TEXT + 1)
     if len(text) > _MOST_TEXT:
         raise InputError(f"{path}: too long for a list of focus distances; one a line, in name order")
-    lines = text.splitlines()
     values = []
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            text = line.strip()[:40]
-            try:
-                values.append(float(line))
-            except ValueError:
-                raise InputError(f"{path}, line {number}: {text!r} is not a number") from None
-            if not np.isfinite(values[-1]):
-                raise InputError(f"{path}, line {number}: {text!r} is not a finite number")
+    for number, line in enumerate(text.splitlines(), start=1):
+        shown = line.strip()[:40]
+        if not shown:
+            continue
+        try:
+            values.append(float(line))
+        except ValueError:
+            raise InputError(f"{path}, line {number}: {shown!r} is not a number") from None
+        if not np.isfinite(values[-1]):
+            raise InputError(f"{path}, line {number}: {shown!r} is not a finite number")
     if len(values) != count:
         raise InputError(
             f"{path}: {len(values)} distances for {count} frames; one a line, in name order (for some of the frames "

@@ -1,14 +1,13 @@
 """A user's own photographs: folders, globs and lists of files to focal stacks, with or without ground truth.
 
-Which files are frames is settled here, at which focus settings in `focus_settings`, how they are decoded in
-`images`.
+This module finds the frames; `focus_settings` finds their focus settings and `images` decodes them.
 """
 
 from __future__ import annotations
 
 import glob
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,11 +18,12 @@ from dff_jax.data.files.depth_maps import read_depth
 from dff_jax.data.files.focus_settings import focus_settings, labelled_settings
 from dff_jax.data.files.frame_store import Allocate, let_go
 from dff_jax.data.files.images import IMAGE_SUFFIXES, downscale, read_image
+from dff_jax.data.files.reading import other_size, reading
 from dff_jax.errors import InputError
 from dff_jax.types import FocalStack
 
 TRUTH_FILES = ("disp.exr", "disp.npy")
-# Photographs that are not read. Their names are told, unless there is a frame of the same name, as cameras write both.
+# Photographs that are not read. A note names them, unless there is a frame of the same name: cameras write both.
 OTHER_SUFFIXES = frozenset(
     ".heic .heif .avif .webp .gif .jp2 .jxl .dng .cr2 .cr3 .nef .arw .raf .orf .rw2 .pef .srw .x3f".split()
 )
@@ -52,13 +52,13 @@ def read_stack(
     """Reads a folder of photographs, a glob, or a list of files, as one focal stack.
 
     Args:
-      source: a folder (sub folders, hidden files, `AiF.*` and files that are no images are passed over), a
-        glob such as `"scan/*.jpg"`, or the files.
+      source: a folder (subfolders, hidden files, `AiF.*` and files that are no images are passed over), a glob such as
+        `"scan/*.jpg"`, or the files.
       focus: focus settings, one a frame, in natural order of the file names (a2 before a10).
       unit: unit of the focus settings; None: as `focus_settings` says, by where they come from.
       reverse: counts the frame index from the other end; refused when the focus settings have values.
       max_size: longest side in pixels to scale the frames down to.
-      allocate: makes the array of the frames, as which they are decoded one by one; see `frame_store`.
+      allocate: makes the array that the frames are decoded into one by one; see `frame_store`.
 
     Returns:
       The stack, frames [Z,H,W,3] uint8 or uint16 sorted so that q ascends, no truth; and how it was read.
@@ -69,17 +69,17 @@ def read_stack(
     """
     if max_size is not None and max_size < MIN_SIDE:
         raise InputError(f"max_size: must be at least {MIN_SIDE} pixels, got {max_size}")
-    files, ignored = _look(source)
+    found, ignored = _find(source)
     try:
-        values, unit, notes = focus_settings(files, focus, unit, reverse=reverse)
+        values, unit, notes = focus_settings(found, focus, unit, reverse=reverse)
     except InputError as error:
         if not ignored:
             raise
         raise InputError(f"{error}; {ignored}") from None
     if ignored:
         notes += (ignored,)
-    order = focus_axis.sort_order(values, unit, [str(file) for file in files])
-    files = tuple(files[i] for i in order)
+    order = focus_axis.sort_order(values, unit, [str(file) for file in found])
+    files = tuple(found[i] for i in order)
     frames, full_size = _read_frames(files, max_size, allocate)
     if frames.shape[1:3] != full_size:
         height, width = frames.shape[1:3]
@@ -105,7 +105,7 @@ def read_labelled_stack(folder: Path, unit: str) -> FocalStack:
     focus_axis.check_unit(unit)
     folder = Path(folder)
     files = find_frames(folder)
-    truth = next((folder / name for name in TRUTH_FILES if (folder / name).is_file()), None)
+    truth = truth_file(folder)
     if truth is None:
         raise InputError(f"{folder}: no ground truth; looked for {' and '.join(TRUTH_FILES)}")
     values = labelled_settings(files)
@@ -113,10 +113,7 @@ def read_labelled_stack(folder: Path, unit: str) -> FocalStack:
     frames, size = _read_frames([files[i] for i in order], None)
     depth = read_depth(truth)
     if depth.shape != size:
-        raise InputError(
-            f"{truth}: is {depth.shape[1]} x {depth.shape[0]} (width x height) where the frames are "
-            f"{size[1]} x {size[0]}"
-        )
+        raise other_size(truth, depth.shape, size, "the frames are")
     if unit == "metre" and depth.min() < 0:
         raise InputError(f"{truth}: holds negative distances in metres; is the unit right?")
     mask = depth != 0
@@ -125,36 +122,49 @@ def read_labelled_stack(folder: Path, unit: str) -> FocalStack:
     return FocalStack(frames, values[order], unit, depth, mask, name=folder.name)
 
 
+def truth_file(folder: Path) -> Path | None:
+    """The ground truth of a stack folder, if it has one."""
+    return next((folder / name for name in TRUTH_FILES if (folder / name).is_file()), None)
+
+
 def list_stacks(root: Path) -> list[Path]:
     """The stack folders below `root`, or `root` itself: folders with a truth file or at least two frames.
 
     In natural order; folders inside a stack folder are not searched. Raises InputError if there is none.
     """
-    root = Path(root)
-    if not root.is_dir():
-        raise InputError(f"{root}: no such folder")
-    found: list[Path] = []
-    seen: set[Path] = set()
-
-    def walk(folder: Path) -> None:
-        if folder.resolve() in seen:  # links may run in a circle
-            return
-        seen.add(folder.resolve())
-        try:
-            entries = sorted(folder.iterdir(), key=natural_key)
-        except OSError as error:
-            raise InputError(f"{folder}: cannot be read ({error.strerror or error})") from None
-        if any(e.name in TRUTH_FILES for e in entries) or sum(map(_is_frame, entries)) >= 2:
-            found.append(folder)
-            return
-        for entry in entries:
-            if entry.is_dir() and not entry.name.startswith("."):
-                walk(entry)
-
-    walk(root)
+    found = [folder for folder, entries in walk(Path(root), _is_stack) if _is_stack(entries)]
     if not found:
         raise InputError(f"{root}: no focal stack here or below; a stack is a folder of at least 2 images")
     return found
+
+
+def walk(root: Path, ends: Callable[[list[Path]], bool] = lambda entries: False) -> Iterator[tuple[Path, list[Path]]]:
+    """`root` and the folders below it with their entries, in natural order, each once whatever links lead to it.
+
+    Hidden folders are left out, and so is all below a folder whose entries `ends` is true of.
+
+    Raises:
+      InputError: a folder that does not exist or cannot be read.
+    """
+    seen: set[Path] = set()
+    waiting = [root]
+    while waiting:
+        folder = waiting.pop()
+        if folder.resolve() in seen:  # links may run in a circle
+            continue
+        seen.add(folder.resolve())
+        entries = folder_entries(folder)
+        yield folder, entries
+        if not ends(entries):
+            waiting += [p for p in reversed(entries) if p.is_dir() and not p.name.startswith(".")]
+
+
+def folder_entries(folder: Path) -> list[Path]:
+    """What is in a folder, in natural order; InputError if it does not exist or cannot be read."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder")
+    with reading(folder):
+        return sorted(folder.iterdir(), key=natural_key)
 
 
 def natural_key(path: str | Path) -> tuple:
@@ -169,46 +179,48 @@ def find_frames(source: Source) -> list[Path]:
     Raises:
       InputError: no such folder, no match, fewer than two frames, one frame in two formats, or a broken link.
     """
-    return _look(source)[0]
+    return _find(source)[0]
 
 
-def _look(source: Source) -> tuple[list[Path], str]:
-    """`find_frames`, and what to say of photographs that are not read."""
-    if not isinstance(source, str | Path):
-        label, found = f"{len(source)} files", [Path(item) for item in source]
-        missing = next((path for path in found if not path.is_file()), None)
-        if missing is not None:
-            raise InputError(f"{missing}: no such file")
-    elif Path(source).is_dir():
-        label = str(source)
-        try:
-            found = list(Path(source).iterdir())
-        except OSError as error:
-            raise InputError(f"{source}: cannot be read ({error.strerror or error})") from None
-    elif glob.has_magic(str(source)):
-        label, found = str(source), [Path(item) for item in glob.glob(str(source), recursive=True)]
-    elif Path(source).exists():
-        raise InputError(f"{source}: a focal stack is a folder of images or a glob, not one file")
-    else:
-        raise InputError(f"{source}: no such folder, and not a glob")
+def _find(source: Source) -> tuple[list[Path], str]:
+    """`find_frames`, and a note on photographs that are not read."""
+    label = str(source) if isinstance(source, str | Path) else f"{len(source)} files"
+    found = _candidates(source)
     broken = next((path for path in found if path.is_symlink() and not path.exists()), None)
     if broken is not None:
         raise InputError(f"{broken}: a link that leads nowhere")
     files = sorted(filter(_is_frame, found), key=natural_key)
+    ignored = _not_read(found, files)
     if len(files) < 2:
         what = f"only one image ({files[0].name})" if files else "no images (jpg, png, tif, bmp)"
-        ignored = _not_read(found, files)
         raise InputError(f"{label}: {what}; a focal stack needs at least 2 frames{ignored and '; '}{ignored}")
     stems: dict[Path, Path] = {}
     for file in files:
         twin = stems.setdefault(file.with_suffix(""), file)
         if twin is not file:
             raise InputError(f"{twin} and {file.name}: one frame twice? choose with a glob such as '*.jpg'")
-    return files, _not_read(found, files)
+    return files, ignored
+
+
+def _candidates(source: Source) -> list[Path]:
+    """The files that `source` names, images or not."""
+    if not isinstance(source, str | Path):
+        found = [Path(item) for item in source]
+        missing = next((path for path in found if not path.is_file()), None)
+        if missing is not None:
+            raise InputError(f"{missing}: no such file")
+        return found
+    if Path(source).is_dir():
+        return folder_entries(Path(source))
+    if glob.has_magic(str(source)):
+        return [Path(item) for item in glob.glob(str(source), recursive=True)]
+    if Path(source).exists():
+        raise InputError(f"{source}: a focal stack is a folder of images or a glob, not one file")
+    raise InputError(f"{source}: no such folder, and not a glob")
 
 
 def _not_read(found: Sequence[Path], files: Sequence[Path]) -> str:
-    """What to say of photographs among `found` in a format that is not read; "" if there are none."""
+    """A note on photographs among `found` in a format that is not read; "" if there are none."""
     twins = {file.stem for file in files} | {"AiF"}
     others = (path for path in found if path.suffix.lower() in OTHER_SUFFIXES and path.name[0] != ".")
     names = sorted((path.name for path in others if path.stem not in twins), key=natural_key)
@@ -223,24 +235,26 @@ def _is_frame(path: Path) -> bool:
     return visible and path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
 
 
+def _is_stack(entries: list[Path]) -> bool:
+    return any(entry.name in TRUTH_FILES for entry in entries) or sum(map(_is_frame, entries)) >= 2
+
+
 def _read_frames(
     files: Sequence[Path], max_size: int | None, allocate: Allocate = np.empty
 ) -> tuple[np.ndarray, tuple[int, int]]:
     """Frames [Z,H,W,3] and their H, W before scaling."""
-    frames, size = None, None
+    first = read_image(files[0])
+    size = first.shape[:2]
+    image = downscale(first, max_size)
+    if min(image.shape[:2]) < MIN_SIDE:
+        raise InputError(f"{files[0]}: {size[1]} x {size[0]} pixels; each side needs {MIN_SIDE}")
+    frames = allocate((len(files), *image.shape), image.dtype)
     for z, file in enumerate(files):
-        image = read_image(file)
-        size = size or image.shape[:2]
-        if image.shape[:2] != size:
-            raise InputError(
-                f"{file}: {image.shape[1]} x {image.shape[0]} where {files[0].name} is {size[1]} x {size[0]} "
-                "(width x height); all frames of a stack must have one size"
-            )
-        image = downscale(image, max_size)
-        if frames is None:
-            if min(image.shape[:2]) < MIN_SIDE:
-                raise InputError(f"{file}: {size[1]} x {size[0]} pixels; each side needs {MIN_SIDE}")
-            frames = allocate((len(files), *image.shape), image.dtype)
+        if z:
+            image = read_image(file)
+            if image.shape[:2] != size:
+                raise other_size(file, image.shape, size, f"{files[0].name} is")
+            image = downscale(image, max_size)
         if image.dtype == np.uint16 and frames.dtype == np.uint8:  # 8 and 16 bit in one stack
             narrow, frames = frames, allocate(frames.shape, np.uint16)
             for k in range(z):

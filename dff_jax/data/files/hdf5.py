@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dff_jax.data.files.images import read_bytes
+from dff_jax.data.files.reading import read_bytes, reading
 from dff_jax.errors import InputError, one_line
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ _MOST_PACKED = 1100  # deflate shrinks no more than 1032 times
 
 @contextmanager
 def open_h5(path: str | Path) -> Iterator[h5py.File]:
-    """The file, for reading, as a context. What is taken from it is checked by `need`.
+    """The file, for reading, as a context. Arrays taken from it are checked by `need`.
 
     Raises:
       InputError: missing, empty, not HDF5, truncated or damaged; or h5py is not installed.
@@ -32,13 +32,10 @@ def open_h5(path: str | Path) -> Iterator[h5py.File]:
         import h5py
     except ImportError:
         raise InputError(f"{path}: HDF5 needs h5py; pip install 'dff-jax[datasets]'") from None
-    path = Path(path)
-    read_bytes(path, 8)  # a missing or empty file gets its own message
-    try:
+    with reading(path, "HDF5 file"):
+        read_bytes(path, 8)  # a missing or empty file gets its own message
         # No lock: the file is only read, and may lie where nothing can be locked.
         file = h5py.File(path, "r", locking=False)
-    except Exception as error:  # h5py raises OSError, RuntimeError, ValueError, KeyError
-        raise InputError(f"{path}: not a readable HDF5 file ({one_line(error)}); copy it again") from None
     with file:
         yield file
 
@@ -54,61 +51,45 @@ def need(file: h5py.File, key: str, shape: tuple[int | None, ...] | None = None,
       InputError: no such array, another shape or type, one that lies outside the file (by a link, external storage or
         a virtual layout), or that was never written whole. Names the file and the key.
     """
-    import h5py
-
-    where = f"{file.filename}: {key}"
-    try:
-        found = hard_linked(file, key)
-        if not isinstance(found, h5py.Dataset):
-            raise InputError(f"{where} is not an array; is it another dataset's file?")
-        if found.external or found.is_virtual:
-            raise InputError(f"{where} lies in other files, which are not followed; copy it into this one")
+    found = stored_array(file, key)
+    with reading(f"{file.filename}: {key}", "array"):
         dtype, got = found.dtype, found.shape
-    except InputError:
-        raise
-    except Exception as error:
-        raise _damaged(where, error) from None
-    if dtype.hasobject or dtype.kind not in kinds or dtype.subdtype is not None:
-        raise InputError(f"{where} holds {one_line(dtype)} where numbers are expected; is it another dataset's file?")
-    if got is None:
-        raise InputError(f"{where} holds nothing; copy the file again")
-    if shape is not None and not fits(got, shape):
-        wanted = ", ".join("any" if size is None else str(size) for size in shape)
-        raise InputError(f"{where} has shape {got} where ({wanted}) is expected; is it another dataset's file?")
-    try:
-        _check_storage(found, where)
-    except InputError:
-        raise
-    except Exception as error:
-        raise _damaged(where, error) from None
-    return found
+        if dtype.hasobject or dtype.kind not in kinds or dtype.subdtype is not None:
+            raise InputError(f"holds {one_line(dtype)} where numbers are expected; is it another dataset's file?")
+        if got is None:
+            raise InputError("holds nothing; copy the file again")
+        if shape is not None and not fits(got, shape):
+            wanted = ", ".join("any" if size is None else str(size) for size in shape)
+            raise InputError(f"has shape {got} where ({wanted}) is expected; is it another dataset's file?")
+        _check_storage(found)
+        return found
 
 
-def hard_linked(file: h5py.File, key: str) -> h5py.Dataset | h5py.Group:
-    """What `key` (perhaps "group/array") is, without following links of any kind.
+def stored_array(file: h5py.File, key: str) -> h5py.Dataset:
+    """The array `key` (perhaps "group/array") of any type; links of any kind are not followed.
 
     Raises:
-      InputError: nothing there, a link, or damaged.
+      InputError: nothing there, a link, not an array, one that lies in other files, or damaged.
     """
     import h5py
 
-    where, here = f"{file.filename}: {key}", file
-    try:
+    with reading(f"{file.filename}: {key}", "array"):
+        here: h5py.Group | h5py.Dataset = file
         for name in key.split("/"):
             link = None
             if isinstance(here, h5py.Group) and name in here.keys():  # `in` the group itself would follow links
                 link = here.get(name, getlink=True)
             if link is None:
                 known = ", ".join(map(str, file.keys()))[:200] or "nothing"
-                raise InputError(f"{file.filename}: no {key} in it, only {known}; is it another dataset's file?")
+                raise InputError(f"no {key} in it, only {known}; is it another dataset's file?")
             if not isinstance(link, h5py.HardLink):
-                raise InputError(f"{where} is a link, and links are not followed; copy the array itself")
+                raise InputError("a link, and links are not followed; copy the array itself")
             here = here[name]
-    except InputError:
-        raise
-    except Exception as error:
-        raise _damaged(where, error) from None
-    return here
+        if not isinstance(here, h5py.Dataset):
+            raise InputError("not an array; is it another dataset's file?")
+        if here.external or here.is_virtual:
+            raise InputError("lies in other files, which are not followed; copy it into this one")
+        return here
 
 
 def fits(shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
@@ -116,15 +97,16 @@ def fits(shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
     return len(shape) == len(wanted) and all(w in (None, s) for s, w in zip(shape, wanted, strict=True))
 
 
-def _check_storage(found: h5py.Dataset, where: str) -> None:
-    """What is stored must be what the header promises: else it is damaged, or was never written whole.
+def _check_storage(found: h5py.Dataset) -> None:
+    """Raises InputError unless as much is stored as the header promises.
 
-    A promise must not cost the memory that it speaks of, and most files have no checksum that would find it out.
+    Without this check a damaged header could ask for any amount of memory, and most files have no checksum that would
+    find it out. A smaller store also means that the array was never written whole.
     """
     import h5py
 
     if not found.id.get_type().equal(h5py.h5t.py_create(found.dtype)):
-        raise InputError(f"{where} has numbers of no common type; copy the file again")
+        raise InputError("has numbers of no common type; copy the file again")
     size = math.prod(found.shape) * found.dtype.itemsize
     stored = found.id.get_storage_size()
     if found.chunks is None:
@@ -132,14 +114,10 @@ def _check_storage(found: h5py.Dataset, where: str) -> None:
     else:
         chunk = math.prod(found.chunks) * found.dtype.itemsize
         if chunk > MAX_CHUNK_BYTES:
-            raise InputError(f"{where} has chunks beyond {MAX_CHUNK_BYTES // 2**20} MiB; write it with smaller ones")
+            raise InputError(f"has chunks beyond {MAX_CHUNK_BYTES // 2**20} MiB; write it with smaller ones")
         count = math.prod(-(-length // step) for length, step in zip(found.shape, found.chunks, strict=True))
         packed = found.id.get_create_plist().get_nfilters() > 0
         whole = found.id.get_num_chunks() == count and (packed or stored == count * chunk)
         whole = whole and stored * _MOST_PACKED >= size
     if not whole:
-        raise InputError(f"{where} is damaged or was not written whole: {stored} bytes for {size} of values")
-
-
-def _damaged(where: str, error: Exception) -> InputError:
-    return InputError(f"{where} cannot be read ({one_line(error)}); copy the file again")
+        raise InputError(f"damaged or not written whole: {stored} bytes for {size} of values")

@@ -1,28 +1,28 @@
-"""One file to one array: photographs (JPEG, PNG, TIFF, BMP; 8 and 16 bit).
+"""Photographs from files, one file to one array (JPEG, PNG, TIFF, BMP; 8 and 16 bit).
 
-Pillow decodes 8-bit pictures, palettes and JPEG. It silently cuts 16-bit RGB down to 8 bit, so 16-bit PNG
-goes through imagecodecs and TIFF through tifffile.
+Pillow decodes 8-bit images, palettes and JPEG. It silently cuts 16-bit RGB down to 8 bit, so 16-bit PNG is decoded by
+imagecodecs and TIFF by tifffile.
 """
 
 from __future__ import annotations
 
 import io
 import logging
-import os
-import stat
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageOps, TiffImagePlugin
 
-from dff_jax.errors import InputError, one_line
+from dff_jax.data.files.reading import MAX_PIXELS, read_bytes, reading
+from dff_jax.errors import InputError
+
+if TYPE_CHECKING:
+    import tifffile
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp")
-MAX_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # where Pillow too calls it a decompression bomb
-MAX_BYTES = 8 * MAX_PIXELS  # of a file: four samples of 16 bit a pixel
-_MAX_SAMPLES = 2**29  # of a picture that is not decoded by Pillow, so that a few copies fit into 2 GiB
+_MAX_SAMPLES = 2**29  # of an image that is not decoded by Pillow, so that a few copies fit into 2 GiB
 _BAND = 256  # rows
 _FORMATS = ("JPEG", "PNG", "BMP")
 _TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -36,7 +36,7 @@ logging.getLogger("tifffile").addHandler(logging.NullHandler())
 def read_image(path: str | Path) -> np.ndarray:
     """A photograph as RGB, upright as its EXIF orientation says; grey is repeated, alpha is dropped.
 
-    What the file holds decides, not its suffix.
+    The format follows from the content, not from the suffix.
 
     Returns:
       [H,W,3] uint8 or uint16 (more than 8 bits a sample, scaled to the full 16; a float TIFF in [0,1] too).
@@ -44,61 +44,37 @@ def read_image(path: str | Path) -> np.ndarray:
     Raises:
       InputError: missing, unreadable, empty, truncated, corrupt, too large, or none of the formats.
     """
-    path = Path(path)
     data = read_bytes(path)
-    try:
+    with reading(path):
         if data[:4] in _TIFF_HEADS:
             return _read_tiff(data)
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             if data[:8] == _PNG_HEAD:
                 check_png(data)
-            if data[:8] == _PNG_HEAD and data[24] == 16 and image.mode != "I;16":
-                return _read_png16(data, image)
+                if data[24] == 16 and image.mode != "I;16":
+                    return _read_png16(data, image)
             return _from_pillow(image)
-    except Image.UnidentifiedImageError:
-        raise InputError(f"{path}: not a JPEG, PNG, TIFF or BMP image; remove it or convert it") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise InputError(f"{path}: more than {MAX_PIXELS // 10**6} megapixels; scale it down first") from None
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-    except MemoryError:
-        raise InputError(f"{path}: needs more memory than there is; scale it down, or copy it again") from None
-    except Exception as error:  # each decoder has its own exceptions, and all mean this
-        raise InputError(f"{path}: truncated or corrupt image ({one_line(error)}); copy it again") from None
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
     """H, W of a photograph as `read_image` gives it, from its header alone; for a quick check of many files.
 
     Raises:
-      InputError: missing, empty, none of the formats, more than `MAX_PIXELS`, or a PNG file without its end.
+      InputError: missing, empty, none of the formats, too large, or a PNG file without its end.
     """
-    path = Path(path)
-    try:
-        with open(path, "rb") as file:
-            if file.read(8) == _PNG_HEAD:
+    head = read_bytes(path, 8)
+    with reading(path):
+        if head == _PNG_HEAD:
+            with open(path, "rb") as file:
                 file.seek(-min(64, file.seek(0, 2)), 2)
                 if _PNG_TAIL not in file.read():  # bytes behind it do no harm
-                    raise InputError(f"{path}: truncated, it has no end; copy it again")
+                    raise InputError("truncated, it has no end; copy it again")
         with Image.open(path, formats=(*_FORMATS, TiffImagePlugin.TiffImageFile.format)) as image:
             try:
                 turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
-            except Exception:  # a PNG file may have it behind the pixels; what is wrong with these, reading shows
+            except Exception:  # a PNG file may have damaged EXIF behind the pixels, which reading reports
                 turned = False
             return (image.width, image.height) if turned else (image.height, image.width)
-    except Image.UnidentifiedImageError:
-        read_bytes(path)  # says so if it is empty
-        raise InputError(f"{path}: not a JPEG, PNG, TIFF or BMP image; remove it or convert it") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise InputError(f"{path}: more than {MAX_PIXELS // 10**6} megapixels; scale it down first") from None
-    except FileNotFoundError:
-        raise InputError(f"{path}: missing; copy it again") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or one_line(error)})") from None
-    except InputError:
-        raise
-    except Exception as error:  # each decoder has its own exceptions, and all mean this
-        raise InputError(f"{path}: truncated or corrupt image ({one_line(error)}); copy it again") from None
 
 
 def downscale(image: np.ndarray, max_size: int | None) -> np.ndarray:
@@ -110,37 +86,9 @@ def downscale(image: np.ndarray, max_size: int | None) -> np.ndarray:
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     if image.dtype == np.uint8:
         return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
-    planes = [
-        np.asarray(Image.fromarray(image[..., c].astype(np.float32)).resize(size, Image.Resampling.LANCZOS))
-        for c in range(3)
-    ]
-    return np.clip(np.rint(np.stack(planes, axis=-1)), 0, 65535).astype(np.uint16)
-
-
-def read_bytes(path: Path, length: int = -1) -> bytes:
-    """The first `length` bytes of a file, all of them by default.
-
-    Raises:
-      InputError: missing, not a plain file, empty, or too large to be a picture or a map.
-    """
-    try:
-        with open(path, "rb", opener=_open_at_once) as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise InputError(f"{path}: not a plain file; remove it")
-            if length < 0 and status.st_size > MAX_BYTES:
-                raise InputError(f"{path}: {status.st_size / 2**30:.1f} GiB, too large; remove it or scale it down")
-            data = file.read(length)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
-    if not data:
-        raise InputError(f"{path}: the file is empty; copy it again or remove it")
-    return data
-
-
-def _open_at_once(path: str, flags: int) -> int:
-    """Does not wait for a writer where `path` is a pipe."""
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    planes = (Image.fromarray(image[..., c].astype(np.float32)) for c in range(3))
+    small = np.stack([np.asarray(plane.resize(size, Image.Resampling.LANCZOS)) for plane in planes], axis=-1)
+    return np.clip(np.rint(small), 0, 65535).astype(np.uint16)
 
 
 def check_png(data: bytes) -> tuple[int, int, int, int]:
@@ -184,25 +132,24 @@ def _read_png16(data: bytes, image: Image.Image) -> np.ndarray:
 
     if image.width * image.height * {2: 3, 6: 4}.get(data[25], 2) > _MAX_SAMPLES:
         raise InputError(f"more than {_MAX_SAMPLES // 10**6} million samples of 16 bit; scale it down first")
-    pixels = imagecodecs.png_decode(data)
-    return _turn(_to_rgb(pixels), image.getexif().get(_ORIENTATION, 1))
+    return _turn(_to_rgb(imagecodecs.png_decode(data)), image.getexif().get(_ORIENTATION, 1))
 
 
 def _read_tiff(data: bytes) -> np.ndarray:
     import tifffile
 
     with tifffile.TiffFile(io.BytesIO(data)) as file:
-        page = file.pages[0]
+        page = file.pages.first
         _check_strips(page)
         plain = (tifffile.PHOTOMETRIC.MINISWHITE, tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.RGB)
         if page.photometric not in plain:  # palette, YCbCr, CMYK: 8 bit, and Pillow knows the conversions
             with Image.open(io.BytesIO(data), formats=(TiffImagePlugin.TiffImageFile.format,)) as image:
                 return _from_pillow(image)
         if page.axes not in ("YX", "YXS", "SYX"):
-            raise InputError(f"a TIFF of axes {page.axes} is not one picture; save each frame as a file")
+            raise InputError(f"a TIFF of axes {page.axes} is not one image; save each frame as a file")
         pixels = page.asarray()
         if pixels.size != page.imagelength * page.imagewidth * page.samplesperpixel:
-            raise ValueError("it holds no whole picture")
+            raise ValueError("it holds no whole image")
         pixels = _full_range(pixels, page.bitspersample)
         pixels = np.moveaxis(pixels, 0, -1) if page.axes == "SYX" else pixels
         if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
@@ -211,7 +158,7 @@ def _read_tiff(data: bytes) -> np.ndarray:
         return _turn(_to_rgb(pixels), int(tag.value) if tag else 1)
 
 
-def _check_strips(page: Any) -> None:
+def _check_strips(page: tifffile.TiffPage) -> None:
     """Raises unless a TIFF has as many strips or tiles as its size needs, and all their bytes if uncompressed.
 
     tifffile fills up with zeros what is missing.
@@ -222,14 +169,13 @@ def _check_strips(page: Any) -> None:
     if height * width > MAX_PIXELS or height * width * samples * -(-page.bitspersample // 16) > _MAX_SAMPLES:
         raise InputError(f"more than {MAX_PIXELS // 10**6} megapixels; scale it down first")
     planes = samples if page.planarconfig == 2 else 1
+    pixel_bits = samples * page.bitspersample // planes  # in each plane
     if page.is_tiled:
-        rows, columns = page.tilelength, page.tilewidth
-        count = planes * -(-height // rows) * -(-width // columns)
-        size = count * rows * -(-columns * samples * page.bitspersample // (8 * planes))
+        count = planes * -(-height // page.tilelength) * -(-width // page.tilewidth)
+        size = count * page.tilelength * -(-page.tilewidth * pixel_bits // 8)
     else:
-        rows = min(page.rowsperstrip or height, height)
-        count = planes * -(-height // rows)
-        size = planes * height * -(-width * samples * page.bitspersample // (8 * planes))
+        count = planes * -(-height // min(page.rowsperstrip or height, height))
+        size = planes * height * -(-width * pixel_bits // 8)
     sizes = page.databytecounts
     if len(page.dataoffsets) != count or len(sizes) != count or (page.compression == 1 and sum(sizes) != size):
         raise ValueError(f"{len(sizes)} strips of {sum(sizes)} bytes for {width} x {height} pixels")

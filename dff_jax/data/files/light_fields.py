@@ -14,6 +14,7 @@ import numpy as np
 
 from dff_jax.data.files.depth_maps import read_depth_map
 from dff_jax.data.files.images import image_size, read_image
+from dff_jax.data.files.reading import other_size, reading
 from dff_jax.errors import InputError
 from dff_jax.types import FocalStack
 
@@ -31,7 +32,7 @@ class LightField(NamedTuple):
 
 
 def probe_light_field(folder: Path) -> tuple[list[str], LightField | None]:
-    """Looks at headers and the truth of one scene: what is wrong with it, and the scene if nothing is.
+    """What is wrong with one scene, by its headers and its truth; and the scene if nothing is wrong.
 
     A scene of the category `test` that has no truth gives ([], None).
     """
@@ -56,23 +57,18 @@ def probe_light_field(folder: Path) -> tuple[list[str], LightField | None]:
             continue
         try:
             found = image_size(path)
+            size = size or found
+            if found != size:
+                raise other_size(path, found, size, "others are")
         except InputError as error:
             problems.append(str(error))
-            continue
-        size = size or found
-        if found != size:
-            problems.append(f"{path}: {found[1]} x {found[0]} where others are {size[1]} x {size[0]}; copy it again")
-    if not (folder / TRUTH).is_file():
-        if category != "test":
-            problems.append(f"{folder / TRUTH}: missing; copy it again")
+    truth = folder / TRUTH
+    if not truth.is_file() and category == "test":
         return problems, None
     try:
-        truth, _ = read_depth_map(folder / TRUTH)
-        if size and truth.shape != size:
-            problems.append(
-                f"{folder / TRUTH}: {truth.shape[1]} x {truth.shape[0]} where the views are {size[1]} x {size[0]} "
-                "(width x height); copy both again"
-            )
+        found = read_depth_map(truth).values.shape
+        if size and found != size:
+            raise other_size(truth, found, size, "the views are")
     except InputError as error:
         problems.append(str(error))
     return problems, LightField(folder, rows, columns, size) if size and not problems else None
@@ -81,21 +77,14 @@ def probe_light_field(folder: Path) -> tuple[list[str], LightField | None]:
 def read_parameters(path: Path) -> tuple[int, int, str]:
     """Rows and columns of the grid of views, and the category, from `parameters.cfg`.
 
-    The size of the pictures is not taken from there: it is the original one, also for a crop.
+    The size of the images is not taken from there: it is the original one, also for a crop.
 
     Raises:
       InputError: missing, not an INI file, or without an odd number of views in each direction.
     """
-    try:
-        with open(path, encoding="utf-8") as file:
-            text = file.read(2**16)
-        parser = configparser.ConfigParser(interpolation=None, strict=False)
-        parser.read_string(text)
-    except OSError as error:
-        reason = "missing" if isinstance(error, FileNotFoundError) else error.strerror or str(error)
-        raise InputError(f"{path}: {reason}; copy it again") from None
-    except (UnicodeDecodeError, configparser.Error):
-        raise InputError(f"{path}: not an INI file such as the benchmark has; copy it again") from None
+    parser = configparser.ConfigParser(interpolation=None, strict=False)
+    with reading(path, "INI file"), open(path, encoding="utf-8") as file:
+        parser.read_string(file.read(2**16))
     counts = []
     for field in ("num_cams_y", "num_cams_x"):
         said = parser.get("extrinsics", field, fallback="")
@@ -116,10 +105,7 @@ def read_views(scene: LightField) -> np.ndarray:
         path = scene.folder / VIEW.format(i)
         view = read_image(path)
         if view.shape[:2] != scene.size or view.dtype != np.uint8:
-            raise InputError(
-                f"{path}: {view.shape[1]} x {view.shape[0]} of {view.dtype} where the first look found 8 bit, "
-                f"{scene.size[1]} x {scene.size[0]}; copy it again"
-            )
+            raise other_size(path, view.shape, scene.size, f"({view.dtype}) the first look found 8 bit,")
         views[i] = view
     return views.reshape(scene.rows, scene.columns, *views.shape[1:])
 
@@ -137,7 +123,7 @@ def refocused_stack(scene: LightField, settings: tuple[float, ...], name: str) -
     views = read_views(scene)
     truth, mask = read_depth_map(scene.folder / TRUTH)
     if truth.shape != scene.size:
-        raise InputError(f"{scene.folder / TRUTH}: not of the size of the views; copy both again")
+        raise other_size(scene.folder / TRUTH, truth.shape, scene.size, "the views are")
     frames = np.asarray(jnp.round(refocus(views, jnp.asarray(settings)) * 255).astype(jnp.uint8))
     depth = np.where(mask, truth, 0).astype(np.float32)
     return FocalStack(frames, np.asarray(settings, np.float64), "disparity", depth, mask, name)

@@ -1,4 +1,4 @@
-"""Sharp pictures with depth or disparity maps: which files belong together, at what scale, and how they are read.
+"""Sharp images with depth or disparity maps: which files belong together, at what scale, and how they are read.
 
 Found below a folder, in any mix:
   <scene>/rgb.png + <scene>/disp.pfm      the plain layout; `disp` is disparity in pixels, `depth` is metres
@@ -13,24 +13,24 @@ Found below a folder, in any mix:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from dff_jax.data.files.depth_maps import read_depth_map
-from dff_jax.data.files.folder import MIN_SIDE, natural_key
+from dff_jax.data.files.depth_maps import DEPTH_SUFFIXES, read_depth_map
+from dff_jax.data.files.folder import MIN_SIDE, natural_key, walk
 from dff_jax.data.files.images import IMAGE_SUFFIXES, image_size, read_image
+from dff_jax.data.files.reading import other_size
 from dff_jax.errors import InputError
 from dff_jax.focus_axis import check_unit
 
-DEPTH_SUFFIXES = (".exr", ".pfm", ".npy", ".npz", ".png")
 SCALE_FILE = "scale.txt"
 _LISTED = ", ".join(DEPTH_SUFFIXES)
-_PLAIN = ("rgb", "aif")  # stems of the picture, the second as in FlyingThings3D's focal stacks
+_PLAIN = ("rgb", "aif")  # stems of the image, the second as in FlyingThings3D's focal stacks
 _UNITS = {"disp": "disparity", "depth": "metre"}
-# Stems of published sets -> divisor of 8-bit maps by the width of the picture: (up to this width, divisor), ...; else 1
+# Stems of published sets -> divisor of 8-bit maps by the width of the image: (up to this width, divisor), ...; else 1
 _PUBLISHED = {
     ("im0", "disp0"): (),
     ("view1", "disp1"): ((520, 3), (780, 2)),
@@ -40,7 +40,7 @@ _PUBLISHED = {
 
 
 class Scene(NamedTuple):
-    """A picture and what lies at each of its pixels."""
+    """A image and what lies at each of its pixels."""
 
     rgb: np.ndarray  # [H,W,3] uint8
     depth: np.ndarray  # [H,W] float32 in `unit`; 0 where `mask` is False
@@ -79,22 +79,20 @@ def list_scenes(root: str | Path, *, scale: float | None = None, unit: str | Non
 def find_scenes(
     root: str | Path, *, scale: float | None = None, unit: str | None = None
 ) -> tuple[list[SceneFiles], tuple[str, ...]]:
-    """As `list_scenes`, with every problem instead of the first: pictures without a map, maps without a scale, ...
+    """As `list_scenes`, with every problem instead of the first: images without a map, maps without a scale, ...
 
     Raises:
       InputError: no such folder, nothing in it that looks like a scene, a bad option.
     """
     root = Path(root)
-    if not root.is_dir():
-        raise InputError(f"{root}: no such folder")
     if scale is not None and not (math.isfinite(scale) and scale > 0):
         raise InputError(f"scale: must be a positive number, got {scale}")
     if unit is not None:
         check_unit(unit)
     scenes: dict[str, SceneFiles] = {}
     problems: list[str] = []
-    for folder in _folders(root):
-        pairs, lonely = _pairs(folder)
+    for folder, entries in walk(root):
+        pairs, lonely = _pairs(folder, entries)
         problems += lonely
         for pair in pairs:
             name = _full_name(root, folder, pair.name)
@@ -109,7 +107,7 @@ def find_scenes(
                 scenes[name] = files
     if not scenes and not problems:
         raise InputError(
-            f"{root}: no pictures with depth maps here or below; looked for rgb.png with disp.* or depth.* "
+            f"{root}: no images with depth maps here or below; looked for rgb.png with disp.* or depth.* "
             f"({_LISTED}), im0.png with disp0.pfm, view1.png with disp1.png, im2.png with disp2.png "
             "and imL.png with groundtruth.png"
         )
@@ -117,7 +115,7 @@ def find_scenes(
 
 
 def read_scene(files: SceneFiles) -> Scene:
-    """Reads a picture and its map. Not finite or 0 means that nothing is known there.
+    """Reads a image and its map. Not finite or 0 means that nothing is known there.
 
     Raises:
       InputError: a damaged file, unequal or tiny sizes, negative metres, or no depth anywhere.
@@ -128,10 +126,7 @@ def read_scene(files: SceneFiles) -> Scene:
     values, finite = read_depth_map(files.depth, scale=files.scale)
     height, width = rgb.shape[:2]
     if values.shape != (height, width):
-        raise InputError(
-            f"{files.depth}: is {values.shape[1]} x {values.shape[0]} (width x height) where {files.rgb.name} is "
-            f"{width} x {height}"
-        )
+        raise other_size(files.depth, values.shape, rgb.shape, f"{files.rgb.name} is")
     if min(height, width) < MIN_SIDE:
         raise InputError(f"{files.rgb}: {width} x {height} pixels; each side needs {MIN_SIDE}")
     mask = finite & (values != 0)
@@ -149,72 +144,52 @@ class _Pair(NamedTuple):
     kind: str  # "disp" or "depth"
 
 
-def _folders(root: Path) -> Iterator[Path]:
-    """`root` and all folders below it, hidden ones left out, each once whatever links lead to it."""
-    seen: set[Path] = set()
-    waiting = [root]
-    while waiting:
-        folder = waiting.pop()
-        if folder.resolve() in seen:  # links may run in a circle
-            continue
-        seen.add(folder.resolve())
-        yield folder
-        waiting += [p for p in reversed(_entries(folder)) if p.is_dir() and not p.name.startswith(".")]
-
-
-def _entries(folder: Path) -> list[Path]:
-    try:
-        return sorted(folder.iterdir(), key=natural_key)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be read ({error.strerror or error})") from None
-
-
-def _by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
+def _by_stem(entries: Iterable[Path], suffixes: tuple[str, ...]) -> dict[str, Path]:
     """Files by lower-case stem; of several with one stem, that whose suffix comes first."""
-    files = [p for p in _entries(folder) if p.suffix.lower() in suffixes and not p.name.startswith(".") and p.is_file()]
+    files = [p for p in entries if p.suffix.lower() in suffixes and not p.name.startswith(".") and p.is_file()]
     found: dict[str, Path] = {}
     for path in sorted(files, key=lambda path: suffixes.index(path.suffix.lower())):
         found.setdefault(path.stem.lower(), path)
     return found
 
 
-def _pairs(folder: Path) -> tuple[list[_Pair], list[str]]:
-    """The scenes whose picture is in `folder`, and what is there without its other half."""
-    pictures, maps = _by_stem(folder, IMAGE_SUFFIXES), _by_stem(folder, DEPTH_SUFFIXES)
+def _pairs(folder: Path, entries: list[Path]) -> tuple[list[_Pair], list[str]]:
+    """The scenes whose image is in `folder`, and what is there without its other half."""
+    images, maps = _by_stem(entries, IMAGE_SUFFIXES), _by_stem(entries, DEPTH_SUFFIXES)
     pairs, problems = [], []
 
     # the folder is one scene
-    rgb = next((pictures[stem] for stem in _PLAIN if stem in pictures), None)
+    rgb = next((images[stem] for stem in _PLAIN if stem in images), None)
     kind = next((kind for kind in _UNITS if kind in maps), None)
-    published = [(a, b) for a, b in _PUBLISHED if a in pictures and b in maps]
+    published = [(a, b) for a, b in _PUBLISHED if a in images and b in maps]
     if rgb and kind:
         pairs.append(_Pair("", rgb, maps[kind], kind))
     elif published:
         a, b = published[0]
-        pairs.append(_Pair("", pictures[a], maps[b], "disp"))
+        pairs.append(_Pair("", images[a], maps[b], "disp"))
     elif rgb and rgb.stem.lower() == "rgb":
-        problems.append(f"{rgb}: no disp.* or depth.* ({_LISTED}) beside it; add it, or move the picture away")
+        problems.append(f"{rgb}: no disp.* or depth.* ({_LISTED}) beside it; add it, or move the image away")
     elif kind:
         problems.append(f"{maps[kind]}: no rgb.png beside it; add it, or move the map away")
     else:
-        alone = next(((a, b) for a, b in _PUBLISHED if a in pictures), None)
+        alone = next(((a, b) for a, b in _PUBLISHED if a in images), None)
         if alone:
-            problems.append(f"{pictures[alone[0]]}: no {alone[1]} ({_LISTED}) beside it; add it, or move it away")
+            problems.append(f"{images[alone[0]]}: no {alone[1]} ({_LISTED}) beside it; add it, or move it away")
 
     for stem, depth in maps.items():  # flat
         base, _, kind = stem.rpartition("_")
         if not base or kind not in _UNITS or (kind == "depth" and f"{base}_disp" in maps):
             continue
-        rgb = next((pictures[s] for s in (f"{base}_rgb", f"{base}_left", base) if s in pictures), None)
+        rgb = next((images[s] for s in (f"{base}_rgb", f"{base}_left", base) if s in images), None)
         if rgb is None:
-            problems.append(f"{depth}: no picture {base}_rgb, {base}_left or {base} beside it")
+            problems.append(f"{depth}: no image {base}_rgb, {base}_left or {base} beside it")
         else:
             pairs.append(_Pair(depth.stem[: len(base)], rgb, depth, kind))
 
     kind = next((kind for kind in _UNITS if (folder.parent / kind).is_dir()), None)
     if folder.name == "rgb" and kind:  # side by side
-        beside = _by_stem(folder.parent / kind, DEPTH_SUFFIXES)
-        for stem, rgb in pictures.items():
+        beside = _by_stem((folder.parent / kind).iterdir(), DEPTH_SUFFIXES)
+        for stem, rgb in images.items():
             if stem in beside:
                 pairs.append(_Pair(f"../{rgb.stem}", rgb, beside[stem], kind))
             else:
@@ -233,7 +208,7 @@ def _scale(root: Path, pair: _Pair) -> float:
     """Stored value * scale = depth; see `list_scenes`."""
     for place in dict.fromkeys((pair.depth.parent, root)):
         if (place / SCALE_FILE).is_file():
-            return _number(place / SCALE_FILE, 0)
+            return _number(place / SCALE_FILE)
     if pair.depth.suffix.lower() != ".png":
         return 1.0
     stems = pair.rgb.stem.lower(), pair.depth.stem.lower()
@@ -243,16 +218,16 @@ def _scale(root: Path, pair: _Pair) -> float:
             f"{pair.depth.parent / SCALE_FILE}, or give it (--scale)"
         )
     if (pair.depth.parent / "info.txt").is_file():
-        return 1.0 / _number(pair.depth.parent / "info.txt", 0)
+        return 1.0 / _number(pair.depth.parent / "info.txt")
     width = image_size(pair.rgb)[1]
     return 1.0 / next((divisor for widest, divisor in _PUBLISHED[stems] if width <= widest), 1)
 
 
-def _number(path: Path, line: int) -> float:
-    """The positive number on a line of a short text file; may be a fraction such as 1/3."""
+def _number(path: Path) -> float:
+    """The positive number on the first line of a text file; may be a fraction such as 1/3."""
     try:
         with open(path, encoding="utf-8") as file:
-            text = file.read(1000).split("\n")[line].strip()
+            text = file.read(1000).split("\n")[0].strip()
         above, _, below = text.partition("/")
         value = float(above) / float(below or 1)
     except (OSError, ValueError, ZeroDivisionError):
