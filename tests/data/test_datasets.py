@@ -103,7 +103,7 @@ def test_made_on_first_use_and_said_so(tmp_path, capsys):
     loader.close()
     captured = capsys.readouterr()
     assert f"{NAME} is not in {tmp_path}; making it now" in captured.err
-    assert "train 2/2 stacks" in captured.err and captured.out == ""  # progress, and no banners of tfds
+    assert "train: 2/2 stacks" in captured.err and captured.out == ""  # progress, and no banners of tfds
     assert loaded.batch.frames.shape == (3, 5, 32, 32, 3) and loaded.batch.mask.all()
     assert set(loaded.names) == {"tiny/train/00000", "tiny/train/00001"}
     np.testing.assert_allclose(loaded.batch.focus[0], np.linspace(10, 100, 5))
