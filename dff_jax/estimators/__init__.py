@@ -14,8 +14,8 @@ BUILDERS: dict[type[ModelConfig], str] = {
     AiFDNet: "aifdnet:aifdnet",
     DWild: "dwild:dwild",
     Classical: "classical:classical",
-    SML: "sml:sml",
-    RDF: "rdf:rdf",
+    SML: "peaks:sml",
+    RDF: "peaks:rdf",
     RfvrLike: "rfvr_like:rfvr_like",
 }
 """The file of this room and the function in it that builds the estimator of a class, imported when it is used."""

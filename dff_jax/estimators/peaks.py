@@ -1,4 +1,4 @@
-"""What the methods have in common that look for the peak of a volume of sharpness and need no weights."""
+"""Depth at the peak of a volume of sharpness, without weights: `sml`, `rdf`, and what `rfvr_like` shares with them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,16 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from dff_jax.classical import gaussian_peak, peak_confidence, sharp_composite
+from dff_jax.classical import (
+    box_mean,
+    disc_ring_difference,
+    gaussian_peak,
+    guided_mean,
+    luminance,
+    peak_confidence,
+    sharp_composite,
+    sum_modified_laplacian,
+)
 from dff_jax.types import Array, Estimator, History, Prediction, Variables
 
 
@@ -16,7 +25,7 @@ class Sharpness(NamedTuple):
 
     volume: Array  # its peak is the answer
     measured: Array  # how far its peak stands out is the confidence
-    first: Array | None = None  # [B,H,W] depth in q from an earlier pass, shown as Dbar; None: the answer
+    first: Array | None = None  # [B,H,W] depth in q from an earlier pass, reported as Dbar; None: the answer
 
 
 def peak_estimator(
@@ -54,3 +63,41 @@ def peak_estimator(
         ), {}
 
     return Estimator(init, apply, global_statistics)
+
+
+def sml(window: int = 5, aggregation: int = 9) -> Estimator:
+    """The baseline: sum-modified-Laplacian, aggregation, Gaussian peak; any Z, H and W.
+
+    Args:
+      window: side of the sum-modified-Laplacian's window, pixels, odd (Nayar and Nakagawa 1994).
+      aggregation: side of the box that averages the focus volume, pixels, odd.
+    """
+
+    def sharpness(frames: Array, focus: Array, _: None) -> Sharpness:
+        measure = box_mean(sum_modified_laplacian(luminance(frames), window), aggregation)
+        return Sharpness(measure, measure)
+
+    return peak_estimator(sharpness)
+
+
+def rdf(radius: int = 5, epsilon: float = 1e-3) -> Estimator:
+    """Ring difference filter, guided aggregation of each slice of the focus volume, peak; any Z, H and W.
+
+    Jeon, Surh, Im and Kweon, Ring difference filter for fast and noise robust depth from focus, IEEE TIP 29, 2020, from
+    its description: the ring's size, the guide (the frames' own composite) and the windows are ours, and no median
+    follows.
+
+    Args:
+      radius: of the guided filter's windows, pixels.
+      epsilon: variance of the guide below which a window counts as one surface.
+    """
+
+    def sharpness(frames: Array, focus: Array, _: None) -> Sharpness:
+        channels = jnp.moveaxis(frames, -1, 0)
+        measure = jnp.sqrt(sum(disc_ring_difference(channel) ** 2 for channel in channels))
+        first = gaussian_peak(box_mean(measure, 9), focus)
+        guide = luminance(sharp_composite(frames, first, focus))
+        measure = guided_mean(measure, guide, radius, epsilon)
+        return Sharpness(measure, measure, first)
+
+    return peak_estimator(sharpness)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from dff_jax.classical import nearest_composite, weighted_median
 from dff_jax.config import Proximal
-from dff_jax.estimators.padding import padded
+from dff_jax.estimators.padding import pad_to_multiple
 from dff_jax.estimators.unrolled import Context, build_unroll
 from dff_jax.focus_axis import from_unit_coordinate, span, to_unit_coordinate
 from dff_jax.network.candidates import Candidates
@@ -177,15 +177,15 @@ def proximal(config: Proximal) -> Estimator:
         height, width = frames.shape[2:4]
         K = config.num_iterations if num_iterations is None else num_iterations
         params = variables["params"]
-        with padded(frames) as whole:
-            stats, seen = look(params, variables["batch_stats"], whole, focus, train)
-            problem = fuse(params, seen)
-            depth, iterates, trace = iterate(params, problem, K, train)
-            refined = refine(params, depth, problem, focus)
-            answer = refined[:, -1] if config.refiner_steps else depth
-            if config.uncertainty == "learned":
-                given = look_back(seen, problem, answer)
-                certain = confidence_of_error(error_net.apply({"params": params["expected_error"]}, *given))
+        whole = pad_to_multiple(frames)
+        stats, seen = look(params, variables["batch_stats"], whole, focus, train)
+        problem = fuse(params, seen)
+        depth, iterates, trace = iterate(params, problem, K, train)
+        refined = refine(params, depth, problem, focus)
+        answer = refined[:, -1] if config.refiner_steps else depth
+        if config.uncertainty == "learned":
+            given = look_back(seen, problem, answer)
+            certain = confidence_of_error(error_net.apply({"params": params["expected_error"]}, *given))
 
         crop = lambda x: x[..., :height, :width]  # noqa: E731
         if trace is not None:  # its sums, unlike its maps, include the padding

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import flax.linen as nn
 
-from dff_jax import extent
 from dff_jax.network.layers import Conv, Norm, channels, he_fan_out, torch_leaf
 from dff_jax.types import Array
 
@@ -39,7 +38,7 @@ class ResNet18(nn.Module):
     def __call__(self, x: Array, train: bool) -> tuple[Array, ...]:
         stem = Conv(channels(64, self.width), 7, 2, use_bias=False, kernel_init=he_fan_out, name="conv1")(x)
         x = nn.relu(Norm(self.norm, name="bn1")(stem, train))
-        x = nn.max_pool(extent.edge(x, first=1), (3, 3), (2, 2), ((1, 1), (1, 1)))
+        x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
         levels = []
         for i, features in enumerate((64, 128, 256, 512)):
             for j in range(2):

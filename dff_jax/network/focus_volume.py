@@ -5,16 +5,19 @@ After DFV (Yang, Huang and Zhou, CVPR 2022), whose four cost maps are averaged h
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from dff_jax.classical import box_mean, luminance, modified_laplacian
 from dff_jax.config import Proximal
 from dff_jax.network.encoder import ENCODERS
 from dff_jax.network.layers import Conv3d, ConvNormAct, Norm, channels, resize, torch_default
-from dff_jax.network.pyramid import LEVELS, average_pool, pyramid_level
 from dff_jax.types import Array
 
+LEVELS = 4  # of the pyramid pooling
 MEASURE_WINDOWS = (3, 9, 21)
 MEASURE_FLOOR = 2e-3  # of the modified Laplacian, about the level of sensor noise in 8-bit photographs
 # The gain at which the soft-argmax of the prior alone is as accurate as a Gaussian peak; the scores get the same, so
@@ -29,6 +32,32 @@ def normalize(frames: Array, input_range: str) -> Array:
         return 2 * frames - 1
     mean, std = (jnp.asarray(v).reshape((1,) * (frames.ndim - 1) + (3,)) for v in (_IMAGENET_MEAN, _IMAGENET_STD))
     return (frames - mean) / std
+
+
+def pool_bins(*lengths: int) -> list[int]:
+    """DFV's pyramid: four bin counts, linspace(1, min(lengths) // 2, 4) rounded down."""
+    most = min(lengths) // 2
+    return [int(1 + i * (most - 1) / 3 + 1e-6) for i in range(LEVELS)]
+
+
+def average_pool(x: Array, *window: int) -> Array:
+    """Averages over windows side by side, over the axes before the channels; an incomplete window is left out."""
+    return nn.avg_pool(x, window, strides=window)
+
+
+def pyramid_level(x: Array, level: int, transform: Callable[[Array], Array]) -> Array:
+    """One level of the pyramid: `transform` of x averaged over bins, enlarged back (linearly, half-pixel centres).
+
+    Args:
+      x: [n,H,W,c] or [n,Z,H,W,c].
+      level: 0 to 3, from the fewest bins to the most (`pool_bins`).
+      transform: acts on each pixel alone.
+    """
+    lengths = x.shape[1:-1]
+    bins = pool_bins(*lengths)[level]
+    y = transform(average_pool(x, *(length // bins for length in lengths)))
+    shape = (*x.shape[:-1], y.shape[-1])
+    return y if y.shape == shape else jax.image.resize(y, shape, "linear", antialias=False)
 
 
 class TopDown(nn.Module):
@@ -144,7 +173,7 @@ class FocusVolume(nn.Module):
             volumes = [frame_differences(v) for v in volumes]
         measures = None if c.measure_prior == "none" else measure_logits(frames)
         if c.measure_prior == "log_sml_features":
-            pooled = [average_pool(measures, (1, 2**k, 2**k)).astype(c.dtype) for k in (2, 3, 4, 5)]
+            pooled = [average_pool(measures, 1, 2**k, 2**k).astype(c.dtype) for k in (2, 3, 4, 5)]
             volumes = [jnp.concatenate([v, m], -1) for v, m in zip(volumes, pooled, strict=True)]
 
         pool = c.pooling == "pyramid"

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from dff_jax import extent
 from dff_jax.ops.convolutions import conv3d, conv_general, conv_transpose3d, upsampled_conv_general
 from dff_jax.ops.resize import enlarge_axis
 from dff_jax.types import Array
@@ -63,7 +62,6 @@ def resize(x: Array, height: int, width: int) -> Array:
     """Bilinear, half-pixel centres, no anti-aliasing: [...,h,w,C] -> [...,height,width,C]."""
     if x.shape[-3:-1] == (height, width):
         return x
-    x = extent.edge(x, first=-3)
     h, w = x.shape[-3:-1]
     if height % h == width % w == 0 and max(height // h, width // w) <= 4:  # else the matrices are quicker
         return enlarge_axis(enlarge_axis(x, height // h, x.ndim - 3), width // w, x.ndim - 2)
@@ -112,7 +110,6 @@ class Conv(nn.Module):
         return y if bias is None else y + bias.astype(y.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
 
     def _convolve(self, x: Array, kernel: Array) -> Array:
-        x = extent.fill(x, first=-3) if self.kernel > 1 else x
         general = upsampled_conv_general if self.upsample else conv_general
         y = general(
             x.reshape(-1, *x.shape[-3:]), kernel.astype(x.dtype), (self.stride,) * 2, [(self.kernel // 2,) * 2] * 2,
@@ -139,7 +136,6 @@ class Conv3d(nn.Module):
     def __call__(self, x: Array) -> Array:
         size = (self.kernel,) * 3 if isinstance(self.kernel, int) else self.kernel
         kernel = self.param("kernel", self.kernel_init, (*size, x.shape[-1], self.features))
-        x = extent.fill(x, first=-3) if max(size[1:]) > 1 else x
         y = conv3d(x, kernel.astype(x.dtype), self.stride, self.dilation)
         if self.use_bias:
             bias = self.param("bias", self.bias_init, (self.features,))
@@ -160,7 +156,7 @@ class ConvTranspose3d(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         kernel = self.param("kernel", torch_default, (*self.kernel, self.features, x.shape[-1]))
-        y = conv_transpose3d(extent.fill(x, first=-3), kernel.astype(x.dtype))
+        y = conv_transpose3d(x, kernel.astype(x.dtype))
         if self.use_bias:
             init = torch_bias(math.prod(self.kernel) * self.features)
             y = y + self.param("bias", init, (self.features,)).astype(x.dtype).reshape((1,) * 4 + (-1,))
@@ -219,8 +215,7 @@ class Norm(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         if self.kind == "group":
-            mask = None if extent.current() is None else jnp.broadcast_to(extent.inside(x, first=-3), x.shape)
-            return nn.GroupNorm(num_groups=math.gcd(8, x.shape[-1]), epsilon=1e-5, dtype=x.dtype)(x, mask=mask)
+            return nn.GroupNorm(num_groups=math.gcd(8, x.shape[-1]), epsilon=1e-5, dtype=x.dtype)(x)
         if self.kind == "torch_batch":
             return TorchBatchNorm()(x, train)
         return nn.BatchNorm(

@@ -6,7 +6,6 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 
-from dff_jax import extent
 from dff_jax.config import Proximal
 from dff_jax.network.layers import ACTIVATIONS, Conv, channels, he_fan_in, resize, torch_default
 from dff_jax.types import Array
@@ -70,4 +69,4 @@ class GatedProximalNetwork(nn.Module):
 
 def max_pool_2x2(x: Array) -> Array:
     """2x2 max-pooling of [B,H,W,c]; an odd last row or column is pooled on its own."""
-    return nn.max_pool(extent.edge(x, first=1), (2, 2), (2, 2), padding="SAME")
+    return nn.max_pool(x, (2, 2), (2, 2), padding="SAME")

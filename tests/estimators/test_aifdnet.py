@@ -13,7 +13,7 @@ from published import filled, stack
 
 from dff_jax import estimators
 from dff_jax.config import LossConfig, OptimizerConfig, model_preset
-from dff_jax.network.aifdnet import torch_key
+from dff_jax.estimators.aifdnet import torch_key
 from dff_jax.training import optimizer as optimizers
 from dff_jax.training.state import TrainState
 from dff_jax.training.step import make_update

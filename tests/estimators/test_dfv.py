@@ -12,10 +12,10 @@ from torch_layouts import dfv_shapes, wave_stacks, waves
 
 from dff_jax import config as configs
 from dff_jax import estimators
+from dff_jax.estimators.dfv import torch_key
 from dff_jax.estimators.torch_weights import network_shapes, place
-from dff_jax.network.dfv import torch_key
-from dff_jax.network.layers import TorchBatchNorm
-from dff_jax.network.pyramid import pool_bins
+from dff_jax.network.focus_volume import pool_bins
+from dff_jax.network.layers import DEVICE_AXIS, TorchBatchNorm
 from dff_jax.training import optimizer, state
 from dff_jax.training.step import make_update
 from dff_jax.types import Batch
@@ -135,12 +135,12 @@ def test_initial_weights():
 
 def test_batch_norm_over_devices_is_that_of_the_whole_batch():
     x = np.random.default_rng(0).normal(2, 3, (4, 5, 6)).astype(np.float32)
-    whole, shared = TorchBatchNorm(), TorchBatchNorm("devices")
-    variables = whole.init(jax.random.key(0), x, False)
-    one, stats = whole.apply(variables, x, True, mutable=["batch_stats"])
+    norm = TorchBatchNorm()
+    variables = norm.init(jax.random.key(0), x, False)
+    one, stats = norm.apply(variables, x, True, mutable=["batch_stats"])
     np.testing.assert_allclose(stats["batch_stats"]["var"], 0.9 + 0.1 * x.reshape(-1, 6).var(0, ddof=1), rtol=1e-5)
     np.testing.assert_allclose(stats["batch_stats"]["mean"], 0.1 * x.mean((0, 1)), rtol=1e-5)
-    apply = jax.pmap(lambda x: shared.apply(variables, x, True, mutable=["batch_stats"]), "devices")
+    apply = jax.pmap(lambda x: norm.apply(variables, x, True, mutable=["batch_stats"]), DEVICE_AXIS)
     two, stats_two = apply(x.reshape(2, 2, 5, 6))
     np.testing.assert_allclose(two.reshape(x.shape), one, atol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a[1], b, rtol=1e-5), stats_two, stats)

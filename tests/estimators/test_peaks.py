@@ -5,14 +5,14 @@ import pytest
 
 from dff_jax import estimators
 from dff_jax.classical import disc_ring_difference
-from dff_jax.classical.volume_regularization import (
+from dff_jax.config import model_preset
+from dff_jax.data.live import make_batch
+from dff_jax.estimators.rfvr_like import (
     VolumeProblem,
     guided_similarity,
     regularize_volume,
     volume_energy,
 )
-from dff_jax.config import model_preset
-from dff_jax.data.live import make_batch
 from dff_jax.optics import render_stack
 
 METHODS = ("rdf", "rfvr_like")

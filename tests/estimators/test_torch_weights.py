@@ -19,10 +19,9 @@ from torch_layouts import dfv_shapes, resnet18_shapes, waves
 from dff_jax import cli, estimators
 from dff_jax import config as configs
 from dff_jax.errors import InputError, WeightsError
-from dff_jax.estimators.torch_files import read_state_dict
-from dff_jax.estimators.torch_weights import import_weights, network_shapes, place
+from dff_jax.estimators.dfv import torch_key
+from dff_jax.estimators.torch_weights import import_weights, network_shapes, place, read_state_dict
 from dff_jax.estimators.weights import load_estimator, read, save_weights
-from dff_jax.network.dfv import torch_key
 from dff_jax.network.encoder import torch_key as encoder_key
 from dff_jax.training import loop
 from dff_jax.training.initial_weights import place_encoder
@@ -250,7 +249,7 @@ def test_read_when_a_run_begins_and_not_when_it_goes_on(tmp_path, monkeypatch):
 def test_the_other_networks_from_end_to_end(tmp_path, name, parameters):
     """Their keys are checked in their own tests."""
     shapes = flatten_dict(network_shapes(configs.model_preset(name)), sep="/")
-    key = importlib.import_module(f"dff_jax.network.{name}").torch_key
+    key = importlib.import_module(f"dff_jax.estimators.{name}").torch_key
     kernel = {path: path.endswith("/kernel") for path in shapes}
     turned = {path: (*x.shape[:-3:-1], *x.shape[:-2]) if kernel[path] else x.shape for path, x in shapes.items()}
     tensors = randoms({key(path): shape for path, shape in turned.items()})

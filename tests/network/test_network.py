@@ -13,9 +13,8 @@ from dff_jax import config as cfg
 from dff_jax import estimators
 from dff_jax.errors import ConfigError
 from dff_jax.network.candidates import normalize_weights
-from dff_jax.network.focus_volume import measure_logits, resample_planes
+from dff_jax.network.focus_volume import measure_logits, pool_bins, resample_planes
 from dff_jax.network.prox import Gate
-from dff_jax.network.pyramid import pool_bins
 from dff_jax.ops.convolutions import conv3d_by_slices
 
 TINY = dataclasses.replace(cfg.tiny(), width=0.13, head_width=0.13, prox_levels=1)
