@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 import jax
-from tqdm import tqdm
 
 T = TypeVar("T")
 SECONDS = 10.0
@@ -34,7 +33,7 @@ class ProgressBar:
         self._label, self._total, self._unit, self.done, self._every = label, total, unit, done, every
         self._shown = shown and _speaks()
         terminal = self._shown and sys.stderr.isatty()
-        self._bar = tqdm(desc=label, total=total, initial=done, unit=unit, file=sys.stderr) if terminal else None
+        self._bar = _terminal_bar(label, total, unit, done) if terminal else None
         self._last = time.monotonic()
         self.restart()
 
@@ -82,6 +81,12 @@ class ProgressBar:
         """Leaves the bar as it is and begins a new line."""
         if self._bar is not None:
             self._bar.close()
+
+
+def _terminal_bar(label: str, total: int, unit: str, done: int) -> Any:
+    from tqdm import tqdm  # only here: a bare accelerator image does not have it
+
+    return tqdm(desc=label, total=total, initial=done, unit=unit, file=sys.stderr)
 
 
 def track(items: Iterable[T], label: str, total: int, unit: str = "stack", shown: bool = True) -> Iterator[T]:

@@ -16,7 +16,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -35,24 +35,10 @@ from dff_jax.runtime.files import check_output, staged_output
 from dff_jax.runtime.progress import ProgressBar, say
 from dff_jax.studies import compare_report as report
 from dff_jax.studies import costs
+from dff_jax.studies.costs import Trained
 
 VERSION = 1
 """Of the files that `measure` leaves: raise it when what they hold changes."""
-
-
-class Trained(NamedTuple):
-    """An entrant, trained with one seed or in no need of it."""
-
-    entrant: Method
-    seed: int | None
-    folder: Path  # of its results
-    spec: str  # what `weights.load_estimator` takes
-
-    @property
-    def name(self) -> str:
-        """What to call it in a message."""
-        recipe = f", {self.entrant.recipe}" if self.entrant.recipe else ""
-        return f"{self.entrant.label}{recipe}" + (f", seed {self.seed}" if self.seed is not None else "")
 
 
 def compare(comparison: Comparison, output: str | Path, *, only: list[str] | None = None) -> dict[str, Any] | None:
@@ -108,7 +94,7 @@ def measure(one: Trained, test: str, source: StackSource, limit: int | None) -> 
     """
     path = one.folder / f"{re.sub(r'[^a-z0-9]+', '-', test.lower()).strip('-')}.json"
     key = {"version": VERSION, "weights": _checksum(one.spec), "data": source.describe, "limit": limit}
-    if before := costs.kept(path, key):
+    if before := costs.stored(path, key):
         return before
     say(f"measuring {one.name} on {test}")
     loaded = costs.load(one.spec)
@@ -145,7 +131,7 @@ def _restricted(comparison: Comparison, only: list[str] | None, output: Path) ->
     known = {name for e in comparison.methods for name in (e.label, e.folder)}
     unknown = [name for name in only if name not in known]
     if unknown:
-        raise ConfigError(f"--only: no entrant is called {unknown[0]!r}; choose of {', '.join(sorted(known))}")
+        raise ConfigError(f"--only: no method is called {unknown[0]!r}; choose of {', '.join(sorted(known))}")
     labels = {e.label for e in kept}
     ratio = comparison.ratio if comparison.ratio and labels.issuperset(comparison.ratio) else None
     return dataclasses.replace(comparison, methods=kept, ratio=ratio)
@@ -189,7 +175,7 @@ def _ready(entrant: Method, seed: int | None, output: Path) -> bool:
 
 def _distinct(field: list[Trained]) -> list[Trained]:
     """One of each label: pictures and costs do not depend on seed and recipe."""
-    return list({one.entrant.label: one for one in reversed(field)}.values())[::-1]
+    return list({one.method.label: one for one in reversed(field)}.values())[::-1]
 
 
 def _columns(field: list[Trained], source: StackSource, comparison: Comparison) -> Iterator[paper_figures.Column]:
@@ -200,7 +186,7 @@ def _columns(field: list[Trained], source: StackSource, comparison: Comparison) 
     for batch in pipeline.evaluation_batches(few, 1):
         frames, focus = jnp.asarray(batch.batch.frames), jnp.asarray(batch.batch.focus)
         predictions = [costs.infer(x.estimator)(x.variables, frames, focus) for x in loaded]
-        (first, *_), labels = predictions, [one.entrant.label for one in field]
+        (first, *_), labels = predictions, [one.method.label for one in field]
         others = {label: np.asarray(p.depth) for label, p in zip(labels[1:], predictions[1:], strict=True)}
         first = first._replace(all_in_focus=np.asarray(first.all_in_focus))
         yield paper_figures.column(batch.names[0], batch.batch, first, others, source.unit, labels[0])

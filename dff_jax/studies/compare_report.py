@@ -19,7 +19,7 @@ from dff_jax.evaluation.metrics import COUNTS, LARGER_IS_BETTER, METRICS
 from dff_jax.evaluation.tables import finite
 
 if TYPE_CHECKING:
-    from dff_jax.studies.compare import Trained
+    from dff_jax.studies.costs import Trained
 
 FILES = ("table.md", "table.json", "per_stack.csv", "figure.png")
 TRANSFER = ("MAE", "RMS", "AbsRel", "Acc_1")
@@ -51,7 +51,7 @@ def table(
     """
     rows = []
     for entrant in comparison.methods:
-        runs = [results for one, results in found.items() if one.entrant == entrant]
+        runs = [results for one, results in found.items() if one.method == entrant]
         tests = {name: _joined([results[name] for results in runs]) for name in runs[0]}
         rows.append({"label": entrant.label, "recipe": entrant.recipe, "seeds": len(runs), "tests": tests})
     main = comparison.test.name
@@ -105,7 +105,7 @@ def write(folder: Path, result: dict[str, Any], found: dict[Trained, dict[str, d
         writer = csv.DictWriter(file, columns, extrasaction="ignore")
         writer.writeheader()
         for one, tests in found.items():
-            about = {"method": one.entrant.label, "recipe": one.entrant.recipe, "seed": one.seed}
+            about = {"method": one.method.label, "recipe": one.method.recipe, "seed": one.seed}
             for name, of_test in tests.items():
                 writer.writerows(about | {"test": name} | line for line in of_test.get("per_stack", ()))
 

@@ -1,44 +1,51 @@
-"""What each method costs: parameters, FLOPs, memory and time, measured in turn in one process.
+"""What each method costs: parameters, FLOPs, memory and time, timed round-robin in one process.
 
-Times are medians over rounds in which each method has its turn, so that a machine that slows down slows all. FLOPs
-are the compiler's count of the program as written, before it is optimised; memory is what the compiled program keeps
-beside its arguments and results.
+FLOPs are the compiler's count of the program as written, before it is optimised. Memory is what the compiled program
+keeps beside its arguments and results.
 """
 
 from __future__ import annotations
 
 import functools
 import json
-import statistics
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from dff_jax import estimators
-from dff_jax.config import Config, ModelConfig
+from dff_jax.config import DataConfig, Method, ModelConfig
 from dff_jax.data.parts import StackSource, to_batch
 from dff_jax.errors import InputError
 from dff_jax.estimators import weights
 from dff_jax.evaluation.tables import machine
 from dff_jax.runtime.compile import jit
 from dff_jax.runtime.progress import say
-from dff_jax.studies.bench import measuring
-from dff_jax.training import optimizer
-from dff_jax.training.state import TrainState
-from dff_jax.training.step import make_update
-from dff_jax.types import Batch, Estimator, Prediction
-
-if TYPE_CHECKING:
-    from dff_jax.studies.compare import Trained
+from dff_jax.studies.bench import measuring, subjects
+from dff_jax.types import Array, Batch, Estimator, Prediction
 
 ROUNDS = 3
 
 
-def kept(path: Path, key: dict[str, Any]) -> dict[str, Any] | None:
+class Trained(NamedTuple):
+    """A method with its weights: trained with one seed, or in no need of training."""
+
+    method: Method
+    seed: int | None
+    folder: Path  # of its results
+    spec: str  # what `weights.load_estimator` takes
+
+    @property
+    def name(self) -> str:
+        """What to call it in a message."""
+        recipe = f", {self.method.recipe}" if self.method.recipe else ""
+        return f"{self.method.label}{recipe}" + (f", seed {self.seed}" if self.seed is not None else "")
+
+
+def stored(path: Path, key: dict[str, Any]) -> dict[str, Any] | None:
     """What an earlier call left in a JSON file, if it was of the same `key`."""
     try:
         before = json.loads(path.read_text())
@@ -48,8 +55,7 @@ def kept(path: Path, key: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def load(spec: str) -> weights.LoadedEstimator:
-    """As `weights.load_estimator`, with one estimator object for equal models: seeds and recipes share what is
-    compiled."""
+    """As `weights.load_estimator`, with one estimator object for equal models, which share compiled programs."""
     loaded = weights.load_estimator(spec)
     return loaded._replace(estimator=_built(loaded.model))
 
@@ -62,13 +68,13 @@ def _built(model: ModelConfig) -> Estimator:
 @functools.lru_cache(maxsize=64)
 def infer(estimator: Estimator) -> Callable[..., Prediction]:
     """The jitted (variables, frames, focus) -> Prediction, without its history."""
-    return jit(measuring.without_history(estimator))
+    return jit(subjects.without_history(estimator))
 
 
-def measure_all(field: list[Trained], source: StackSource, path: Path) -> dict[str, Any]:
-    """Costs by label, from `path` if it has those of the same methods, and then kept there.
+def measure_all(methods: list[Trained], source: StackSource, path: Path) -> dict[str, Any]:
+    """Costs by label; from `path` if it has those of the same methods, else measured and written there.
 
-    Inference is of the first stack of `source`, alone; a training step of the entrant's own batch and crop.
+    Inference is of the first stack of `source`; a training step of the method's own batch and crop.
 
     Returns:
       {"shape": [Z,H,W], "machine": ..., "methods": {label: {"parameters", "inference_GFLOPs", "inference_s",
@@ -76,27 +82,32 @@ def measure_all(field: list[Trained], source: StackSource, path: Path) -> dict[s
     """
     stack = source[0]
     shape = list(stack.frames.shape[:3])
-    key = {"shape": shape, "configs": {one.entrant.label: repr(one.entrant) for one in field}}
-    if before := kept(path, key):
+    key = {"shape": shape, "configs": {one.method.label: repr(one.method) for one in methods}}
+    if before := stored(path, key):
         return before
     batch = to_batch([stack])
-    methods: dict[str, dict[str, Any]] = {}
-    turns: dict[tuple[str, str], Callable[[], None]] = {}
-    for one in field:
-        label = one.entrant.label
+    rows: dict[str, dict[str, Any]] = {}
+    runs: dict[tuple[str, str], Callable[[], None]] = {}
+    for one in methods:
+        label, config = one.method.label, one.method.config
         say(f"costs of {label}")
         loaded = load(one.spec)
-        row = {"parameters": sum(x.size for x in jax.tree.leaves(loaded.variables.get("params", {})))}
-        arguments = loaded.variables, jnp.asarray(batch.frames), jnp.asarray(batch.focus)
-        turns[label, "inference_s"] = _compiled(infer(loaded.estimator), arguments, row, "inference")
-        if one.entrant.config is not None:
-            step, arguments = _step(one.entrant.config, loaded, batch)
-            turns[label, "step_s"] = _compiled(step, arguments, row, "step")
-            row["step_shape"] = [*arguments[1].frames.shape[:4]]
-        methods[label] = row
-    for (label, what), times in measuring.in_turns(turns, ROUNDS).items():
-        methods[label][what] = statistics.median(times)
-    result = {"key": key, "shape": shape, "rounds": ROUNDS, "machine": machine(), "methods": methods}
+        row = rows[label] = {"parameters": sum(x.size for x in jax.tree.leaves(loaded.variables.get("params", {})))}
+        programs = {"inference": (infer(loaded.estimator), (loaded.variables, *map(jnp.asarray, batch[:2])))}
+        if config is not None:
+            crops = _crops(batch, config.data)
+            step, arguments = subjects.training_step(
+                loaded.model, crops, loaded.variables, config.loss, config.optimizer, config.training.num_steps
+            )
+            programs["step"] = jit(step), arguments
+            row["step_shape"] = [*crops.frames.shape[:4]]
+        for what, (function, arguments) in programs.items():
+            program = measuring.compiled(function, *arguments)
+            row |= {f"{what}_GFLOPs": program.gflops, f"{what}_MB": program.temporary_MB}
+            runs[label, f"{what}_s"] = program.run
+    for (label, what), seconds in measuring.round_robin(runs, ROUNDS).items():
+        rows[label][what] = seconds
+    result = {"key": key, "shape": shape, "rounds": ROUNDS, "machine": machine(), "methods": rows}
     try:
         path.write_text(json.dumps(result, indent=2) + "\n")
     except OSError as error:
@@ -104,30 +115,13 @@ def measure_all(field: list[Trained], source: StackSource, path: Path) -> dict[s
     return result
 
 
-def _compiled(function: Callable, arguments: tuple, row: dict[str, Any], what: str) -> Callable[[], None]:
-    """Compiles, notes FLOPs and memory, warms up; returns a call that waits for its end."""
-    program = measuring.compiled(function, *arguments)
-    row |= {f"{what}_GFLOPs": program.gflops, f"{what}_MB": program.temporary_MB}
-    return program.run
+def _crops(stack: Batch, data: DataConfig) -> Batch:
+    """A training batch of the configured crop, filled with one stack (repeated where it is smaller)."""
+    (H, W), (height, width) = data.crop, stack.depth.shape[1:]
 
+    def cut(x: Array, first: int) -> Array:
+        x = np.take(np.take(np.asarray(x), np.arange(H) % height, first), np.arange(W) % width, first + 1)
+        return jnp.asarray(np.repeat(x, data.batch_size, 0))
 
-def _step(config: Config, loaded: weights.LoadedEstimator, stack: Batch) -> tuple[Callable, tuple[TrainState, Batch]]:
-    """The jitted update and arguments of the entrant's own batch and crop, filled with the first stack."""
-    tx = optimizer.build(config.optimizer, config.training.num_steps)
-    update = jit(make_update(loaded.estimator, tx, config.loss, config.model.coordinate))
-    height, width = config.data.crop
-    down, across = (np.arange(n) % size for n, size in zip((height, width), stack.depth.shape[1:], strict=True))
-
-    def cut(x, first):
-        x = np.take(np.take(np.asarray(x), down, first), across, first + 1)
-        return jnp.asarray(np.repeat(x, config.data.batch_size, 0))
-
-    batch = Batch(
-        cut(stack.frames, 2), jnp.repeat(jnp.asarray(stack.focus), config.data.batch_size, 0), cut(stack.depth, 1),
-        cut(stack.mask, 1),
-    )  # fmt: skip
-    params = loaded.variables["params"]
-    state = TrainState(
-        jnp.int32(0), params, loaded.variables.get("batch_stats", {}), tx.init(params), jnp.int32(-1)
-    )
-    return update, (state, batch)
+    focus = jnp.repeat(jnp.asarray(stack.focus), data.batch_size, 0)
+    return Batch(cut(stack.frames, 2), focus, cut(stack.depth, 1), cut(stack.mask, 1))

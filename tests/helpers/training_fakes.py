@@ -69,6 +69,11 @@ def build(model: configs.ModelConfig) -> Estimator:
     return Estimator(init, apply)
 
 
+def small_model(**changes) -> configs.Proximal:
+    """`tiny` with 4 to 8 channels, for tests of the real network."""
+    return dataclasses.replace(configs.tiny(), **({"width": 0.13, "head_width": 0.13, "num_iterations": 1} | changes))
+
+
 def batch(size: int, seed: int = 0, num_frames: int = FRAMES, side: int = 16) -> Batch:
     """Random stacks; a third of the pixels, unevenly spread over the stacks, has no truth."""
     rng = np.random.default_rng(seed)
