@@ -93,7 +93,8 @@ def measure_all(methods: list[Trained], source: StackSource, path: Path) -> dict
         say(f"costs of {label}")
         loaded = load(one.spec)
         row = rows[label] = {"parameters": sum(x.size for x in jax.tree.leaves(loaded.variables.get("params", {})))}
-        programs = {"inference": (infer(loaded.estimator), (loaded.variables, *map(jnp.asarray, batch[:2])))}
+        inputs = loaded.variables, *map(jnp.asarray, batch[:2])
+        programs: dict[str, tuple[Callable, tuple]] = {"inference": (infer(loaded.estimator), inputs)}
         if config is not None:
             crops = _crops(batch, config.data)
             step, arguments = subjects.training_step(
@@ -120,8 +121,8 @@ def _crops(stack: Batch, data: DataConfig) -> Batch:
     (H, W), (height, width) = data.crop, stack.depth.shape[1:]
 
     def cut(x: Array, first: int) -> Array:
-        x = np.take(np.take(np.asarray(x), np.arange(H) % height, first), np.arange(W) % width, first + 1)
-        return jnp.asarray(np.repeat(x, data.batch_size, 0))
+        rows = np.take(np.asarray(x), np.arange(H) % height, first)
+        return jnp.asarray(np.repeat(np.take(rows, np.arange(W) % width, first + 1), data.batch_size, 0))
 
     focus = jnp.repeat(jnp.asarray(stack.focus), data.batch_size, 0)
     return Batch(cut(stack.frames, 2), focus, cut(stack.depth, 1), cut(stack.mask, 1))

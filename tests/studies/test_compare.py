@@ -123,7 +123,7 @@ def test_only_some(setting, tmp_path):
     kept = module._restricted(comparison, ["theirs", "sml-no-training"], tmp_path)
     assert [e.label for e in kept.methods] == ["theirs", "sml"] and kept.ratio is None
     assert module._restricted(comparison, ["theirs"], output) == comparison  # the others are done
-    with pytest.raises(ConfigError, match="--only: no entrant is called 'they'.*theirs"):
+    with pytest.raises(ConfigError, match="--only: no method is called 'they'.*theirs"):
         module._restricted(comparison, ["they"], tmp_path)
 
 

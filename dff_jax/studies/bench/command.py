@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from dff_jax.config import DTYPES, MODEL_PRESETS
 from dff_jax.studies.bench import bench
@@ -27,5 +28,6 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace, rest: list[str]) -> None:
     """Measures what `args` ask for and prints the table."""
-    given = {key: value for key, value in vars(args).items() if key != "command"}
-    print(bench(**{key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}))
+    given: dict[str, Any] = {key: value for key, value in vars(args).items() if key != "command"}
+    given |= {key: tuple(value) for key, value in given.items() if isinstance(value, list)}
+    print(bench(**given))

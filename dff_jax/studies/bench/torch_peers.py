@@ -29,7 +29,7 @@ def runs(
     channels last in memory.
 
     Args:
-      shape: B, Z and the side of the pictures.
+      shape: B, Z and the side of the images.
       dtype: "bfloat16" computes by autocast.
       compiled: by torch.compile, else eager.
     """
@@ -55,8 +55,8 @@ def runs(
         optimizer.zero_grad(set_to_none=True)
         with precision():
             depths = run_net(frames, focus)
-        loss = sum(w * F.smooth_l1_loss(d, truth) for w, d in zip(SCALE_WEIGHTS, depths, strict=True))
-        loss.backward()
+        losses = [w * F.smooth_l1_loss(d, truth) for w, d in zip(SCALE_WEIGHTS, depths, strict=True)]
+        torch.stack(losses).sum().backward()
         optimizer.step()
         _wait(device)
 
