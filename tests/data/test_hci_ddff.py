@@ -227,7 +227,7 @@ def test_pixels_of_another_scale_are_refused(tmp_path, stack, words):
     with pytest.raises(InputError) as caught:
         datasets.prepare("hci/stacks", tmp_path / "out", source=path)
     assert len(caught.value.problems) == 3  # one for each stack, and nothing is kept
-    assert "stack_train[0] holds" in caught.value.problems[0] and words in caught.value.problems[0]
+    assert "stack_train[0]: holds" in caught.value.problems[0] and words in caught.value.problems[0]
     assert not list((tmp_path / "out").rglob("*.array_record*"))
 
 

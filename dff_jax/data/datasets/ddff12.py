@@ -52,10 +52,6 @@ class DdffConfig(StackConfig):
 
     bgr: bool = False  # whether the file has blue first
 
-    @property
-    def files(self) -> tuple[str, ...]:
-        return _FILES[self.name]
-
 
 _FILES = {
     "trainval": ("ddff-dataset-trainval.h5", "ddff-dataset-trainval.h5py"),
@@ -103,15 +99,14 @@ class Ddff12(StackBuilder):
 
     def survey(self, source: Path) -> Inventory:
         config = self.builder_config
-        path = find_h5(source, config.files, f"DDFF-12 ({config.name})")
+        path = find_h5(source, _FILES[config.name], f"DDFF-12 ({config.name})")
         layout = Layout(FOCUS, "disparity", config.bgr, zero_is_none=True)
         problems, notes, splits, needed = [], [], {}, 0
         with open_h5(path) as file:
             for part in _PARTS[config.name]:
                 stack = next((key for key in part.stack if key in file), part.stack[0])
-                shape, found = part_shape(file, stack, part.truth, NUM_FRAMES)
-                problems += found
-                if found:
+                shape = part_shape(file, stack, part.truth, NUM_FRAMES, problems)
+                if shape is None:
                     continue
                 other = _MISTAKEN.get((config.name, shape[2:]))
                 if other:

@@ -13,7 +13,7 @@ import numpy as np
 from dff_jax.data.datasets.records import Inventory, Item, record_bytes
 from dff_jax.data.files.depth_maps import exr_size, read_depth_map
 from dff_jax.data.files.images import image_size, read_image
-from dff_jax.data.files.reading import other_size, read_bytes
+from dff_jax.data.files.reading import collecting, other_size, read_bytes
 from dff_jax.errors import InputError
 from dff_jax.focus_axis import sort_order
 from dff_jax.pictures.panels import to_uint8
@@ -59,23 +59,17 @@ def inventory(splits: dict[str, list[StackFiles]], problems: Sequence[str], note
 def _probe(stack: StackFiles, problems: list[str]) -> tuple[int, int] | None:
     """H, W of one stack by the headers of its files; adds what is wrong to `problems`."""
     sizes: dict[Path, tuple[int, int]] = {}
-    try:
+    with collecting(problems):
         sort_order(stack.focus, stack.unit, [str(path) for path in stack.frames])
-    except InputError as error:
-        problems.append(str(error))
     for path in stack.frames:
-        try:
+        with collecting(problems):
             sizes[path] = image_size(path)
-        except InputError as error:
-            problems.append(str(error))
     if stack.truth is not None:
-        try:
+        with collecting(problems):
             if stack.truth.suffix.lower() == ".exr":
                 sizes[stack.truth] = exr_size(stack.truth)
             else:
                 read_bytes(stack.truth, 1)  # its size is not known before it is read
-        except InputError as error:
-            problems.append(str(error))
     if not sizes:
         return None
     common = Counter(sizes.values()).most_common(1)[0][0]

@@ -11,16 +11,21 @@ import dataclasses
 import functools
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dff_jax.data.datasets.base import StackBuilder, StackConfig
 from dff_jax.data.datasets.packed import Layout, find_h5, part_items, part_shape
 from dff_jax.data.datasets.records import Facts, Inventory, Item, record_bytes
+from dff_jax.data.files.folder import walk
 from dff_jax.data.files.hdf5 import need, open_h5, stored_array
 from dff_jax.data.files.light_fields import VIEW, LightField, probe_light_field, refocused_stack
+from dff_jax.data.files.reading import collecting
 from dff_jax.errors import InputError
+
+if TYPE_CHECKING:
+    import h5py
 
 NUM_FRAMES, FOCUS_RANGE = 10, (-2.5, 2.5)
 TEST = ("boxes", "cotton", "dino", "sideboard")
@@ -29,7 +34,6 @@ TRAIN = (
     "rosemary", "table", "tomb", "tower", "town", "vinyl", "backgammon", "dots", "pyramids", "stripes",
 )  # fmt: skip
 H5_FILES = ("HCI_FS_trainval.h5",)
-_DEPTH_OF_FOLDERS = 3  # full_data/training/boxes
 
 FACTS = Facts(
     unit="disparity",
@@ -116,11 +120,10 @@ def _survey_views(source: Path, config: LightFieldConfig) -> Inventory:
 
 
 def _scene_folders(source: Path) -> list[Path]:
-    level, found = [source] if source.is_dir() else [], []
-    for _ in range(_DEPTH_OF_FOLDERS + 1):
-        here = [folder for folder in level if next(folder.glob("input_Cam*"), None) is not None]
-        found += here
-        level = [p for f in level if f not in here for p in sorted(f.iterdir()) if p.is_dir() and p.name[0] != "."]
+    def is_scene(entries: list[Path]) -> bool:
+        return any(path.name.startswith("input_Cam") for path in entries)
+
+    found = [folder for folder, entries in walk(source, is_scene) if is_scene(entries)]
     if not found:
         raise InputError(
             f"{source}: no HCI light field; looked for {VIEW.format(0)} in it and in folders inside; give the folder "
@@ -136,34 +139,28 @@ def _survey_h5(source: Path) -> Inventory:
     path = find_h5(source, H5_FILES, "the HCI focal stacks")
     problems, notes, splits, needed = [], [], {}, 0
     with open_h5(path) as file:
-        try:
+        focus = tuple(map(float, np.linspace(*FOCUS_RANGE, NUM_FRAMES)))
+        with collecting(problems):
             focus = _focus(file)
-        except InputError as error:
-            problems.append(str(error))
-            focus = tuple(map(float, np.linspace(*FOCUS_RANGE, NUM_FRAMES)))
         layout = Layout(focus, "disparity", bgr=False, zero_is_none=False)
         for split, part, published in (("train", "train", 20), ("test", "val", 4)):
             stack, truth = f"stack_{part}", f"disp_{part}"
-            shape, found = part_shape(file, stack, truth, len(focus))
-            problems += found
-            if found:
+            shape = part_shape(file, stack, truth, len(focus), problems)
+            if shape is None:
                 continue
-            try:
+            with collecting(problems):
                 names = _names(file, f"name_{part}", shape[0])
-            except InputError as error:
-                problems.append(str(error))
-                continue
-            if shape[0] != published:
-                notes.append(f"{stack}: {shape[0]} stacks where {published} were published")
-            if part == "val" and sorted(names) != sorted(TEST):
-                notes.append(f"{stack} holds {', '.join(names)} where the published test set is {', '.join(TEST)}")
-            needed += shape[0] * record_bytes(*shape[1:])
-            splits[split] = part_items(path, stack, truth, layout, [f"{split}/{name}" for name in names])
+                if shape[0] != published:
+                    notes.append(f"{stack}: {shape[0]} stacks where {published} were published")
+                if part == "val" and sorted(names) != sorted(TEST):
+                    notes.append(f"{stack} holds {', '.join(names)} where the published test set is {', '.join(TEST)}")
+                needed += shape[0] * record_bytes(*shape[1:])
+                splits[split] = part_items(path, stack, truth, layout, [f"{split}/{name}" for name in names])
     facts = FACTS._replace(focus_range=(min(focus), max(focus)))
     return Inventory(splits, tuple(problems), tuple(notes), needed, facts)
 
 
-def _focus(file: Any) -> tuple[float, ...]:
+def _focus(file: h5py.File) -> tuple[float, ...]:
     key = "focus_position_disp"
     values = np.asarray(need(file, key, None, "uif")[()], np.float64).ravel()
     different = len(set(values.astype(np.float32))) == len(values)
@@ -172,7 +169,7 @@ def _focus(file: Any) -> tuple[float, ...]:
     return tuple(map(float, values))
 
 
-def _names(file: Any, key: str, count: int) -> list[str]:
+def _names(file: h5py.File, key: str, count: int) -> list[str]:
     """Scene names, which are stored as bytes or text of any length."""
     import h5py
 

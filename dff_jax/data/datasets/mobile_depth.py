@@ -15,6 +15,7 @@ import numpy as np
 from dff_jax.data.datasets.base import StackBuilder, StackConfig
 from dff_jax.data.datasets.frames import StackFiles, inventory
 from dff_jax.data.datasets.records import Facts, Inventory
+from dff_jax.data.files.reading import collecting, reading
 from dff_jax.errors import InputError
 
 SCENES = (
@@ -49,22 +50,20 @@ class MobileDepth(StackBuilder):
     ]  # fmt: skip
 
     def survey(self, source: Path) -> Inventory:
-        calibrated = self.builder_config.facts.unit != "index"
+        facts = self.builder_config.facts
+        calibrated = facts.unit != "index"
         folders, problems = _scene_folders(source)
         notes = [f"no scene {scene}" for scene in SCENES if scene not in folders]
         calibrations = {_scene(path.parent.name): path for path in sorted(source.rglob("calibrated.txt"))}
         stacks = []
         for scene, folder in sorted(folders.items()):
-            numbers = sorted(int(match[1]) for match in map(_frame, folder.iterdir()) if match)
-            names = {int(match[1]): path for path in folder.iterdir() if (match := _frame(path))}
-            frames = tuple(names[number] for number in numbers)
-            try:
-                focus = _distances(scene, calibrations, source, len(frames)) if calibrated else None
-            except InputError as error:
-                problems.append(str(error))
-                continue
-            settings = np.arange(float(len(frames))) if focus is None else 1.0 / focus
-            stacks.append(StackFiles(f"test/{scene}", frames, tuple(settings), None, self.builder_config.facts.unit))
+            numbered = {int(match[1]): path for path in folder.iterdir() if (match := _frame(path))}
+            frames = tuple(numbered[number] for number in sorted(numbered))
+            with collecting(problems):
+                settings = np.arange(float(len(frames)))
+                if calibrated:
+                    settings = 1.0 / _distances(scene, calibrations, source, len(frames))
+                stacks.append(StackFiles(f"test/{scene}", frames, tuple(settings), None, facts.unit))
         return inventory({"test": stacks}, problems, notes)
 
 
@@ -101,11 +100,9 @@ def _distances(scene: str, calibrations: dict[str, Path], source: Path, count: i
             f"{source}: no calibration of {scene}; looked for calibration/{scene}/calibrated.txt "
             "(depth_from_focus_data2.zip), or take mobile_depth/frame_index"
         )
-    try:
+    with reading(path, "rows of numbers"):
         rows = [[float(word) for word in line.split()] for line in path.read_text().splitlines() if line.strip()]
         values = np.array([row[0] for row in rows[:-1]])  # the last row is the focal length
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as rows of numbers ({error}); copy it again") from None
     if len(values) != count:
         raise InputError(f"{path}: {len(values)} rows and the focal length, for {count} frames; copy it again")
     if not (np.isfinite(values) & (values > 0)).all():

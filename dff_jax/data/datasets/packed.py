@@ -11,7 +11,7 @@ import numpy as np
 
 from dff_jax.data.datasets.records import Item
 from dff_jax.data.files.hdf5 import need, open_h5
-from dff_jax.data.files.reading import MAX_PIXELS, reading
+from dff_jax.data.files.reading import MAX_PIXELS, collecting, reading
 from dff_jax.errors import InputError
 from dff_jax.types import FocalStack
 
@@ -31,17 +31,6 @@ class Layout(NamedTuple):
     zero_is_none: bool  # whether truth holds only above 0; else wherever it is finite
 
 
-class PackedStack(NamedTuple):
-    """One stack of a file. Picklable."""
-
-    path: Path
-    stack: str  # keys
-    truth: str | None
-    index: int
-    layout: Layout
-    name: str
-
-
 def find_h5(source: Path, names: Sequence[str], what: str) -> Path:
     """`source` if it is a file, else the file in it that has one of the names, else its only HDF5 file.
 
@@ -56,63 +45,61 @@ def find_h5(source: Path, names: Sequence[str], what: str) -> Path:
     others = sorted(path for path in source.iterdir() if path.suffix.lower() in SUFFIXES) if source.is_dir() else []
     if len(others) == 1:
         return others[0]
-    found = f"; there are {', '.join(path.name for path in others)}, so give one of them" if others else ""
-    raise InputError(f"{source}: not {what}; looked for {' or '.join(names)}{found or '; give the file or its folder'}")
+    advice = "give the file or its folder"
+    if others:
+        advice = f"there are {', '.join(path.name for path in others)}, so give one of them"
+    raise InputError(f"{source}: not {what}; looked for {' or '.join(names)}; {advice}")
 
 
-def part_shape(file: h5py.File, stack: str, truth: str | None, num_frames: int) -> tuple[tuple[int, ...], list[str]]:
-    """The shape (N, Z, H, W) of one part, and what is wrong with its two arrays."""
-    problems = []
-    shape = None
-    try:
-        shape = need(file, stack, (None, num_frames, None, None, 3), "uif").shape[:4]
-    except InputError as error:
-        problems.append(str(error))
+def part_shape(
+    file: h5py.File, stack: str, truth: str | None, num_frames: int, problems: list[str]
+) -> tuple[int, int, int, int] | None:
+    """The shape (N, Z, H, W) of one part; None, and what is wrong added to `problems`, if its arrays do not fit."""
+    before, n, z, h, w = len(problems), 0, 0, 0, 0
+    with collecting(problems), reading(f"{file.filename}: {stack}"):
+        n, z, h, w, _ = need(file, stack, (None, num_frames, None, None, 3), "uif").shape
+        if min(n, h, w) == 0 or n > MAX_STACKS or h * w > MAX_PIXELS:
+            what = "empty" if min(n, h, w) == 0 else "too large to be true"
+            raise InputError(f"{what}, of shape {(n, z, h, w, 3)}; copy the file again")
     if truth is not None:
-        try:
+        with collecting(problems), reading(f"{file.filename}: {truth}"):
             other = need(file, truth, (None, None, None), "f").shape
-            if shape is not None and other != (shape[0], *shape[2:]):
-                problems.append(
-                    f"{file.filename}: {truth} has shape {other} where {stack} has {(*shape, 3)}; copy the file again"
-                )
-        except InputError as error:
-            problems.append(str(error))
-    if shape is not None and (min(shape) == 0 or shape[0] > MAX_STACKS or shape[2] * shape[3] > MAX_PIXELS):
-        what = "is empty" if min(shape) == 0 else "is too large to be true"
-        problems.append(f"{file.filename}: {stack} {what}, of shape {(*shape, 3)}; copy the file again")
-    return shape or (0, 0, 0, 0), problems
+            if n and other != (n, h, w):
+                raise InputError(f"has shape {other} where {stack} has {(n, z, h, w, 3)}; copy the file again")
+    return None if len(problems) > before else (n, z, h, w)
 
 
 def part_items(path: Path, stack: str, truth: str | None, layout: Layout, names: Sequence[str]) -> tuple[Item, ...]:
     """An item for each stack of one part; `names` has one for each."""
     return tuple(
-        Item(name, functools.partial(read_packed, PackedStack(path, stack, truth, index, layout, name)))
+        Item(name, functools.partial(read_packed, path, stack, truth, index, layout, name))
         for index, name in enumerate(names)
     )
 
 
-def read_packed(which: PackedStack) -> FocalStack:
-    """Reads one stack; frames are sorted so that q ascends.
+def read_packed(path: Path, stack: str, truth: str | None, index: int, layout: Layout, name: str) -> FocalStack:
+    """Reads stack `index` of the arrays `stack` and `truth` of a file; frames are sorted so that q ascends.
 
     Raises:
-      InputError: damaged, frames that are not in 0..255, or infinite everywhere.
+      InputError: damaged, or frames that are not in 0..255.
     """
-    layout, where = which.layout, f"{which.path}: {which.stack}[{which.index}]"
-    with open_h5(which.path) as file:
-        frames = _part(file, which.stack, which.index)
-        truth = None if which.truth is None else _part(file, which.truth, which.index)
-    frames = to_bytes(frames, where)
+    with open_h5(path) as file:
+        with reading(f"{path}: {stack}[{index}]", "array"):
+            frames = to_bytes(np.asarray(file[stack][index]))
+        depth = None
+        if truth is not None:
+            with reading(f"{path}: {truth}[{index}]", "array"):
+                depth = np.asarray(file[truth][index]).astype(np.float32)
     order = np.argsort(layout.focus)
     frames = np.ascontiguousarray(frames[order][..., ::-1] if layout.bgr else frames[order])
     focus = np.asarray(layout.focus, np.float64)[order]
-    if truth is None:
-        return FocalStack(frames, focus, layout.unit, name=which.name)
-    depth = truth.astype(np.float32)
+    if depth is None:
+        return FocalStack(frames, focus, layout.unit, name=name)
     mask = np.isfinite(depth) & (depth > 0) if layout.zero_is_none else np.isfinite(depth)
-    return FocalStack(frames, focus, layout.unit, np.where(mask, depth, np.float32(0)), mask, which.name)
+    return FocalStack(frames, focus, layout.unit, np.where(mask, depth, np.float32(0)), mask, name)
 
 
-def to_bytes(frames: np.ndarray, where: str) -> np.ndarray:
+def to_bytes(frames: np.ndarray) -> np.ndarray:
     """Frames of any real type that hold 0..255, rounded to uint8.
 
     Raises:
@@ -122,12 +109,7 @@ def to_bytes(frames: np.ndarray, where: str) -> np.ndarray:
         return frames
     low, high = frames.min(), frames.max()
     if not (low >= -0.5 and high < 255.5):  # False for NaN too
-        raise InputError(f"{where} holds {low:g} to {high:g}, where pixels are 0 to 255; copy the file again")
+        raise InputError(f"holds {low:g} to {high:g}, where pixels are 0 to 255; copy the file again")
     if frames.dtype.kind == "f" and 0 < high <= 1:
-        raise InputError(f"{where} holds {low:g} to {high:g}; pixels in [0, 1] must be multiplied by 255 first")
+        raise InputError(f"holds {low:g} to {high:g}; pixels in [0, 1] must be multiplied by 255 first")
     return np.rint(frames).clip(0, 255).astype(np.uint8)
-
-
-def _part(file: h5py.File, key: str, index: int) -> np.ndarray:
-    with reading(f"{file.filename}: {key}[{index}]", "array"):
-        return np.asarray(file[key][index])

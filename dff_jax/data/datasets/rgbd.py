@@ -19,6 +19,7 @@ import numpy as np
 from dff_jax.data.datasets.base import StackBuilder, StackConfig
 from dff_jax.data.datasets.records import Facts, Inventory, Item, one_unit, record_bytes, split_folders
 from dff_jax.data.files.images import image_size
+from dff_jax.data.files.reading import collecting
 from dff_jax.data.files.rgbd import SceneFiles, find_scenes, read_scene
 from dff_jax.errors import InputError
 from dff_jax.focus_axis import from_q, to_q
@@ -77,10 +78,8 @@ class Rgbd(StackBuilder):
         settings, blur = _lens(config, unit)
         sizes = []
         for scene in every:
-            try:
+            with collecting(problems):
                 sizes.append(image_size(scene.rgb))
-            except InputError as error:
-                problems.append(str(error))
         scales = {scene.scale for scene in every} - {1.0}
         if scales and config.scale is None:
             listed = ", ".join(f"{scene.name}: {scene.scale:.4g}" for scene in every if scene.scale != 1.0)

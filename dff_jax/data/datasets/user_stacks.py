@@ -21,6 +21,7 @@ from dff_jax.data.files.align import align_stack, alignment_sheet, check_model, 
 from dff_jax.data.files.focus_settings import focus_settings, labelled_settings
 from dff_jax.data.files.folder import MIN_SIDE, find_frames, list_stacks, truth_file
 from dff_jax.data.files.images import downscale
+from dff_jax.data.files.reading import collecting
 from dff_jax.errors import InputError
 from dff_jax.pictures.panels import png_bytes
 from dff_jax.types import FocalStack
@@ -67,13 +68,10 @@ class UserStacks(StackBuilder):
             for root in folders:
                 for folder in list_stacks(root):
                     name = folder.relative_to(root).as_posix()
-                    try:
+                    with collecting(problems):
                         stack, said = _find(f"{split}/{folder.name if name == '.' else name}", folder, config)
-                    except InputError as error:
-                        problems.append(str(error))
-                        continue
-                    notes.update(said)
-                    splits.setdefault(split, []).append(stack)
+                        notes.update(said)
+                        splits.setdefault(split, []).append(stack)
         every = [stack for stacks in splits.values() for stack in stacks]
         unit, more = one_unit({stack.unit: stack.frames[0].parent for stack in reversed(every)}, FACTS.unit)
         if config.align is not None and any(stack.truth for stack in every):

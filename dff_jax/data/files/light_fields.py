@@ -14,7 +14,7 @@ import numpy as np
 
 from dff_jax.data.files.depth_maps import read_depth_map
 from dff_jax.data.files.images import image_size, read_image
-from dff_jax.data.files.reading import other_size, reading
+from dff_jax.data.files.reading import collecting, other_size, reading
 from dff_jax.errors import InputError
 from dff_jax.types import FocalStack
 
@@ -39,10 +39,8 @@ def probe_light_field(folder: Path) -> tuple[list[str], LightField | None]:
     problems: list[str] = []
     rows = columns = 9
     category = ""
-    try:
+    with collecting(problems):
         rows, columns, category = read_parameters(folder / PARAMETERS)
-    except InputError as error:
-        problems.append(str(error))
     views = [folder / VIEW.format(i) for i in range(rows * columns)]
     missing = [path.name for path in views if not path.is_file()]
     if missing:
@@ -55,22 +53,18 @@ def probe_light_field(folder: Path) -> tuple[list[str], LightField | None]:
     for path in views:
         if path.name in missing:
             continue
-        try:
+        with collecting(problems):
             found = image_size(path)
             size = size or found
             if found != size:
                 raise other_size(path, found, size, "others are")
-        except InputError as error:
-            problems.append(str(error))
     truth = folder / TRUTH
     if not truth.is_file() and category == "test":
         return problems, None
-    try:
+    with collecting(problems):
         found = read_depth_map(truth).values.shape
         if size and found != size:
             raise other_size(truth, found, size, "the views are")
-    except InputError as error:
-        problems.append(str(error))
     return problems, LightField(folder, rows, columns, size) if size and not problems else None
 
 

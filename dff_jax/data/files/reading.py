@@ -73,3 +73,12 @@ def other_size(path: str | Path, size: tuple[int, ...], expected: tuple[int, ...
     """
     found, wanted = f"{size[1]} x {size[0]}", f"{expected[1]} x {expected[0]}"
     return InputError(f"{path}: {found} where {others} {wanted} (width x height); copy it again")
+
+
+@contextmanager
+def collecting(problems: list[str]) -> Iterator[None]:
+    """Adds the message of an InputError in the block to `problems`, and goes on behind the block."""
+    try:
+        yield
+    except InputError as error:
+        problems.append(str(error))

@@ -22,7 +22,7 @@ import numpy as np
 from dff_jax.data.files.depth_maps import DEPTH_SUFFIXES, read_depth_map
 from dff_jax.data.files.folder import MIN_SIDE, natural_key, walk
 from dff_jax.data.files.images import IMAGE_SUFFIXES, image_size, read_image
-from dff_jax.data.files.reading import other_size
+from dff_jax.data.files.reading import collecting, other_size
 from dff_jax.errors import InputError
 from dff_jax.focus_axis import check_unit
 
@@ -99,12 +99,9 @@ def find_scenes(
             if name in scenes:
                 problems.append(f"{pair.rgb} and {scenes[name].rgb}: two scenes named {name!r}; rename one")
                 continue
-            try:
-                files = SceneFiles(name, pair.rgb, pair.depth, unit or _UNITS[pair.kind], scale or _scale(root, pair))
-            except InputError as error:
-                problems.append(str(error))
-            else:
-                scenes[name] = files
+            with collecting(problems):
+                factor = scale or _scale(root, pair)
+                scenes[name] = SceneFiles(name, pair.rgb, pair.depth, unit or _UNITS[pair.kind], factor)
     if not scenes and not problems:
         raise InputError(
             f"{root}: no images with depth maps here or below; looked for rgb.png with disp.* or depth.* "
