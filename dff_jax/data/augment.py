@@ -119,11 +119,61 @@ def vary_focus(stack: FocalStack, rng: np.random.Generator, *, reverse: bool, ji
     return stack._replace(focus=focus, depth=depth, unit=unit)
 
 
+class View(NamedTuple):
+    """A window of an image, mirrored and transposed or not."""
+
+    rows: slice
+    columns: slice
+    mirror_x: bool
+    mirror_y: bool
+    transpose: bool
+
+    def take(self, image: np.ndarray, axis: int = 0, margin: int = 0) -> np.ndarray:
+        """What the view shows of an image whose rows lie along `axis`, columns along the next.
+
+        Args:
+          margin: pixels more on each side, of an image with `axis` 0; its border repeats outside the image.
+        """
+        if margin:
+            windows = zip((self.rows, self.columns), image.shape[:2], strict=True)
+            image = image[np.ix_(*(np.arange(w.start - margin, w.stop + margin).clip(0, n - 1) for w, n in windows))]
+        else:
+            image = image[(slice(None),) * axis + (self.rows, self.columns)]
+        image = np.flip(image, axis) if self.mirror_y else image
+        image = np.flip(image, axis + 1) if self.mirror_x else image
+        return np.swapaxes(image, axis, axis + 1) if self.transpose else image
+
+
+def draw_view(
+    valid: np.ndarray | None,
+    size: tuple[int, int],
+    crop: tuple[int, int],
+    flips: bool,
+    rng: np.random.Generator,
+    what: str,
+) -> View:
+    """A random window of `crop` pixels in an image of `size`, by chance mirrored or transposed if `flips`.
+
+    Raises:
+      ConfigError: the crop does not fit; the message calls the image `what`.
+    """
+    size = (image.shape[0], image.shape[1])
+    if size[0] < crop[0] or size[1] < crop[1]:
+        raise ConfigError(
+            f"data.crop: {crop[0]} x {crop[1]} does not fit into {what} of {size[0]} x {size[1]} pixels; choose a "
+            "smaller crop"
+        )
+    mirror_x, mirror_y, transpose = rng.integers(2, size=3).astype(bool) & flips
+    transpose = bool(transpose) and size[0] >= crop[1] and size[1] >= crop[0]
+    window = crop_window(size, crop[::-1] if transpose else crop, valid, rng)
+    return View(*window, bool(mirror_x), bool(mirror_y), transpose)
+
+
 def crop_window(
     size: tuple[int, int], crop: tuple[int, int], valid: np.ndarray | None, rng: np.random.Generator
 ) -> tuple[slice, slice]:
     """A random window of `crop` pixels in an image of `size`: of a few, the first with enough of `valid`."""
-    best, best_share = None, -1.0
+    best, best_share = (slice(0, crop[0]), slice(0, crop[1])), -1.0
     for _ in range(CROP_TRIES):
         top, left = (int(rng.integers(full - part + 1)) for full, part in zip(size, crop, strict=True))
         window = slice(top, top + crop[0]), slice(left, left + crop[1])
@@ -133,30 +183,6 @@ def crop_window(
         if share >= ENOUGH_VALID:
             break
     return best
-
-
-def _crop_and_turn(stack: FocalStack, crop: tuple[int, int], flips: bool, rng: np.random.Generator) -> FocalStack:
-    size = stack.frames.shape[1:3]
-    if size[0] < crop[0] or size[1] < crop[1]:
-        raise ConfigError(
-            f"data.crop: {crop[0]} x {crop[1]} does not fit into stack {stack.name!r} "
-            f"of {size[0]} x {size[1]} pixels; choose a smaller crop"
-        )
-    mirror_x, mirror_y, transpose = rng.integers(2, size=3).astype(bool) & flips
-    transpose = transpose and size[0] >= crop[1] and size[1] >= crop[0]
-    window = crop_window(size, crop[::-1] if transpose else crop, stack.mask, rng)
-
-    def turn(image: np.ndarray | None, axis: int) -> np.ndarray | None:
-        if image is None:
-            return None
-        image = image[(slice(None),) * axis + window]
-        if mirror_y:
-            image = np.flip(image, axis)
-        if mirror_x:
-            image = np.flip(image, axis + 1)
-        return np.swapaxes(image, axis, axis + 1) if transpose else image
-
-    return stack._replace(frames=turn(stack.frames, 1), depth=turn(stack.depth, 0), mask=turn(stack.mask, 0))
 
 
 def augment(
@@ -179,7 +205,12 @@ def augment(
     Raises:
       ConfigError: the stack is smaller than `crop`.
     """
-    stack = _crop_and_turn(stack, crop, flips, rng)
+    view = draw_view(stack.frames[0], stack.mask, crop, flips, rng, f"stack {stack.name!r}")
+    stack = stack._replace(
+        frames=view.take(stack.frames, 1),
+        depth=None if stack.depth is None else view.take(stack.depth),
+        mask=None if stack.mask is None else view.take(stack.mask),
+    )
     change = make_colour(rng.uniform(-1.0, 1.0, 6), colour) if colour else None
     frames = to_float(stack.frames, change)
     if noise:

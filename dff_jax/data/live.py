@@ -15,7 +15,7 @@ from dff_jax.config import CameraConfig, DataConfig, WorldConfig
 from dff_jax.data.augment import apply_colour, draw_frame_count, make_colour
 from dff_jax.data.parts import Share
 from dff_jax.errors import ConfigError
-from dff_jax.optics.camera import compress, photographed
+from dff_jax.optics.camera import apply_camera_faults, compress
 from dff_jax.optics.scenes import make_stack
 from dff_jax.types import Array, Batch, FocalStack, LoadedBatch
 
@@ -36,7 +36,7 @@ def _photograph(key: Array, world: WorldConfig) -> tuple[Array, Array, Array]:
     return jnp.round(stack.frames * 255) / 255, stack.focus, stack.depth
 
 
-def develop(keys: Array, frames: Array, colour: float, noise: float, camera: CameraConfig = PERFECT) -> Array:
+def augment_frames(keys: Array, frames: Array, colour: float, noise: float, camera: CameraConfig = PERFECT) -> Array:
     """Frames [Z,H,W,3] recoloured and made noisier, with three keys [3], as `augment.augment` does; and as a real
     camera would give them."""
     k_colour, k_sigma, k_noise = keys
@@ -45,7 +45,7 @@ def develop(keys: Array, frames: Array, colour: float, noise: float, camera: Cam
         change = make_colour(jax.random.uniform(k_colour, (6,), minval=-1.0), colour, jnp)
         frames = apply_colour(frames, change.gain.reshape(1, 1, 1, 3), change)
     if camera != PERFECT:
-        frames = photographed(k_camera, frames, camera)
+        frames = apply_camera_faults(k_camera, frames, camera)
     if noise:
         sigma = jax.random.uniform(k_sigma, maxval=noise)
         frames = (frames + sigma * jax.random.normal(k_noise, frames.shape)).clip(0.0, 1.0)
@@ -71,7 +71,7 @@ def make_batch(
     def one(key: Array) -> Batch:
         k_world, *others = jax.random.split(key, 4)
         frames, focus, depth = _photograph(k_world, world)
-        return Batch(develop(others, frames, colour, noise, camera), focus, depth, jnp.ones(depth.shape, bool))
+        return Batch(augment_frames(others, frames, colour, noise, camera), focus, depth, jnp.ones(depth.shape, bool))
 
     return map_stacks(one, keys)
 

@@ -17,21 +17,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from dff_jax.config import CameraConfig, DataConfig, LensConfig
-from dff_jax.data.augment import crop_window, draw_frame_count
+from dff_jax.data.augment import draw_frame_count, draw_view
 from dff_jax.data.files.rgbd import SceneFiles, read_scene
-from dff_jax.data.live import PERFECT, develop, draw_focus, map_stacks, refocus_batch
+from dff_jax.data.live import PERFECT, augment_frames, draw_focus, map_stacks, refocus_batch
 from dff_jax.data.parts import Share
-from dff_jax.errors import ConfigError, InputError
+from dff_jax.errors import InputError
 from dff_jax.focus_axis import to_q
 from dff_jax.optics.rgbd import fill_holes, photograph
 from dff_jax.types import Batch, FocalStack, LoadedBatch
 
-_KEEP_BYTES = 2**29  # of decoded scenes, kept so that a small set is read only once
+_CACHE_BYTES = 2**29  # of decoded scenes, kept so that a small set is read only once
 _LEAST_SHARE = 0.3  # of the scene's depths that a drawn focus range spans at least: a flat crop needs one too
 _HELD_OUT_SEED = 0
 
 
-class Sharp(NamedTuple):
+class SharpScene(NamedTuple):
     """A scene ready to photograph."""
 
     rgb: np.ndarray  # [H,W,3] uint8
@@ -55,13 +55,13 @@ class Views(NamedTuple):
     shares: np.ndarray  # [B,Z] float32, see there
 
 
-class Album:
-    """Scenes by number, read and filled when asked for; remembers as many as fit. For several threads at once."""
+class SceneCache:
+    """Scenes by number, read and filled when asked for; keeps as many as fit. For several threads at once."""
 
     def __init__(self, files: Sequence[SceneFiles]):
         self.files = files
-        self._kept: dict[int, Sharp] = {}
-        self._room, self._lock = _KEEP_BYTES, threading.Lock()
+        self._found: dict[int, SharpScene] = {}
+        self._room, self._lock = _CACHE_BYTES, threading.Lock()
 
     def __getstate__(self) -> dict:
         return {"files": self.files}
@@ -69,22 +69,22 @@ class Album:
     def __setstate__(self, state: dict) -> None:
         self.__init__(state["files"])
 
-    def __getitem__(self, index: int) -> Sharp:
-        if index in self._kept:
-            return self._kept[index]
+    def __getitem__(self, index: int) -> SharpScene:
+        if index in self._found:
+            return self._found[index]
         scene = read_scene(self.files[index])
         q = to_q(fill_holes(scene.depth, scene.mask), scene.unit).astype(np.float32)
         low, high = np.quantile(q[scene.mask], (0.02, 0.98))
-        sharp = Sharp(scene.rgb, q, scene.mask, (float(low), float(high)), scene.name)
+        sharp = SharpScene(scene.rgb, q, scene.mask, (float(low), float(high)), scene.name)
         size = sharp.rgb.nbytes + q.nbytes + sharp.mask.nbytes
         with self._lock:
-            if index not in self._kept and size <= self._room:
-                self._kept[index], self._room = sharp, self._room - size
+            if index not in self._found and size <= self._room:
+                self._found[index], self._room = sharp, self._room - size
         return sharp
 
 
 def draw_focus_range(
-    values: np.ndarray, scene: Sharp, lens: LensConfig, rng: np.random.Generator
+    values: np.ndarray, scene: SharpScene, lens: LensConfig, rng: np.random.Generator
 ) -> tuple[float, float]:
     """The first and last focus setting in q, for a crop that shows `values` [n]: around most of them."""
     if lens.focus_range is not None:
@@ -100,39 +100,31 @@ def draw_focus_range(
     return float(first), float(last)
 
 
-def take_view(scene: Sharp, data: DataConfig, count: int | None, rng: np.random.Generator) -> Views:
+def take_view(scene: SharpScene, data: DataConfig, count: int | None, rng: np.random.Generator) -> Views:
     """A random crop of a scene and a random lens, as Views without the axis B.
 
     Raises:
       ConfigError: the scene is smaller than `data.crop`.
     """
-    size, crop, lens = scene.q.shape, data.crop, data.lens
-    if size[0] < crop[0] or size[1] < crop[1]:
-        raise ConfigError(
-            f"data.crop: {crop[0]} x {crop[1]} does not fit into scene {scene.name!r} of {size[0]} x {size[1]} pixels; "
-            "choose a smaller crop"
-        )
-    mirror_x, mirror_y, transpose = rng.integers(2, size=3).astype(bool) & data.flips
-    transpose = transpose and size[0] >= crop[1] and size[1] >= crop[0]
-    window = crop_window(size, crop[::-1] if transpose else crop, scene.mask, rng)
-    margin = lens.max_blur_radius
-
-    def turn(image: np.ndarray, margin: int) -> np.ndarray:
-        rows, columns = (
-            np.arange(w.start - margin, w.stop + margin).clip(0, n - 1) for w, n in zip(window, size, strict=True)
-        )
-        image = image[np.ix_(rows[::-1] if mirror_y else rows, columns[::-1] if mirror_x else columns)]
-        return np.swapaxes(image, 0, 1) if transpose else image
-
-    mask = turn(scene.mask, 0)
-    first, last = draw_focus_range(turn(scene.q, 0)[mask], scene, lens, rng)
+    lens, margin = data.lens, data.lens.max_blur_radius
+    view = draw_view(scene.q, scene.mask, data.crop, data.flips, rng, f"scene {scene.name!r}")
+    mask = view.take(scene.mask)
+    first, last = draw_focus_range(view.take(scene.q)[mask], scene, lens, rng)
     focus = np.linspace(first, last, count or lens.num_frames, dtype=np.float32)
     blur_per_q = rng.uniform(*lens.blur_radius) / (last - first)
     noise, seed = rng.uniform(*lens.noise), rng.integers(2**32)
+    turn, shares = draw_focus(len(focus), rng, data)
     return Views(
-        turn(scene.rgb, margin), turn(scene.q, margin), mask, focus, np.float32(blur_per_q), np.float32(noise),
-        np.uint32(seed), *draw_focus(len(focus), rng, data),
-    )  # fmt: skip
+        rgb=view.take(scene.rgb, margin=margin),
+        q=view.take(scene.q, margin=margin),
+        mask=mask,
+        focus=focus,
+        blur_per_q=np.float32(blur_per_q),
+        noise=np.float32(noise),
+        seed=np.uint32(seed),
+        turn=turn,
+        shares=shares,
+    )
 
 
 @partial(jax.jit, static_argnames=("margin", "num_layers", "colour", "noise", "camera"))
@@ -153,7 +145,7 @@ def photograph_batch(
         )  # fmt: skip
         frames = jnp.round(frames[:, *inside] * 255) / 255
         depth = jnp.where(view.mask, view.q[inside], 0.0)
-        return Batch(develop(others, frames, colour, noise, camera), view.focus, depth, view.mask)
+        return Batch(augment_frames(others, frames, colour, noise, camera), view.focus, depth, view.mask)
 
     return map_stacks(one, views)
 
@@ -166,7 +158,7 @@ class RgbdPart:
     def __init__(self, data: DataConfig, files: Sequence[SceneFiles], share: Share):
         import grain
 
-        self._data, self._album, self._share = data, Album(files), share
+        self._data, self._scenes, self._share = data, SceneCache(files), share
         self._order = grain.MapDataset.range(len(files)).seed(share.seed).shuffle().repeat(None)
 
     def prepare(self, number: int) -> tuple[Views, tuple[str, ...]]:
@@ -174,7 +166,7 @@ class RgbdPart:
         count = draw_frame_count(data.frames, share.batch_generator(number))
         views, names = [], []
         for n in share.stacks(number):
-            scene = self._album[int(self._order[n])]
+            scene = self._scenes[int(self._order[n])]
             views.append(take_view(scene, data, count, share.generator(n)))
             names.append(scene.name)
         return Views(*map(np.stack, zip(*views, strict=True))), tuple(names)
@@ -204,7 +196,7 @@ class HeldOut:
         (unit,) = units
         self.unit = "diopter" if unit == "metre" else unit
         self._data = dataclasses.replace(data, mixture=(), flips=False, frames=None, reverse=False, focus_jitter=0.0)
-        self._album = Album(files)
+        self._scenes = SceneCache(files)
         self._made: dict[int, FocalStack] = {}
 
     def read(self, index: int) -> FocalStack:
@@ -214,7 +206,7 @@ class HeldOut:
         return self._made[index]
 
     def _photograph(self, index: int) -> FocalStack:
-        scene = self._album[index]
+        scene = self._scenes[index]
         view = take_view(scene, self._data, None, np.random.default_rng([_HELD_OUT_SEED, index]))
         lens = self._data.lens
         batch = photograph_batch(Views(*(x[None] for x in view)), lens.max_blur_radius, lens.num_layers)

@@ -18,7 +18,6 @@ from dff_jax.errors import ConfigError, InputError
 from dff_jax.types import LoadedBatch
 
 _ENDLESS = 2**40  # batches of a part
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 _AHEAD = 2  # batches that each thread, and each process, may be ahead
 
 
@@ -113,7 +112,6 @@ class _Batches:
 
 def _start_worker(index: int, count: int) -> None:
     """In a new worker process: leaves the accelerator and Ctrl-C to the parent, and ends when the parent does."""
-    import ctypes
     import multiprocessing
     from multiprocessing import connection
 
@@ -123,15 +121,10 @@ def _start_worker(index: int, count: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     parent = multiprocessing.parent_process()
+    assert parent is not None
 
-    def end_with_parent():
+    def end_with_parent() -> None:
         connection.wait([parent.sentinel])
         os._exit(1)
 
     threading.Thread(target=end_with_parent, daemon=True).start()
-    # glibc gives freed memory back at once and then fetches it page by page again: half of the time that it takes to
-    # read a record of 20 MB. A process that reads one after another had better keep it.
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
-    if mallopt is not None:
-        for parameter in (_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD):
-            mallopt(parameter, 2**30)

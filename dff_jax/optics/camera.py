@@ -32,7 +32,7 @@ _CELL = (np.arange(_BLOCK)[:, None] * (2 * np.arange(_BLOCK)[None] + 1) * math.p
 _DCT = np.cos(_CELL) * np.where(np.arange(_BLOCK) == 0, math.sqrt(1 / 8), 0.5)[:, None].astype(np.float32)
 
 
-def photographed(key: Array, frames: Array, config: CameraConfig) -> Array:
+def apply_camera_faults(key: Array, frames: Array, config: CameraConfig) -> Array:
     """Frames [Z,H,W,3] in [0,1] as a real camera gives them but for noise and compression; the truth stays."""
     k_share, k_move, k_light, k_soft = random.split(key, 4)
     hit = random.uniform(k_share) < config.share

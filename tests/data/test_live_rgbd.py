@@ -14,7 +14,7 @@ from dff_jax import config as configs
 from dff_jax import estimators
 from dff_jax.config import DataConfig, LensConfig, PartConfig
 from dff_jax.data import live_rgbd, pipeline
-from dff_jax.data.live_rgbd import Sharp, draw_focus_range, take_view
+from dff_jax.data.live_rgbd import SharpScene, draw_focus_range, take_view
 from dff_jax.errors import ConfigError, InputError
 from dff_jax.training import logging, loop
 
@@ -58,7 +58,7 @@ def _numbers(size=SIZE, mask=None):
     y, x = np.mgrid[: size[0], : size[1]]
     q = (y + x / 100).astype(np.float32)
     rgb = np.stack([y, x, 0 * x], -1).astype(np.uint8)
-    return Sharp(rgb, q, np.ones(size, bool) if mask is None else mask, (0.0, float(size[0])), "numbers")
+    return SharpScene(rgb, q, np.ones(size, bool) if mask is None else mask, (0.0, float(size[0])), "numbers")
 
 
 def test_views_keep_picture_depth_and_mask_together():
@@ -147,19 +147,19 @@ def test_held_out_scenes_are_photographed_once_and_for_all(scenes, tmp_path):
         pipeline.open_source(dataclasses.replace(data, dataset=str(scenes / "train")), "validation")
 
 
-def test_the_album_remembers_within_its_budget(scenes, monkeypatch):
+def test_the_cache_keeps_scenes_within_its_budget(scenes, monkeypatch):
     _, files = pipeline.scene_files(scenes / "train", "train")  # without split folders: all of it
     reads = []
     read = live_rgbd.read_scene
     monkeypatch.setattr(live_rgbd, "read_scene", lambda file: reads.append(file.name) or read(file))
-    monkeypatch.setattr(live_rgbd, "_KEEP_BYTES", 2 * SIZE[0] * SIZE[1] * 8 + 10)
-    album = live_rgbd.Album(files)
+    monkeypatch.setattr(live_rgbd, "_CACHE_BYTES", 2 * SIZE[0] * SIZE[1] * 8 + 10)
+    cache = live_rgbd.SceneCache(files)
     for i in (0, 1, 2, 0, 1, 2):
-        assert album[i].name == f"scene{i}"
+        assert cache[i].name == f"scene{i}"
     assert reads == ["scene0", "scene1", "scene2", "scene2"]
-    assert np.isfinite(album[0].q).all() and not album[0].mask.all()
-    there = pickle.loads(pickle.dumps(album))  # as for a worker process: the files, not what is kept
-    assert there[1].name == "scene1" and len(pickle.dumps(album)) < 2000
+    assert np.isfinite(cache[0].q).all() and not cache[0].mask.all()
+    there = pickle.loads(pickle.dumps(cache))  # as for a worker process: the files, not what is kept
+    assert there[1].name == "scene1" and len(pickle.dumps(cache)) < 2000
 
 
 # A run ------------------------------------------------------------------------------------------------------------

@@ -30,14 +30,14 @@ def frames(key):
 
 
 def test_a_perfect_camera_changes_nothing(key, frames):
-    np.testing.assert_array_equal(camera.photographed(key, frames, CameraConfig()), frames)
+    np.testing.assert_array_equal(camera.apply_camera_faults(key, frames, CameraConfig()), frames)
     faulty = CameraConfig(share=0.0, shift=2.0, vignetting=0.5, exposure=0.3, softness=1.0)
-    np.testing.assert_array_equal(camera.photographed(key, frames, faulty), frames)
+    np.testing.assert_array_equal(camera.apply_camera_faults(key, frames, faulty), frames)
 
 
 def test_a_share_of_stacks_has_all_faults_one_after_the_other_and_half_are_compressed(frames):
     config = CameraConfig(share=0.5, shift=1.0, breathing=0.01, vignetting=0.3, exposure=0.1, softness=0.7)
-    hits, photographed = [], jax.jit(partial(camera.photographed, config=config))
+    hits, photographed = [], jax.jit(partial(camera.apply_camera_faults, config=config))
     for seed in range(24):
         key = jax.random.key(seed)
         found = photographed(key, frames)
@@ -54,7 +54,7 @@ def test_a_share_of_stacks_has_all_faults_one_after_the_other_and_half_are_compr
     assert 2 < sum(changed) < 22
     np.testing.assert_allclose(found[changed.index(True)], camera.jpeg(small, 50.0), atol=1e-5)
     keys = jax.vmap(jax.random.key)(jnp.arange(4))  # as on an accelerator
-    at_once = jax.vmap(partial(camera.photographed, config=config), (0, None))(keys, frames)
+    at_once = jax.vmap(partial(camera.apply_camera_faults, config=config), (0, None))(keys, frames)
     for seed in range(4):
         np.testing.assert_allclose(at_once[seed], photographed(jax.random.key(seed), frames), atol=1e-5)
 

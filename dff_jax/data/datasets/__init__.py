@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dff_jax.errors import InputError, one_line
-from dff_jax.runtime.progress import say
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
@@ -120,6 +119,8 @@ def open_builder(name: str, data_dir: str | os.PathLike | None = None) -> tfds.c
         if not _makes_its_own(name):
             facts = builder.builder_config.facts
             raise InputError(f"{where}; convert its files first: dff-jax prepare {name} --source DIR ({facts.where})")
+        from dff_jax.runtime.progress import say
+
         say(f"{where}; making it now")
         prepare(name, data_dir)
         return _builder(name, data_dir)
