@@ -145,14 +145,16 @@ class View(NamedTuple):
 
 
 def draw_view(
+    image: np.ndarray,
     valid: np.ndarray | None,
-    size: tuple[int, int],
     crop: tuple[int, int],
     flips: bool,
     rng: np.random.Generator,
     what: str,
 ) -> View:
-    """A random window of `crop` pixels in an image of `size`, by chance mirrored or transposed if `flips`.
+    """A random window of `crop` pixels in `image` [H,W,...], by chance mirrored or transposed if `flips`.
+
+    It prefers windows where `valid` [H,W] holds; see `crop_window`.
 
     Raises:
       ConfigError: the crop does not fit; the message calls the image `what`.
