@@ -10,7 +10,7 @@ from collections.abc import Generator, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
-from dff_jax.data.datasets.records import Item, Noted, Outcome, digest, record_features, to_record
+from dff_jax.data.datasets.records import Item, Outcome, digest, record_features, to_record
 from dff_jax.data.datasets.writing import serialize
 from dff_jax.errors import InputError
 from dff_jax.runtime.progress import track
@@ -52,12 +52,10 @@ def read_items(splits: dict[str, tuple[Item, ...]], label: str, workers: int) ->
 def read_one(item: Item) -> Outcome | InputError:
     """Reads one item, checks that it is as promised, and makes its record, which takes half as long as reading."""
     try:
-        found = item.read()
+        stack = item.read()
     except InputError as error:
         return InputError(str(error))  # of this class exactly: others need not survive pickling
-    noted = found if isinstance(found, Noted) else Noted(found)
-    record = serialize(to_record(noted.stack, item.name), record_features())
-    return Outcome(item.name, record, digest(noted.stack), noted.remarks, noted.details, noted.images)
+    return Outcome(item.name, serialize(to_record(stack, item.name), record_features()), digest(stack))
 
 
 def _in_order(pool: ProcessPoolExecutor, items: tuple[Item, ...], ahead: int) -> Iterator[Outcome | InputError]:

@@ -18,16 +18,6 @@ LAYOUT_VERSION = 1
 """Raise it when the layout of the records changes: data of another version is then made again."""
 
 SPLITS = ("train", "validation", "test")
-EDGES = np.linspace(0.0, 1.0, 11)  # of the histogram, in t: 0 at the first plane of the stack, 1 at the last
-
-
-class Noted(NamedTuple):
-    """A stack with more to say about it than its arrays; `Item.read` may return it instead of the stack alone."""
-
-    stack: FocalStack
-    remarks: tuple[str, ...] = ()  # for the user, a sentence each
-    details: dict[str, Any] = {}  # JSON-able; statistics.json holds them under the stack's name
-    images: dict[str, bytes] = {}  # PNG files, written to <key>/<name of the stack>.png beside the records
 
 
 class Item(NamedTuple):
@@ -37,7 +27,7 @@ class Item(NamedTuple):
     # Picklable: functools.partial of a module-level function. Gives frames [Z,H,W,3] uint8 RGB sorted so that q
     # ascends, focus [Z] float64 in the dataset's unit, and depth [H,W] float32 (0 where mask is False) with mask
     # [H,W] bool, or both None without truth. Raises InputError for a damaged file.
-    read: Callable[[], FocalStack | Noted]
+    read: Callable[[], FocalStack]
 
 
 class Facts(NamedTuple):
@@ -78,7 +68,7 @@ class Digest(NamedTuple):
     low: float  # of the truth, in the unit; 0 where nothing is valid
     high: float
     total: float  # sum over the valid pixels
-    histogram: np.ndarray  # [12] valid pixels below the first plane's q, in ten equal parts of q, beyond the last
+    in_range: int  # valid pixels whose q lies between those of the first and the last frame, both included
 
 
 class Outcome(NamedTuple):
@@ -87,9 +77,6 @@ class Outcome(NamedTuple):
     name: str
     record: bytes  # serialized, of `record_features`
     digest: Digest
-    remarks: tuple[str, ...]  # these three as in `Noted`
-    details: dict[str, Any]
-    images: dict[str, bytes]
 
 
 @functools.cache
@@ -136,18 +123,17 @@ def to_record(stack: FocalStack, name: str) -> dict[str, Any]:
 
 
 def digest(stack: FocalStack) -> Digest:
-    """The statistics of one stack; a value at either end of the focus range counts as inside."""
+    """The statistics of one stack."""
     z, h, w = stack.frames.shape[:3]
     focus = tuple(map(float, stack.focus))
     if stack.depth is None or stack.mask is None or not stack.mask.any():
-        return Digest((z, h, w), focus, 0, 0.0, 0.0, 0.0, np.zeros(12, np.int64))
+        return Digest((z, h, w), focus, 0, 0.0, 0.0, 0.0, 0)
     values = stack.depth[stack.mask].astype(np.float64)
     first, last = to_q(np.asarray(stack.focus, np.float64)[[0, -1]], stack.unit)
     q = to_q(values, stack.unit)
-    inside, _ = np.histogram(q, bins=first + EDGES * (last - first))
-    counts = np.array([np.count_nonzero(q < first), *inside, np.count_nonzero(q > last)])
+    inside = np.count_nonzero((q >= first) & (q <= last))
     total = float(values.sum())
-    return Digest((z, h, w), focus, len(values), float(values.min()), float(values.max()), total, counts)
+    return Digest((z, h, w), focus, len(values), float(values.min()), float(values.max()), total, inside)
 
 
 def fingerprint(source: Path, made: Path) -> str:

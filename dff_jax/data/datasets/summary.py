@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 
 from dff_jax import focus_axis
-from dff_jax.data.datasets.records import EDGES, Digest, Outcome, record_features
+from dff_jax.data.datasets.records import Digest, Outcome, record_features
 from dff_jax.pictures import panels
-from dff_jax.runtime.progress import say
 
 STATISTICS, OVERVIEW = "statistics.json", "overview.png"
 LITTLE = 0.02  # a smaller share of the truth inside the focus range suggests a wrong unit
@@ -26,17 +25,10 @@ class Summary:
         self.name, self.unit, self._source = name, unit, source
         self._shown = {split: {0, count - 1} for split, count in counts.items()}
         self._digests: dict[str, list[Digest]] = {}
-        self._details: dict[str, Any] = {}
-        self._images: dict[str, bytes] = {}
         self._rows: list[list[panels.Panel]] = []
 
     def add(self, split: str, outcome: Outcome) -> None:
         """The next stack of `split`."""
-        for remark in outcome.remarks:
-            say(f"note: {remark}")
-        if outcome.details:
-            self._details[outcome.name] = outcome.details
-        self._images |= {f"{key}/{outcome.name}.png": image for key, image in outcome.images.items()}
         known = self._digests.setdefault(split, [])
         if len(known) in self._shown[split]:
             self._rows.append(self._row(outcome))
@@ -67,22 +59,16 @@ class Summary:
             "same_in_all": list(settings.pop()) if len(settings) == 1 else None,
         }
         splits = {split: _of_split(digests) for split, digests in self._digests.items()}
-        found = {"name": self.name, "unit": self.unit, "focus": focus, "t_edges": EDGES.tolist()}
-        found |= {"splits": splits, "source": self._source}
-        return found | ({"details": self._details} if self._details else {})
+        return {"name": self.name, "unit": self.unit, "focus": focus, "splits": splits, "source": self._source}
 
     def write(self, folder: Path) -> None:
-        """Writes `statistics.json`, `overview.png` and the readers' own images into `folder`."""
+        """Writes `statistics.json`, `overview.png` into `folder`."""
         (folder / STATISTICS).write_text(json.dumps(self.statistics(), indent=1) + "\n")
         panels.save_png(folder / OVERVIEW, panels.sheet(self._rows, title=self.name, columns=4))
-        for name, image in self._images.items():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_bytes(image)
 
 
 def _of_split(digests: list[Digest]) -> dict[str, Any]:
     shapes = Counter(" x ".join(map(str, d.shape)) for d in digests)
-    histogram = np.sum([d.histogram for d in digests], axis=0)
     valid = sum(d.valid for d in digests)
     with_truth = [d for d in digests if d.valid]
     found: dict[str, Any] = {
@@ -92,10 +78,9 @@ def _of_split(digests: list[Digest]) -> dict[str, Any]:
         "valid_share": valid / sum(d.shape[1] * d.shape[2] for d in digests),
         "in_range_share": None,
         "truth": None,
-        "histogram": histogram.tolist(),
     }
     if valid:
-        found["in_range_share"] = float(histogram[1:-1].sum() / valid)
+        found["in_range_share"] = sum(d.in_range for d in with_truth) / valid
         mean = sum(d.total for d in with_truth) / valid
         found["truth"] = {"low": min(d.low for d in with_truth), "high": max(d.high for d in with_truth), "mean": mean}
     return found

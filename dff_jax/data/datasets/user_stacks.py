@@ -16,14 +16,14 @@ import numpy as np
 
 from dff_jax.data.datasets.base import StackBuilder, StackConfig
 from dff_jax.data.datasets.frames import StackFiles, inventory
-from dff_jax.data.datasets.records import Facts, Inventory, Item, Noted, one_unit, split_folders
-from dff_jax.data.files.align import align_stack, alignment_sheet, check_model, remarks, report
+from dff_jax.data.datasets.records import Facts, Inventory, Item, one_unit, split_folders
+from dff_jax.data.files.align import align_stack, check_model, remarks
 from dff_jax.data.files.focus_settings import focus_settings, labelled_settings
 from dff_jax.data.files.folder import MIN_SIDE, find_frames, list_stacks, truth_file
 from dff_jax.data.files.images import downscale
 from dff_jax.data.files.reading import collecting
 from dff_jax.errors import InputError
-from dff_jax.pictures.panels import png_bytes
+from dff_jax.runtime.progress import say
 from dff_jax.types import FocalStack
 
 FACTS = Facts(
@@ -105,18 +105,17 @@ def _find(name: str, folder: Path, config: UserStacksConfig) -> tuple[StackFiles
     return StackFiles(name, tuple(files), tuple(focus), truth, unit, unit == "metre"), notes
 
 
-def _read(read: functools.partial, max_size: int | None, model: str | None) -> FocalStack | Noted:
-    """A stack, scaled down and aligned."""
+def _read(read: functools.partial[FocalStack], max_size: int | None, model: str | None) -> FocalStack:
+    """A stack, scaled down and aligned; says if a frame would not align."""
     stack = read()
-    frames = np.stack([downscale(frame, max_size) for frame in stack.frames])
+    stack = stack._replace(frames=np.stack([downscale(frame, max_size) for frame in stack.frames]))
     if model is None:
-        return stack._replace(frames=frames)
-    names = [path.name for path in read.args[0].frames]
-    aligned = align_stack(frames, model)
-    stack = stack._replace(frames=aligned.frames)
-    if stack.depth is not None:
+        return stack
+    aligned = align_stack(stack.frames, model)
+    if aligned.failed():
+        for remark in remarks(aligned, [path.name for path in read.args[0].frames]):
+            say(f"note: {stack.name}: {remark}")
+    if stack.depth is not None and stack.mask is not None:
         mask = stack.mask & aligned.mask
         stack = stack._replace(depth=np.where(mask, stack.depth, 0), mask=mask)
-    said = tuple(f"{stack.name}: {text}" for text in remarks(aligned, names)) if aligned.failed() else ()
-    image = png_bytes(alignment_sheet(frames, aligned, names))
-    return Noted(stack, said, {"alignment": report(aligned, names)}, {"alignment": image})
+    return stack._replace(frames=aligned.frames)

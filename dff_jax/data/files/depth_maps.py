@@ -31,13 +31,14 @@ class DepthMap(NamedTuple):
     finite: np.ndarray  # [H,W] bool
 
 
-def read_depth_map(path: str | Path, *, scale: float = 1.0, channel: str | None = None) -> DepthMap:
+def read_depth_map(path: str | Path, *, scale: float = 1.0) -> DepthMap:
     """A depth or disparity map from `.exr`, `.pfm`, `.npy`, `.npz` or `.png` (grey, 8 or 16 bit).
+
+    Of several channels of an EXR, Y, Z or R is taken, in this order; those of a PFM or PNG must be equal. An npz must
+    hold one array.
 
     Args:
       scale: value = stored value * scale, such as 1/4 for 8-bit maps of Middlebury.
-      channel: which one of a file with several: of an EXR by name, of a colour PFM or PNG "R", "G" or "B", of an npz
-        the name of the array. None: of an EXR Y, Z, R or the only one; else the only one, or any if all are equal.
 
     Returns:
       Values [H,W] float32, row 0 at the top; where the map is finite. 0 is a value like any other here.
@@ -52,7 +53,7 @@ def read_depth_map(path: str | Path, *, scale: float = 1.0, channel: str | None 
     if suffix not in _READERS:
         raise InputError(f"{path}: not a depth map by its name; known are {', '.join(DEPTH_SUFFIXES)}")
     with reading(path, f"{suffix[1:].upper()} file"):
-        stored = _READERS[suffix](path, channel)
+        stored = _READERS[suffix](path)
         with np.errstate(over="ignore", invalid="ignore"):  # what float32 cannot hold counts as not finite
             values = np.array(stored, np.float32)
             if scale != 1:
@@ -83,7 +84,7 @@ _PFM_HEAD = re.compile(
 )
 
 
-def _pfm(path: Path, channel: str | None) -> np.ndarray:
+def _pfm(path: Path) -> np.ndarray:
     """Rows run from bottom to top. The sign of the third number is the byte order, its size means nothing."""
     data = read_bytes(path)
     head = _PFM_HEAD.match(data, 0, _MOST_HEADER)
@@ -93,29 +94,26 @@ def _pfm(path: Path, channel: str | None) -> np.ndarray:
     shape = (int(head[3]), int(head[2]), 3 if head[1] == b"PF" else 1)
     _check_size(shape, 4, len(data) - head.end())
     values = np.frombuffer(data, "<f4" if scale < 0 else ">f4", offset=head.end())
-    return _one_of(values.reshape(shape)[::-1], channel)
+    return _grey(values.reshape(shape)[::-1])
 
 
-def _npy(path: Path, channel: str | None) -> np.ndarray:
+def _npy(path: Path) -> np.ndarray:
     return _decode_npy(read_bytes(path))
 
 
-def _npz(path: Path, channel: str | None) -> np.ndarray:
+def _npz(path: Path) -> np.ndarray:
     """One array of a zip file. Nothing is unpacked to disk, so the names inside cannot lead anywhere."""
     with zipfile.ZipFile(io.BytesIO(read_bytes(path))) as file:
-        members = {info.filename.removesuffix(".npy"): info for info in file.infolist() if not info.is_dir()}
-        if channel is None and len(members) == 1:
-            channel = next(iter(members))
-        if channel not in members:
-            found = ", ".join(map(repr, members))[:200] or "nothing"
-            wanted = "a single array" if channel is None else repr(channel)
-            raise InputError(f"holds {found} where {wanted} is expected; save the depth map alone")
-        info = members[channel]
+        members = [info for info in file.infolist() if not info.is_dir()]
+        if len(members) != 1:
+            found = ", ".join(info.filename for info in members)[:200] or "nothing"
+            raise InputError(f"holds {found} where a single array is expected; save the depth map alone")
+        info = members[0]
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others expand without limit
             raise InputError("packed in a way that numpy does not use; save it with numpy.savez_compressed")
         most = 8 * MAX_VALUES + 2**16
         if info.file_size > most:
-            raise InputError(f"{channel!r} is {info.file_size} bytes long, more than any map; copy it again")
+            raise InputError(f"its array is {info.file_size} bytes long, more than any map; copy it again")
         with file.open(info) as member:
             return _decode_npy(member.read(most + 1))  # checks the checksum when it comes to the end
 
@@ -143,7 +141,7 @@ def _decode_npy(data: bytes) -> np.ndarray:
     return values
 
 
-def _png(path: Path, channel: str | None) -> np.ndarray:
+def _png(path: Path) -> np.ndarray:
     import imagecodecs
 
     data = read_bytes(path)
@@ -153,18 +151,14 @@ def _png(path: Path, channel: str | None) -> np.ndarray:
         raise InputError(f"has {what}, where a depth map is grey, of 8 or 16 bit")
     _check_size((height, width))
     values = imagecodecs.png_decode(data)
-    return _one_of(values if values.ndim == 2 else values[..., : 1 if values.shape[2] < 3 else 3], channel)
+    return _grey(values if values.ndim == 2 else values[..., : 1 if values.shape[2] < 3 else 3])
 
 
-def _one_of(values: np.ndarray, channel: str | None) -> np.ndarray:
-    """[H,W], or [H,W,C] of which `channel` counts, or all C if they are equal, to [H,W]."""
-    if values.ndim == 2 or values.shape[2] == 1:
-        return values.reshape(values.shape[:2])
-    if channel is not None:
-        if channel not in ("R", "G", "B"):
-            raise InputError(f"has channels R, G and B, not {channel!r}")
-        return values[..., "RGB".index(channel)]
-    if not all(np.array_equal(values[..., 0], values[..., c], equal_nan=values.dtype.kind == "f") for c in (1, 2)):
+def _grey(values: np.ndarray) -> np.ndarray:
+    """[H,W], or [H,W,C] whose channels are equal, to [H,W]."""
+    if values.ndim == 2:
+        return values
+    if not all(np.array_equal(plane, values[..., 0], equal_nan=True) for plane in np.moveaxis(values, -1, 0)):
         raise InputError("a colour image, not a depth map; save the depth as one channel")
     return values[..., 0]
 
@@ -191,7 +185,7 @@ def exr_size(path: Path) -> tuple[int, int]:
         return height, width
 
 
-def _exr(path: Path, channel: str | None) -> np.ndarray:
+def _exr(path: Path) -> np.ndarray:
     import OpenEXR
 
     size = exr_size(path)
@@ -199,13 +193,9 @@ def _exr(path: Path, channel: str | None) -> np.ndarray:
         if not file.parts:  # OpenEXR prints why, and goes on
             raise ValueError("truncated or damaged pixels")
         channels = {name: item.pixels for name, item in file.channels().items()}
-    if channel is None:
-        channel = next((name for name in _DEPTH_NAMES if name in channels), None)
-        if channel is None and len(channels) == 1:
-            channel = next(iter(channels))
-    if channel not in channels:
-        wanted = "in Y, Z, R or a single one" if channel is None else f"in {channel}"
-        raise InputError(f"has channels {', '.join(channels)[:200]}; depth is expected {wanted}")
+    channel = next((name for name in (*_DEPTH_NAMES, *channels) if name in channels), "")
+    if channel not in _DEPTH_NAMES and len(channels) != 1:
+        raise InputError(f"has channels {', '.join(channels)[:200]}; depth is expected in Y, Z, R or a single one")
     values = np.asarray(channels[channel])
     if values.dtype.kind != "f":
         raise InputError(f"channel {channel} holds {values.dtype}; save the depth map as float or half")
@@ -227,7 +217,7 @@ def _check_size(shape: tuple[int, ...], itemsize: int = 0, length: int = 0) -> N
         raise InputError(f"{state}, {length} bytes of values where its header means {needed}; copy it again")
 
 
-_READERS: dict[str, Callable[[Path, str | None], np.ndarray]] = {
+_READERS: dict[str, Callable[[Path], np.ndarray]] = {
     ".exr": _exr, ".pfm": _pfm, ".npy": _npy, ".npz": _npz, ".png": _png,
 }  # fmt: skip
 DEPTH_SUFFIXES = tuple(_READERS)
