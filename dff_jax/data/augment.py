@@ -105,18 +105,18 @@ def vary_focus(stack: FocalStack, rng: np.random.Generator, *, reverse: bool, ji
     """
     unit = "diopter" if stack.unit == "metre" else stack.unit
     focus, depth = to_q(np.asarray(stack.focus, np.float64), stack.unit), stack.depth
+    mask = stack.mask
     if depth is not None:
-        mask = np.isfinite(depth) if stack.mask is None else stack.mask
+        mask = np.isfinite(depth) if mask is None else mask
         depth = np.where(mask, to_q(np.where(mask, depth, np.float32(1)), stack.unit), np.float32(0))
-        stack = stack._replace(mask=mask)
     if reverse and rng.integers(2):
         ends = focus.min() + focus.max()
         focus = ends - focus
-        if depth is not None:
-            depth = np.where(stack.mask, np.float32(ends) - depth, np.float32(0))
+        if depth is not None and mask is not None:
+            depth = np.where(mask, np.float32(ends) - depth, np.float32(0))
     if jitter:
         focus = focus + focus_errors(focus, jitter, rng)
-    return stack._replace(focus=focus, depth=depth, unit=unit)
+    return stack._replace(focus=focus, depth=depth, mask=mask, unit=unit)
 
 
 class View(NamedTuple):
@@ -167,7 +167,7 @@ def draw_view(
         )
     mirror_x, mirror_y, transpose = rng.integers(2, size=3).astype(bool) & flips
     transpose = bool(transpose) and size[0] >= crop[1] and size[1] >= crop[0]
-    window = crop_window(size, crop[::-1] if transpose else crop, valid, rng)
+    window = crop_window(size, (crop[1], crop[0]) if transpose else crop, valid, rng)
     return View(*window, bool(mirror_x), bool(mirror_y), transpose)
 
 

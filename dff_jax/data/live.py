@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,9 +37,13 @@ def _photograph(key: Array, world: WorldConfig) -> tuple[Array, Array, Array]:
     return jnp.round(stack.frames * 255) / 255, stack.focus, stack.depth
 
 
-def augment_frames(keys: Array, frames: Array, colour: float, noise: float, camera: CameraConfig = PERFECT) -> Array:
-    """Frames [Z,H,W,3] recoloured and made noisier, with three keys [3], as `augment.augment` does; and as a real
-    camera would give them."""
+def augment_frames(
+    keys: Sequence[Array], frames: Array, colour: float, noise: float, camera: CameraConfig = PERFECT
+) -> Array:
+    """Frames [Z,H,W,3] recoloured and made noisier as by `augment.augment`, and with the faults of a real camera.
+
+    `keys` are three.
+    """
     k_colour, k_sigma, k_noise = keys
     k_camera, k_jpeg = jax.random.split(jax.random.fold_in(k_noise, 1))
     if colour:
@@ -54,7 +59,7 @@ def augment_frames(keys: Array, frames: Array, colour: float, noise: float, came
     return frames
 
 
-def map_stacks(one: Callable, *arrays: Array):
+def map_stacks(one: Callable[..., Batch], *arrays: chex.ArrayTree) -> Batch:
     """`one` for each stack of [B,...]: in turn on a CPU, where vmap would compute every branch of every random
     choice for nothing; all at once elsewhere."""
     if jax.default_backend() == "cpu":
@@ -107,19 +112,19 @@ class LivePart:
     def prepare(self, number: int) -> int:
         return number
 
-    def finish(self, number: int) -> LoadedBatch:
+    def finish(self, prepared: int) -> LoadedBatch:
         data, share, world = self._data, self._share, self._world
-        count = draw_frame_count(data.frames, share.batch_generator(number))
+        count = draw_frame_count(data.frames, share.batch_generator(prepared))
         if count is not None:
             world = dataclasses.replace(world, num_frames=count)
-        numbers = share.stacks(number)
+        numbers = share.stacks(prepared)
         keys = jax.vmap(partial(_key, share.seed, "train"))(jnp.array([n % 2**32 for n in numbers], jnp.uint32))
         batch = make_batch(keys, world, data.colour, data.noise, data.camera)
         if data.reverse or data.focus_jitter:
             draws = [draw_focus(world.num_frames, share.generator(n), data) for n in numbers]
             batch = refocus_batch(batch, *(np.stack(x) for x in zip(*draws, strict=True)))
         first = share.process_index * share.batch_size
-        return LoadedBatch(batch, tuple(f"live/{share.seed}/{number}/{first + i}" for i in range(share.batch_size)))
+        return LoadedBatch(batch, tuple(f"live/{share.seed}/{prepared}/{first + i}" for i in range(share.batch_size)))
 
 
 def draw_focus(count: int, rng: np.random.Generator, data: DataConfig) -> tuple[np.ndarray, np.ndarray]:

@@ -20,7 +20,7 @@ from dff_jax.config import CameraConfig, DataConfig, LensConfig
 from dff_jax.data.augment import draw_frame_count, draw_view
 from dff_jax.data.files.rgbd import SceneFiles, read_scene
 from dff_jax.data.live import PERFECT, augment_frames, draw_focus, map_stacks, refocus_batch
-from dff_jax.data.parts import Share
+from dff_jax.data.parts import EpochOrder, Share
 from dff_jax.errors import InputError
 from dff_jax.focus_axis import to_q
 from dff_jax.optics.rgbd import fill_holes, photograph
@@ -119,9 +119,9 @@ def take_view(scene: SharpScene, data: DataConfig, count: int | None, rng: np.ra
         q=view.take(scene.q, margin=margin),
         mask=mask,
         focus=focus,
-        blur_per_q=np.float32(blur_per_q),
-        noise=np.float32(noise),
-        seed=np.uint32(seed),
+        blur_per_q=np.asarray(blur_per_q, np.float32),
+        noise=np.asarray(noise, np.float32),
+        seed=np.asarray(seed, np.uint32),
         turn=turn,
         shares=shares,
     )
@@ -138,14 +138,15 @@ def photograph_batch(
     inside = (slice(margin, -margin), slice(margin, -margin))
 
     def one(view: Views) -> Batch:
-        k_noise, *others = jax.random.split(jax.random.key(view.seed), 4)
+        rgb, q, mask, focus, blur_per_q, sigma, seed, *_ = (jnp.asarray(field) for field in view)
+        k_noise, *others = jax.random.split(jax.random.key(seed), 4)
         frames = photograph(
-            k_noise, view.rgb.astype(jnp.float32) / 255, view.q, view.focus, blur_per_q=view.blur_per_q,
-            max_radius=margin, num_layers=num_layers, noise=view.noise,
+            k_noise, rgb.astype(jnp.float32) / 255, q, focus, blur_per_q=blur_per_q, max_radius=margin,
+            num_layers=num_layers, noise=sigma,
         )  # fmt: skip
         frames = jnp.round(frames[:, *inside] * 255) / 255
-        depth = jnp.where(view.mask, view.q[inside], 0.0)
-        return Batch(augment_frames(others, frames, colour, noise, camera), view.focus, depth, view.mask)
+        depth = jnp.where(mask, q[inside], 0.0)
+        return Batch(augment_frames(others, frames, colour, noise, camera), focus, depth, mask)
 
     return map_stacks(one, views)
 
@@ -156,17 +157,15 @@ class RgbdPart:
     reads = True
 
     def __init__(self, data: DataConfig, files: Sequence[SceneFiles], share: Share):
-        import grain
-
         self._data, self._scenes, self._share = data, SceneCache(files), share
-        self._order = grain.MapDataset.range(len(files)).seed(share.seed).shuffle().repeat(None)
+        self._order = EpochOrder(len(files), share.seed)
 
     def prepare(self, number: int) -> tuple[Views, tuple[str, ...]]:
         data, share = self._data, self._share
         count = draw_frame_count(data.frames, share.batch_generator(number))
         views, names = [], []
         for n in share.stacks(number):
-            scene = self._scenes[int(self._order[n])]
+            scene = self._scenes[self._order[n]]
             views.append(take_view(scene, data, count, share.generator(n)))
             names.append(scene.name)
         return Views(*map(np.stack, zip(*views, strict=True))), tuple(names)

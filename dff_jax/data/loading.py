@@ -99,9 +99,9 @@ class _Batches:
     def __len__(self) -> int:
         return _ENDLESS
 
-    def __getitem__(self, number: int) -> tuple[int, Any, InputError | None]:
+    def __getitem__(self, index: int) -> tuple[int, Any, InputError | None]:
         try:
-            return self._which, self._part.prepare(number), None
+            return self._which, self._part.prepare(index), None
         except InputError as error:  # handed on as a value: it keeps its turn, and passes between processes
             kind = ConfigError if isinstance(error, ConfigError) else InputError
             return self._which, None, kind(str(error))

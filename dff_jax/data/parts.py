@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from dff_jax.data.augment import augment, draw_frame_count, thin_frames, to_floa
 from dff_jax.data.shapes import ShapesOf, unknown
 from dff_jax.errors import ConfigError, InputError
 from dff_jax.focus_axis import sort_order, to_q
-from dff_jax.types import Batch, FocalStack, LoadedBatch
+from dff_jax.types import Array, Batch, FocalStack, LoadedBatch
 
 
 @dataclass(frozen=True)
@@ -88,16 +88,28 @@ class Part(Protocol):
         ...
 
 
+class EpochOrder:
+    """The indices 0..length-1 in endless epochs, each shuffled anew; element n is a pure function of (seed, n)."""
+
+    def __init__(self, length: int, seed: int):
+        import grain
+
+        self._order = grain.MapDataset.range(length).seed(seed).shuffle().repeat(None)
+
+    def __getitem__(self, number: int) -> int:
+        index = self._order[number]
+        assert index is not None
+        return int(index)
+
+
 class FilePart:
     """Stacks that are read: each epoch shuffled anew, a batch may span two; augmented; all on the host."""
 
     reads = True
 
     def __init__(self, data: DataConfig, source: StackSource, share: Share):
-        import grain
-
         self._data, self._source, self._share = data, source, share
-        self._order = grain.MapDataset.range(len(source)).seed(share.seed).shuffle().repeat(None)
+        self._order = EpochOrder(len(source), share.seed)
 
     def prepare(self, number: int) -> LoadedBatch:
         data, share = self._data, self._share
@@ -106,7 +118,7 @@ class FilePart:
 
     def _view(self, number: int, count: int | None) -> FocalStack:
         data, rng = self._data, self._share.generator(number)
-        stack = self._source[int(self._order[number])]
+        stack = self._source[self._order[number]]
         if stack.depth is None or (stack.mask is not None and not stack.mask.any()):
             raise InputError(f"{self._source.name}: stack {stack.name!r} has no ground truth to train on")
         if count is not None:
@@ -141,18 +153,15 @@ def to_batch(stacks: list[FocalStack]) -> Batch:
       InputError: focus settings that cannot be sorted (see `focus_axis.sort_order`).
     """
     size, (z, h, w, _) = len(stacks), stacks[0].frames.shape
-    batch = Batch(
-        np.empty((size, z, h, w, 3), np.float32), np.empty((size, z), np.float32),
-        np.zeros((size, h, w), np.float32), np.zeros((size, h, w), bool),
-    )  # fmt: skip
+    frames, focus = np.empty((size, z, h, w, 3), np.float32), np.empty((size, z), np.float32)
+    depth, mask = np.zeros((size, h, w), np.float32), np.zeros((size, h, w), bool)
     for i, stack in enumerate(stacks):
         order = sort_order(stack.focus, stack.unit, [f"{stack.name}, frame {k}" for k in range(z)])
-        frames = to_float(stack.frames)
+        floats = to_float(stack.frames)
         for k, place in enumerate(order):
-            batch.frames[i, k] = frames[place]
-        batch.focus[i] = to_q(stack.focus[order], stack.unit)
+            frames[i, k] = floats[place]
+        focus[i] = to_q(stack.focus[order], stack.unit)
         if stack.depth is not None:
-            mask = np.isfinite(stack.depth) if stack.mask is None else stack.mask
-            batch.mask[i] = mask
-            batch.depth[i] = np.where(mask, to_q(np.where(mask, stack.depth, 1.0), stack.unit), 0.0)
-    return batch
+            mask[i] = np.isfinite(stack.depth) if stack.mask is None else stack.mask
+            depth[i] = np.where(mask[i], to_q(np.where(mask[i], stack.depth, 1.0), stack.unit), 0.0)
+    return Batch(*cast(tuple[Array, Array, Array, Array], (frames, focus, depth, mask)))

@@ -37,7 +37,7 @@ _SPLIT_FOLDERS = {
     "test": ("test", "val", "validation"),
 }
 # Most published sets have one held-out split, to validate and to test.
-_OTHER_HELD_OUT = {"validation": "test", "test": "validation"}
+_OTHER_HELD_OUT: dict[Split, Split] = {"validation": "test", "test": "validation"}
 _AGAIN = "make it again with dff-jax prepare ... --overwrite"
 
 
@@ -78,9 +78,9 @@ def builder_source(builder: tfds.core.DatasetBuilder, name: str, split: Split) -
     if split not in builder.info.splits:
         choices = " or ".join(f"--split {choice}" for choice in builder.info.splits)
         raise InputError(f"split: {name} has no {split!r}; choose {choices}")
+    facts = builder.info.metadata or {}
     try:
-        facts = builder.info.metadata
-        records, unit = builder.as_data_source(split=split), check_unit(facts["unit"])
+        records, unit = builder.as_data_source(split), check_unit(facts["unit"])
     except Exception as error:
         raise InputError(f"{builder.data_path}: damaged or incomplete ({one_line(error)}); {_AGAIN}") from None
     describe = f"{len(records)} stacks in {builder.data_path}"

@@ -22,11 +22,9 @@ def unknown(limit: int | None) -> Shapes:
 
 
 def of_records(builder: tfds.core.DatasetBuilder, split: str, length: int, limit: int | None) -> Shapes:
-    """From the layout of the records where all are equal, else from the statistics beside them, if they are there."""
-    from dff_jax.data.datasets.summary import shapes_in
-
+    """From the layout of the records, where all are equal."""
     fixed = builder.info.features["stack"].shape
-    return shapes_in(builder.data_path, split) if None in fixed[:3] else {fixed[:3]: length}
+    return {} if None in fixed[:3] else {fixed[:3]: length}
 
 
 def of_folders(stacks: Sequence[Path], limit: int | None) -> Shapes:

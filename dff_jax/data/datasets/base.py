@@ -62,6 +62,7 @@ class StackBuilder(StreamedBuilder, skip_registration=True):
     IN_PROCESS: ClassVar[bool] = False
     """Whether `Item.read` needs this process, because it computes on a device; else it runs in workers."""
 
+    builder_config: StackConfig
     # Set by `prepare`; with tfds alone the manual folder is surveyed.
     source: Path | None = None
     inventory: Inventory | None = None
@@ -87,6 +88,7 @@ class StackBuilder(StreamedBuilder, skip_registration=True):
             raise InputError(f"dataset: {name!r} cannot be a name; use letters, digits, '.', '-' and '_'")
         table = cls.builder_configs
         pattern = next(iter(table.values())) if cls.OPEN else table[name]
+        assert isinstance(pattern, StackConfig)
         for option in options or {}:
             if option not in pattern.options:
                 takes = ", ".join(f"--{key.replace('_', '-')}" for key in pattern.options) or "no options"
@@ -97,7 +99,9 @@ class StackBuilder(StreamedBuilder, skip_registration=True):
         """Lets a config of the table be given with other options, which tfds would refuse."""
         if isinstance(builder_config, StackConfig):
             return builder_config
-        return super()._create_builder_config(builder_config, version)
+        config = super()._create_builder_config(builder_config, version)
+        assert isinstance(config, StackConfig)
+        return config
 
     def _info(self) -> tfds.core.DatasetInfo:
         config = self.builder_config

@@ -77,6 +77,7 @@ class Ddff12(StackBuilder):
     """DDFF-12: ten frames of real indoor scenes, 0.5 to 7 m, over disparity."""
 
     name = "ddff12"
+    builder_config: DdffConfig
     BUILDER_CONFIGS = [
         DdffConfig(
             name="trainval", facts=_facts(_OFFICIAL + "ddff-dataset-trainval.h5 (12.6 GB)"), bgr=True,

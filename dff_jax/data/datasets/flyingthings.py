@@ -17,7 +17,7 @@ from dff_jax.data.datasets.labelled import labelled_stacks, read_path_list, sett
 from dff_jax.data.datasets.records import Facts, Inventory
 from dff_jax.errors import InputError
 
-SETTINGS = np.linspace(10.0, 100.0, 15)
+SETTINGS = np.linspace(10.0, 100.0, 15).tolist()
 MODES = {"train": ("train", 1000), "test": ("val", 100)}  # folder and number of stacks as published
 LISTS = ("flyingthings3d_FS_path.txt", "focal_stack_path.txt")
 

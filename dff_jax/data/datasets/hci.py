@@ -80,6 +80,7 @@ class Hci(StackBuilder):
     def survey(self, source: Path) -> Inventory:
         if self.builder_config.name == "stacks":
             return _survey_h5(source)
+        assert isinstance(self.builder_config, LightFieldConfig)
         return _survey_views(source, self.builder_config)
 
 

@@ -16,7 +16,7 @@ from dff_jax.data.datasets.labelled import labelled_stacks, settings_problems
 from dff_jax.data.datasets.records import Facts, Inventory
 from dff_jax.errors import InputError
 
-SETTINGS = np.linspace(10.0, 60.0, 15)
+SETTINGS = np.linspace(10.0, 60.0, 15).tolist()
 PUBLISHED = 15
 PLACES = ("focal_stack", "Middlebury_FS/focal_stack")
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from dff_jax.data.datasets.records import Item
-from dff_jax.data.files.hdf5 import need, open_h5
+from dff_jax.data.files.hdf5 import need, open_h5, stored_array
 from dff_jax.data.files.reading import MAX_PIXELS, collecting, reading
 from dff_jax.errors import InputError
 from dff_jax.types import FocalStack
@@ -85,11 +85,11 @@ def read_packed(path: Path, stack: str, truth: str | None, index: int, layout: L
     """
     with open_h5(path) as file:
         with reading(f"{path}: {stack}[{index}]", "array"):
-            frames = to_bytes(np.asarray(file[stack][index]))
+            frames = to_bytes(np.asarray(stored_array(file, stack)[index]))
         depth = None
         if truth is not None:
             with reading(f"{path}: {truth}[{index}]", "array"):
-                depth = np.asarray(file[truth][index]).astype(np.float32)
+                depth = np.asarray(stored_array(file, truth)[index]).astype(np.float32)
     order = np.argsort(layout.focus)
     frames = np.ascontiguousarray(frames[order][..., ::-1] if layout.bgr else frames[order])
     focus = np.asarray(layout.focus, np.float64)[order]

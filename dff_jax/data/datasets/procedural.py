@@ -89,6 +89,7 @@ class Procedural(StreamedBuilder):
     """Focal stacks of procedural worlds over disparity, with dense truth (partly outside the focus range)."""
 
     name = "procedural"
+    builder_config: ProceduralConfig
     VERSION = tfds.core.Version(f"{RENDERER_VERSION}.0.0")
     BUILDER_CONFIGS = CONFIGS
 

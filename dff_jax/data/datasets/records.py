@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -24,10 +23,10 @@ class Item(NamedTuple):
     """One stack to read."""
 
     name: str  # unique in the split, such as "train/0007"
-    # Picklable: functools.partial of a module-level function. Gives frames [Z,H,W,3] uint8 RGB sorted so that q
+    # Of a module-level function, so that it can be pickled. Gives frames [Z,H,W,3] uint8 RGB sorted so that q
     # ascends, focus [Z] float64 in the dataset's unit, and depth [H,W] float32 (0 where mask is False) with mask
     # [H,W] bool, or both None without truth. Raises InputError for a damaged file.
-    read: Callable[[], FocalStack]
+    read: functools.partial[FocalStack]
 
 
 class Facts(NamedTuple):
@@ -92,6 +91,11 @@ def record_features() -> tfds.features.FeaturesDict:
     })  # fmt: skip
 
 
+def read_record(record: bytes) -> dict[str, np.ndarray]:
+    """The arrays of a serialized record."""
+    return cast(dict[str, np.ndarray], record_features().deserialize_example_np(record))
+
+
 def record_bytes(z: int, h: int, w: int) -> int:
     """Size of one record: frames, depth and mask, and a little for the rest."""
     return h * w * (3 * z + 4 + 1) + 4 * z + 256
@@ -131,7 +135,7 @@ def digest(stack: FocalStack) -> Digest:
     values = stack.depth[stack.mask].astype(np.float64)
     first, last = to_q(np.asarray(stack.focus, np.float64)[[0, -1]], stack.unit)
     q = to_q(values, stack.unit)
-    inside = np.count_nonzero((q >= first) & (q <= last))
+    inside = int(np.count_nonzero((q >= first) & (q <= last)))
     total = float(values.sum())
     return Digest((z, h, w), focus, len(values), float(values.min()), float(values.max()), total, inside)
 

@@ -57,13 +57,14 @@ class Rgbd(StackBuilder):
     """Your own RGB-D pictures, photographed by a thin lens at given focus settings."""
 
     name = "rgbd"
+    builder_config: RgbdConfig
     OPEN = True
     IN_PROCESS = True
     BUILDER_CONFIGS = [RgbdConfig(name="any", facts=FACTS, description="your own folder of RGB-D pictures, rendered")]
 
     def survey(self, source: Path) -> Inventory:
         config = self.builder_config
-        _check(config)
+        focus_range = _check(config)
         places, notes = split_folders(source, "train")
         problems = []
         found: dict[str, list[SceneFiles]] = {}
@@ -75,7 +76,7 @@ class Rgbd(StackBuilder):
         every = [scene for scenes in found.values() for scene in scenes]
         unit, more = one_unit({scene.unit: scene.depth for scene in reversed(every)}, FACTS.unit)
         problems += more
-        settings, blur = _lens(config, unit)
+        settings, blur = _lens(config, focus_range, unit)
         sizes = []
         for scene in every:
             with collecting(problems):
@@ -120,21 +121,28 @@ def render_scene(
     q = to_q(focus, scene.unit).astype(np.float32)
     max_radius, num_layers = lens_limits(depth, q, blur_per_q)
     key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(files.name.encode()))
-    rgb = scene.rgb.astype(np.float32) / 255
+    rgb = jnp.asarray(scene.rgb, jnp.float32) / 255
     count = min(len(q), max(1, CHUNK_PIXELS // depth.size))
     frames = []
     for start in range(0, len(q), count):
         some = q[start : start + count]
         padded = np.concatenate([some, np.full(count - len(some), some[-1], np.float32)])  # one shape to compile
         made = photograph(
-            jax.random.fold_in(key, start), rgb, depth, padded, blur_per_q=blur_per_q, max_radius=max_radius,
-            num_layers=num_layers, noise=noise,
-        )  # fmt: skip
+            jax.random.fold_in(key, start),
+            rgb,
+            jnp.asarray(depth),
+            jnp.asarray(padded),
+            blur_per_q=blur_per_q,
+            max_radius=max_radius,
+            num_layers=num_layers,
+            noise=noise,
+        )
         frames.append(np.asarray(jnp.round(made * 255).astype(jnp.uint8))[: len(some)])
     return FocalStack(np.concatenate(frames), focus, scene.unit, scene.depth, scene.mask, files.name)
 
 
-def _check(config: RgbdConfig) -> None:
+def _check(config: RgbdConfig) -> tuple[float, float]:
+    """The focus range; raises InputError for options that cannot be."""
     if config.focus_range is None:
         raise InputError("--focus-range: needed, the first and last focus setting in the unit of the depth maps")
     if config.frames < 2:
@@ -146,12 +154,13 @@ def _check(config: RgbdConfig) -> None:
         raise InputError(f"--noise: must be at least 0, got {config.noise}")
     if config.blur_per_q is not None and not (math.isfinite(config.blur_per_q) and config.blur_per_q > 0):
         raise InputError(f"--blur-per-q: must be greater than 0, got {config.blur_per_q}")
+    return config.focus_range
 
 
-def _lens(config: RgbdConfig, unit: str) -> tuple[tuple[float, ...], float]:
+def _lens(config: RgbdConfig, focus_range: tuple[float, float], unit: str) -> tuple[tuple[float, ...], float]:
     """Focus settings in `unit`, evenly spaced in q, ascending; and the blur radius per unit of q."""
-    if unit in ("metre", "diopter") and config.focus_range[0] <= 0:
-        raise InputError(f"--focus-range: settings in {unit} must be greater than 0, got {config.focus_range[0]:g}")
-    low, high = sorted(float(to_q(value, unit)) for value in config.focus_range)
+    if unit in ("metre", "diopter") and focus_range[0] <= 0:
+        raise InputError(f"--focus-range: settings in {unit} must be greater than 0, got {focus_range[0]:g}")
+    low, high = sorted(float(to_q(value, unit)) for value in focus_range)
     settings = from_q(np.linspace(low, high, config.frames), unit)
     return tuple(map(float, settings)), config.blur_per_q or END_RADIUS / (high - low)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from dff_jax import focus_axis
-from dff_jax.data.datasets.records import Digest, Outcome, record_features
+from dff_jax.data.datasets.records import Digest, Outcome, read_record
 from dff_jax.pictures import panels
 
 STATISTICS, OVERVIEW = "statistics.json", "overview.png"
@@ -36,7 +36,7 @@ class Summary:
 
     def _row(self, outcome: Outcome) -> list[panels.Panel]:
         """The first, middle and last frame, and the truth."""
-        record = record_features().deserialize_example_np(outcome.record)
+        record = read_record(outcome.record)
         focus, depth, mask = record["focus"], record["depth"], record["mask"]
         row = []
         for what, z in ((f"{outcome.name}, first frame", 0), ("middle", len(focus) // 2), ("last", -1)):

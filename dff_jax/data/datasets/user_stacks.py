@@ -51,6 +51,7 @@ class UserStacks(StackBuilder):
     """Your own focal stacks, with or without ground truth."""
 
     name = "stacks"
+    builder_config: UserStacksConfig
     OPEN = True
     BUILDER_CONFIGS = [UserStacksConfig(name="any", facts=FACTS, description="your own folder of focal stacks")]
 
@@ -79,7 +80,7 @@ class UserStacks(StackBuilder):
         said_of = [text if count == 1 else f"{text} ({count} stacks)" for text, count in notes.items()]
         found = inventory(splits, problems + more, said_of)
         prepared = {
-            split: tuple(Item(i.name, functools.partial(_read, i.read, config.max_size, config.align)) for i in items)
+            split: tuple(Item(i.name, functools.partial(_read, i, config.max_size, config.align)) for i in items)
             for split, items in found.splits.items()
         }
         same = len({stack.focus for stack in every}) == 1
@@ -105,15 +106,15 @@ def _find(name: str, folder: Path, config: UserStacksConfig) -> tuple[StackFiles
     return StackFiles(name, tuple(files), tuple(focus), truth, unit, unit == "metre"), notes
 
 
-def _read(read: functools.partial[FocalStack], max_size: int | None, model: str | None) -> FocalStack:
+def _read(item: Item, max_size: int | None, model: str | None) -> FocalStack:
     """A stack, scaled down and aligned; says if a frame would not align."""
-    stack = read()
+    stack = item.read()
     stack = stack._replace(frames=np.stack([downscale(frame, max_size) for frame in stack.frames]))
     if model is None:
         return stack
     aligned = align_stack(stack.frames, model)
     if aligned.failed():
-        for remark in remarks(aligned, [path.name for path in read.args[0].frames]):
+        for remark in remarks(aligned, [path.name for path in item.read.args[0].frames]):
             say(f"note: {stack.name}: {remark}")
     if stack.depth is not None and stack.mask is not None:
         mask = stack.mask & aligned.mask

@@ -51,10 +51,11 @@ class StreamedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         """Examples that are bytes have been through `serialize` already."""
         template = self._get_filename_template(split_name=split)
         lengths, shard_bytes, total = [], 0, 0
-        writer = None
+        writer, features = None, self.info.features
+        assert isinstance(features, tfds.features.FeaturesDict)
         try:
             for _, example in examples:
-                record = example if isinstance(example, bytes) else serialize(example, self.info.features)
+                record = example if isinstance(example, bytes) else serialize(example, features)
                 if writer is None or shard_bytes + len(record) > SHARD_BYTES:
                     if writer is not None:
                         writer.close()
@@ -76,8 +77,8 @@ class StreamedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 def serialize(example: dict[str, Any], features: tfds.features.FeaturesDict) -> bytes:
     """One example as it is written; equal examples give equal bytes."""
-    serializer = ExampleSerializer(features.get_serialized_info())
-    message = serializer.get_tf_example(features.encode_example(example))
+    specs: Any = features.get_serialized_info()  # a dict, by any name
+    message = ExampleSerializer(specs).get_tf_example(features.encode_example(example))
     return message.SerializeToString(deterministic=True)  # else its fields come in any order
 
 

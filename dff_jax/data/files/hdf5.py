@@ -74,7 +74,7 @@ def stored_array(file: h5py.File, key: str) -> h5py.Dataset:
     import h5py
 
     with reading(f"{file.filename}: {key}", "array"):
-        here: h5py.Group | h5py.Dataset = file
+        here: h5py.Group | h5py.Dataset | h5py.Datatype = file
         for name in key.split("/"):
             link = None
             if isinstance(here, h5py.Group) and name in here.keys():  # `in` the group itself would follow links
@@ -84,6 +84,7 @@ def stored_array(file: h5py.File, key: str) -> h5py.Dataset:
                 raise InputError(f"no {key} in it, only {known}; is it another dataset's file?")
             if not isinstance(link, h5py.HardLink):
                 raise InputError("a link, and links are not followed; copy the array itself")
+            assert isinstance(here, h5py.Group)
             here = here[name]
         if not isinstance(here, h5py.Dataset):
             raise InputError("not an array; is it another dataset's file?")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp")
 _MAX_SAMPLES = 2**29  # of an image that is not decoded by Pillow, so that a few copies fit into 2 GiB
 _BAND = 256  # rows
-_FORMATS = ("JPEG", "PNG", "BMP")
+_FORMATS, _TIFF = ("JPEG", "PNG", "BMP"), TiffImagePlugin.TiffImageFile.format or "TIFF"
 _TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PNG_HEAD, _PNG_TAIL = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 _ORIENTATION = 0x0112  # the EXIF and TIFF tag
@@ -69,7 +69,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
                 file.seek(-min(64, file.seek(0, 2)), 2)
                 if _PNG_TAIL not in file.read():  # bytes behind it do no harm
                     raise InputError("truncated, it has no end; copy it again")
-        with Image.open(path, formats=(*_FORMATS, TiffImagePlugin.TiffImageFile.format)) as image:
+        with Image.open(path, formats=(*_FORMATS, _TIFF)) as image:
             try:
                 turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
             except Exception:  # a PNG file may have damaged EXIF behind the pixels, which reading reports
@@ -143,7 +143,7 @@ def _read_tiff(data: bytes) -> np.ndarray:
         _check_strips(page)
         plain = (tifffile.PHOTOMETRIC.MINISWHITE, tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.RGB)
         if page.photometric not in plain:  # palette, YCbCr, CMYK: 8 bit, and Pillow knows the conversions
-            with Image.open(io.BytesIO(data), formats=(TiffImagePlugin.TiffImageFile.format,)) as image:
+            with Image.open(io.BytesIO(data), formats=(_TIFF,)) as image:
                 return _from_pillow(image)
         if page.axes not in ("YX", "YXS", "SYX"):
             raise InputError(f"a TIFF of axes {page.axes} is not one image; save each frame as a file")
