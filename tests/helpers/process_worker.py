@@ -1,6 +1,6 @@
-"""One process of a run of several, on the small network of the training tests: what test_processes.py starts.
+"""`dff-jax train` with the small network of the training tests, for tests that start processes.
 
-python process_worker.py STACKS OUTPUT [options of dff-jax train] [--at STEP --then kill|term|raise]
+python process_worker.py CONFIG [options of dff-jax train] [--at STEP --then kill|term|raise]
 """
 
 import os
@@ -12,11 +12,13 @@ import training_fakes as fakes
 from dff_jax import cli, estimators
 from dff_jax.data import pipeline
 from dff_jax.errors import InputError
+from dff_jax.runtime import processes
 
 
 def main() -> int:
     arguments = sys.argv[1:]
     estimators.build = fakes.build
+    processes.LOST_SECONDS = 8
     if "--at" in arguments:
         i = arguments.index("--at")
         at, then = int(arguments[i + 1]), arguments[i + 3]
@@ -26,7 +28,7 @@ def main() -> int:
 
 
 def _befall(at: int, then: str) -> None:
-    """Lets something happen to this process before it takes batch `at`."""
+    """Lets this process be killed, get SIGTERM or find bad data before it takes batch `at`."""
     make = pipeline.training_loader
 
     def loader(*args, **kwargs):

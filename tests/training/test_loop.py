@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import training_fakes as fakes
 from flax.traverse_util import flatten_dict
+from networks import variables
 
 from dff_jax import config as configs
 from dff_jax import estimators
@@ -32,8 +33,7 @@ def run_updates(build, model, *, mode, num_devices, batches, peak=1e-4, accumula
     devices = parallel.choose_devices(training, batches[0].frames.shape[0])
     tx = optimizer.build(configs.OptimizerConfig(peak_learning_rate=peak), 100)
     estimator = build(model)
-    now = state.create(jax.random.key(0), build(model), tx, batches[0].frames, batches[0].focus)
-    now = parallel.to_devices(devices, now)
+    now = parallel.to_devices(devices, state.begin(variables(estimator, batches[0].frames), tx))
     update = make_update(estimator, tx, configs.LossConfig(), model.coordinate, accumulate)
     compiled = parallel.compile_update(devices, update)
     logged = []
@@ -116,15 +116,18 @@ def test_parameters_and_statistics_move(on_one_device):
 
 
 @pytest.mark.slow
-def test_many_devices_equal_one_for_tiny():
-    model = dataclasses.replace(configs.tiny(), num_iterations=1, width=0.125, head_width=0.125, prox_levels=1)
+def test_two_devices_equal_one_for_tiny():
+    """By pmap, for which the norms reduce by themselves; all of the network but parts without norms."""
+    model = dataclasses.replace(
+        configs.tiny(), width=0.0625, head_width=0.125, measure_prior="none", guide="none", num_candidates=2,
+        num_iterations=1, prox="identity", refiner_steps=0,
+    )  # fmt: skip
     batches = [fakes.batch(2, seed=0, side=32)]
     one, logged_one = run_updates(estimators.build, model, mode="jit", num_devices=1, batches=batches)
-    for mode in ("jit", "pmap"):
-        two, logged_two = run_updates(estimators.build, model, mode=mode, num_devices=2, batches=batches)
-        assert_same(logged_one[0]["loss"], logged_two[0]["loss"], 1e-5)
-        assert_same(one.params, two.params, 1e-5)
-        assert_same(one.batch_stats, two.batch_stats, 1e-5)
+    two, logged_two = run_updates(estimators.build, model, mode="pmap", num_devices=2, batches=batches)
+    assert_same(logged_one[0]["loss"], logged_two[0]["loss"], 1e-5)
+    assert_same(one.params, two.params, 1e-5)
+    assert_same(one.batch_stats, two.batch_stats, 1e-5)
 
 
 def test_update_compiles_once_and_donates_its_state():

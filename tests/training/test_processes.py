@@ -1,10 +1,13 @@
-"""Runs of several processes: the numbers of one, a death noticed, a stop agreed on, checkpoints for any number."""
+"""Runs of several processes: the numbers of one, a stop agreed on, failures noticed, checkpoints for any number."""
 
 import os
 import pathlib
+import re
+import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -12,11 +15,32 @@ import pytest
 import training_fakes as fakes
 from compiler import CACHE, QUICK
 
-from dff_jax.training import checkpoint, logging
+from dff_jax import estimators
+from dff_jax.config.load import load_config, override
+from dff_jax.errors import ConfigError
+from dff_jax.runtime import processes
+from dff_jax.training import checkpoint, logging, loop
 
 HELPERS = pathlib.Path(__file__).parents[1] / "helpers"
 ROOT = HELPERS.parents[1]
-pytestmark = pytest.mark.slow
+
+
+def test_wrong_ways_to_meet():
+    for given, words in (
+        ((None, 2, None), "give all three"),
+        (("here", 2, 0), "needs host:port"),
+        (("localhost:1", 2, 2), "from 0 to 1"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            processes.join(*given)
+
+
+def test_one_process_gathers_and_agrees_with_itself():
+    stop = processes.Stop(threading.Event())
+    assert not stop.agreed() and not stop.agreed_now()
+    stop.asked.set()
+    assert stop.agreed() and stop.agreed_now()
+    assert processes.gather({"a": 1.5}) == [{"a": 1.5}]
 
 
 @pytest.fixture(scope="module")
@@ -34,19 +58,25 @@ def place(tmp_path_factory):
     return root
 
 
-def start(place, name, processes, devices, *options, befall=None):
-    """The processes of a run, started; `befall`: {process: (step, what)}."""
+def start(place, name, *, befall=None, slurm=False):
+    """Two processes of a run with two devices each, started; `befall`: {process: (step, what)}."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    env = dict(os.environ, JAX_PLATFORMS="cpu", JAX_COMPILATION_CACHE_DIR=str(CACHE))
-    env["XLA_FLAGS"] = " ".join([f"--xla_force_host_platform_device_count={devices}", *QUICK])
+    env = {key: value for key, value in os.environ.items() if key != "JAX_COORDINATOR_PORT"}
+    env |= {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(CACHE)}
+    env |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
+    env["XLA_FLAGS"] = " ".join(["--xla_force_host_platform_device_count=2", *QUICK])
     env["PYTHONPATH"] = os.pathsep.join([str(ROOT), env.get("PYTHONPATH", "")])
     started = []
-    for i in range(processes):
-        command = [sys.executable, HELPERS / "process_worker.py", place / "plan.py", "--output", place / name, *options]
-        if processes > 1:
-            command += ["--coordinator", f"localhost:{port}", "--num-processes", processes, "--process-id", i]
+    for i in range(2):
+        command = [sys.executable, HELPERS / "process_worker.py", place / "plan.py", "--output", place / name]
+        if slurm:  # says by these variables who is who
+            values = {"JOB_ID": os.getpid(), "STEP_NODELIST": "localhost", "NTASKS": 2, "LOCALID": 0, "PROCID": i}
+            env |= {f"SLURM_{key}": str(value) for key, value in values.items()}
+            command += ["--distributed"]
+        else:
+            command += ["--coordinator", f"localhost:{port}", "--num-processes", 2, "--process-id", i]
         if befall and i in befall:
             command += ["--at", befall[i][0], "--then", befall[i][1]]
         started.append(
@@ -75,19 +105,27 @@ def saved(place, name):
     return sorted(int(x.name) for x in (place / name / checkpoint.FOLDER).iterdir() if x.name.isdigit())
 
 
+def train_here(place, name, num_devices):
+    """The same run in this process alone."""
+    config = override(load_config(str(place / "plan.py")), ["--training.num-devices", str(num_devices)])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(estimators, "build", fakes.build)
+        assert loop.train(config, place / name)["step"] == 20
+
+
 @pytest.fixture(scope="module")
 def whole(place):
-    """An undisturbed run of two processes with two devices each."""
-    done = ends(start(place, "whole", 2, 2))
+    """An undisturbed run, started as SLURM would."""
+    done = ends(start(place, "whole", slurm=True))
     assert [status for status, _ in done] == [0, 0], done
     return "whole"
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(place, whole):
-    """And four devices in one process, and one device: with BatchNorm, over 20 steps."""
-    for name, devices, options in (("four", 4, ()), ("one", 4, ("--training.num-devices", 1))):
-        (done,) = ends(start(place, name, 1, devices, *options))
-        assert done[0] == 0, done
+    """With four devices, and with one: with BatchNorm, over 20 steps."""
+    for name, devices in (("four", 4), ("one", 1)):
+        train_here(place, name, devices)
         np.testing.assert_allclose(log(place, whole, "train", "loss"), log(place, name, "train", "loss"), rtol=1e-5)
         found = [log(place, run, "validation", "MAE") for run in (whole, name)]
         assert len(found[0]) == 2
@@ -96,66 +134,34 @@ def test_two_processes_equal_one(place, whole):
     assert len(losses) == 20 and losses[-1] < 0.9 * losses[0]
 
 
-@pytest.mark.parametrize("killed", [0, 1])
-def test_a_killed_process_stops_the_others_and_the_run_goes_on_exactly(place, whole, killed):
-    name = f"killed{killed}"
-    started = start(place, name, 2, 2, befall={killed: (15, "kill")})
-    assert started[killed].wait(240) == -9
-    since = time.monotonic()
-    status, said = ends(started, 60)[1 - killed]
-    assert status not in (0, None) and time.monotonic() - since < 60
-    assert "process" in said  # ours if the exchange failed first, JAX's if the missing heartbeat was noticed
-    assert saved(place, name) == [6, 10, 12]
-
-    assert [status for status, _ in ends(start(place, name, 2, 2))] == [0, 0]
-    assert log(place, name, "train", "loss") == log(place, whole, "train", "loss")
-    assert log(place, name, "validation", "MAE") == log(place, whole, "validation", "MAE")
-
-
-def test_a_signal_to_one_stops_all_at_one_step_and_any_number_goes_on(place, whole):
-    """SIGTERM to process 1 only; then four processes, which get one; then one process with one device."""
-    name = "asked"
-    done = ends(start(place, name, 2, 2, befall={1: (7, "term")}))
+@pytest.mark.slow
+def test_stopped_killed_and_broken_a_run_goes_on_exactly(place, whole):
+    # SIGTERM to process 1 alone: both finish the same step, save and leave
+    done = ends(start(place, "broken", befall={1: (7, "term")}))
     assert [status for status, _ in done] == [130, 130], done
-    assert "interrupted after step 9 of 20" in done[0][1] and saved(place, name) == [6, 9]
-    done = ends(start(place, name, 4, 1, befall={3: (13, "term")}))
-    assert [status for status, _ in done] == [130] * 4, done
-    assert saved(place, name) == [6, 9, 10, 12, 15]
-    (done,) = ends(start(place, name, 1, 1))
-    assert done[0] == 0 and "resuming after step 15" in done[1]
-    assert len(log(place, name, "train", "step")) == 20
-    np.testing.assert_allclose(log(place, name, "train", "loss"), log(place, whole, "train", "loss"), rtol=1e-5)
+    assert "interrupted after step 9 of 20" in done[0][1] and saved(place, "broken") == [6, 9]
+    shutil.copytree(place / "broken", place / "stopped")
 
+    # kill -9 of one ends the other
+    for killed, step in ((0, 15), (1, 15)):
+        started = start(place, "broken", befall={killed: (step, "kill")})
+        assert started[killed].wait(240) == -9
+        since = time.monotonic()
+        status, said = ends(started, 60)[1 - killed]
+        assert status not in (0, None) and time.monotonic() - since < 60
+        assert re.search("another (one|task)", said), said
+        assert saved(place, "broken") == [6, 9, 10, 12]
 
-def test_bad_data_in_one_process_ends_all(place):
-    done = ends(start(place, "bad", 2, 1, befall={1: (4, "raise")}), 90)
+    # bad data in one ends both
+    done = ends(start(place, "broken", befall={1: (15, "raise")}), 90)
     assert done[1][0] == 2 and "stack7: cannot be read" in done[1][1], done
-    assert done[0][0] not in (0, None) and "another one" in done[0][1], done
+    assert done[0][0] not in (0, None) and re.search("another (one|task)", done[0][1]), done
 
+    assert [status for status, _ in ends(start(place, "broken"))] == [0, 0]
+    for kind, value in (("train", "loss"), ("validation", "MAE")):
+        assert log(place, "broken", kind, value) == log(place, whole, kind, value)
 
-def test_wrong_ways_to_meet(place):
-    """Each ends in one line, before anything is written."""
-    for options, words in (
-        (("--num-processes", 2), "give all three"),
-        (("--coordinator", "here", "--num-processes", 2, "--process-id", 0), "needs host:port"),
-        (("--coordinator", "localhost:1", "--num-processes", 2, "--process-id", 2), "from 0 to 1"),
-        (("--distributed",), "cannot join the others"),
-    ):
-        ((status, said),) = ends(start(place, "never", 1, 1, *options))
-        assert status == 2 and words in said and len(said.strip().splitlines()) == 1, said
-    assert not (place / "never").exists()
-
-
-def test_slurm_says_who_is_who(place, monkeypatch):
-    """`--distributed` from the variables that srun sets."""
-    monkeypatch.setenv("JAX_COORDINATOR_PORT", "")  # unset below: JAX chooses one by the job
-    monkeypatch.delenv("JAX_COORDINATOR_PORT")
-    for name, value in (("JOB_ID", os.getpid()), ("STEP_NODELIST", "localhost"), ("NTASKS", 2), ("LOCALID", 0)):
-        monkeypatch.setenv(f"SLURM_{name}", str(value))
-    started = []
-    for i in range(2):
-        monkeypatch.setenv("SLURM_PROCID", str(i))
-        started += start(place, "slurm", 1, 1, "--distributed", "--training.num-steps", 2)
-    done = ends(started)
-    assert [status for status, _ in done] == [0, 0], done
-    assert log(place, "slurm", "train", "step") == [1, 2]
+    # another number of processes and devices goes on, too
+    train_here(place, "stopped", 1)
+    assert len(log(place, "stopped", "train", "step")) == 20
+    np.testing.assert_allclose(log(place, "stopped", "train", "loss"), log(place, whole, "train", "loss"), rtol=1e-5)
