@@ -15,6 +15,7 @@ import typing
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
+from dff_jax.config.base import Checked
 from dff_jax.config.methods import METHODS, ModelConfig
 from dff_jax.config.presets import MODEL_PRESETS
 from dff_jax.config.training import Config
@@ -149,15 +150,17 @@ def _where(error: Exception, path: Path) -> str:
 
 def _explain(error: Exception) -> str:
     """The error in words; for a misspelt field also the nearest ones."""
-    from dff_jax import config
-
     wrong = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
-    section = wrong and getattr(config, wrong[1], None)
-    if not (wrong and section and dataclasses.is_dataclass(section)):
+    section = wrong and next((cls for cls in _subclasses(Checked) if cls.__name__ == wrong[1]), None)
+    if not (wrong and section):
         return f"{type(error).__name__}: {error}"
     names = [field.name for field in dataclasses.fields(section)]
     near = difflib.get_close_matches(wrong[2], names, n=3) or names
     return f"{wrong[1]} has no field {wrong[2]!r}; choose one of {', '.join(near)}"
+
+
+def _subclasses(cls: type[Checked]) -> list[type[Checked]]:
+    return [found for sub in cls.__subclasses__() for found in (sub, *_subclasses(sub))]
 
 
 # The command line -------------------------------------------------------------------------------------------

@@ -1,67 +1,122 @@
-"""Who may know whom: rooms import only from rooms below, and light imports stay light."""
+"""The order of the rooms: a file imports only from rooms on a lower floor, no modules import each other in a circle,
+and light imports stay light."""
 
 import ast
+import functools
 import pathlib
 import subprocess
 import sys
 
-import pytest
-
 import dff_jax
 
 ROOT = pathlib.Path(dff_jax.__file__).parent
-FLOORS = {
-    "errors": 0, "checked": 0, "types": 0, "focus_axis": 0, "config": 0, "compilation": 0, "processes": 1, "extent": 0,
-    "terminal": 0, "kept": 0, "enlarging": 0,
-    "optics": 1, "unroll": 1, "classical": 1,
-    "network": 2,
-    "estimators": 3, "data": 3, "pictures": 3, "output": 3, "tiles": 3, "tiled": 3, "points": 3, "report": 3,
-    "training": 4, "prediction": 4, "packing": 4, "prediction_files": 4, "evaluation": 4,
-    "bench": 5, "comparison": 5, "cli": 5, "arguments": 5, "__init__": 5,
-}  # fmt: skip
-# on the fourth floor, who may know whom
-BESIDE = {("training", "evaluation"), ("prediction_files", "prediction"), ("prediction", "prediction_files")}
+FLOORS = [
+    "types errors",
+    "runtime ops focus_axis",
+    "config unroll classical pictures",
+    "network optics",
+    "estimators data",
+    "evaluation prediction",
+    "training",
+    "studies",
+    "cli",
+    "__init__",
+]
+FLOOR = {room: number for number, rooms in enumerate(FLOORS, 1) for room in rooms.split()}
+UNKNOWN = len(FLOORS) + 1  # a room without a floor: nothing may import it
+FILES_AT_THE_TOP = {"__init__", "types", "errors", "focus_axis", "cli"}
+MOST_ROOMS = 21
 
 
-def room_of(path: pathlib.Path) -> str:
-    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+def module_of(path: pathlib.Path) -> str:
+    """Dotted name of a file, without the package's: "" for its own `__init__.py`."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix("__init__").removesuffix(".")
 
 
-def imported_rooms(path: pathlib.Path):
-    for node in ast.walk(ast.parse(path.read_text())):
-        modules = []
-        if isinstance(node, ast.Import):
-            modules = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            modules = [node.module or ""]
-            if node.module == "dff_jax":
-                modules = [f"dff_jax.{alias.name}" for alias in node.names]
-        for module in modules:
-            parts = module.split(".")
-            if parts[0] == "dff_jax" and len(parts) > 1 and parts[1] in FLOORS:
-                yield parts[1]
+def room_of(module: str) -> str:
+    return module.partition(".")[0] or "__init__"
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
-def test_rooms_import_only_from_below(path):
-    room = room_of(path)
-    for other in imported_rooms(path):
-        if other != room:
-            beside = FLOORS[other] == FLOORS[room] and (FLOORS[room] != 4 or (room, other) in BESIDE)
-            allowed = FLOORS[other] < FLOORS[room] or beside
-            assert allowed, f"{path.name} in {room} imports {other}"
+def floor_of(module: str) -> int:
+    return FLOOR.get(room_of(module), UNKNOWN)
 
 
-@pytest.mark.parametrize(
-    "module, forbidden",
-    [
-        ("dff_jax", "tensorflow tensorflow_datasets grain orbax matplotlib flax"),
-        ("dff_jax.unroll", "tensorflow tensorflow_datasets grain orbax matplotlib flax optax PIL"),
-        ("dff_jax.prediction.predict", "tensorflow tensorflow_datasets grain orbax matplotlib flax"),
+@functools.cache
+def imports() -> dict[str, set[str]]:
+    """The modules of this package that each one imports, wherever in the file it does."""
+    trees = {module_of(path): ast.parse(path.read_text()) for path in ROOT.rglob("*.py")}
+    found: dict[str, set[str]] = {}
+    for module, tree in trees.items():
+        names = []
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                names += [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{module}: a relative import"
+                names += [f"{node.module}.{alias.name}" for alias in node.names]
+        names = [f"{name}.".removeprefix("dff_jax.").strip(".") for name in names if f"{name}.".startswith("dff_jax.")]
+        # a name that is no module is defined in its module; the package itself is loaded before all its modules
+        found[module] = {name if name in trees else name.rpartition(".")[0] for name in names} - {module, ""}
+    return found
+
+
+def reached(module: str) -> set[str]:
+    """All modules that `module` imports, and those that these import."""
+    found: set[str] = set()
+    waiting = [module]
+    while waiting:
+        new = imports()[waiting.pop()] - found
+        found |= new
+        waiting += new
+    return found
+
+
+def test_rooms_import_only_from_lower_floors():
+    wrong = [
+        f"{module} (floor {floor_of(module)}) imports {other} (floor {floor_of(other)})"
+        for module, others in sorted(imports().items())
+        for other in sorted(others)
+        if room_of(other) != room_of(module) and floor_of(other) >= floor_of(module)
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    circles = {module: reached(module) for module in imports()}
+    wrong = {
+        ", ".join(sorted(other for other in others if module in circles[other]))
+        for module, others in circles.items()
+        if module in others
+    }
+    assert not wrong, "\n".join(sorted(wrong))
+
+
+def test_the_unroll_stands_on_types_errors_and_ops_alone():
+    wrong = {
+        f"{module} imports {other}"
+        for module, others in imports().items()
+        for other in others
+        if room_of(module) == "unroll" and room_of(other) not in ("unroll", "types", "errors", "ops")
+    }
+    assert not wrong, "\n".join(sorted(wrong))
+
+
+def test_few_rooms_and_four_files_alone_at_the_top():
+    assert {path.stem for path in ROOT.glob("*.py")} == FILES_AT_THE_TOP
+    rooms = {room_of(module) for module in imports()}
+    assert rooms == FLOOR.keys() and len(rooms) <= MOST_ROOMS
+
+
+def test_light_imports_stay_light():
+    heavy = "tensorflow tensorflow_datasets grain orbax matplotlib"
+    code = "import importlib, sys\n"
+    for module, forbidden in (  # each loads what those before it have loaded, and more
+        ("dff_jax", f"{heavy} flax jax"),
+        ("dff_jax.unroll", f"{heavy} flax optax PIL"),
+        ("dff_jax.prediction.predict", f"{heavy} flax"),
         ("dff_jax.estimators.proximal", "tensorflow tensorflow_datasets grain matplotlib tyro"),
-    ],
-)
-def test_light_imports_stay_light(module, forbidden):
-    code = f"import sys, {module}; print(*[m for m in '{forbidden}'.split() if m in sys.modules])"
+    ):
+        code += f"importlib.import_module({module!r})\n"
+        code += f"print(*['{module} imports ' + m for m in {forbidden.split()} if m in sys.modules], sep=', ')\n"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == []
+    assert not done.stdout.strip(), done.stdout
