@@ -1,4 +1,4 @@
-"""The command `dff-jax`: parse, call one function, print.
+"""The command `dff-jax`: each command is a function, and its options are the parameters of that function.
 
 Exit status: 0 done, 2 bad input or usage (one line says what to do; nothing was written), 1 training diverged,
 130 interrupted (while JAX is imported, by the signal itself).
@@ -6,50 +6,85 @@ Exit status: 0 done, 2 bad input or usage (one line says what to do; nothing was
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
+import functools
+import inspect
 import os
 import sys
+import typing
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple, NoReturn
 
-from dff_jax.arguments import PREPARE_OPTIONS, make_parser
-from dff_jax.config import Comparison
-from dff_jax.config.load import fields_of, load_config, override
-from dff_jax.errors import InputError
+import tyro
+from tyro._errors import on_parse_error
+from tyro.conf import Positional, Suppress, UseAppendAction
+
+from dff_jax import __version__
+from dff_jax.errors import InputError, one_line
 from dff_jax.runtime.stopping import interruptible
-from dff_jax.studies.bench import command as bench_command
+
+REPLACED = {"--near-first": "--frame-order descending", "--bgr": "--bgr True", "--no-bgr": "--bgr False"}
+WITHOUT_VALUE = {"--align": "similarity", "--report": "24"}  # what these options mean when no value follows
+
+
+class UsageError(Exception):
+    """Words that the command does not understand."""
+
+
+class Command(NamedTuple):
+    """What a command runs."""
+
+    function: Callable[..., Any]
+    show: Callable[[Any, dict[str, Any]], int | None] | None = None
+    """Prints the result, given the arguments too, and may return an exit status; None: the result is the status."""
+    types: Mapping[str, Any] = {}
+    """Parameter -> type, where tyro needs another one than the signature's."""
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
-    parser = make_parser()
-    args, rest = parser.parse_known_args(argv)
-    if rest and args.command != "train":
-        parser.commands[args.command].error(f"unrecognized arguments: {' '.join(rest)}")
+    name, *words = (sys.argv[1:] if argv is None else argv) or [""]
+    if name in ("-h", "--help"):
+        print("usage: dff-jax COMMAND ...\n\nDepth from focus in JAX. dff-jax COMMAND --help shows its options.\n")
+        print("\n".join(f"  {command:<16}{summary}" for command, (summary, _) in COMMANDS.items()))
+        return 0
+    if name == "--version":
+        print(f"dff-jax {__version__}")
+        return 0
+    if name not in COMMANDS:
+        return _refused("dff-jax", f"{name!r} is no command" if name else "give a command")
     # XLA's alarms of slow compilation look like failures; what goes wrong is raised, not logged
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if os.getcwd() not in sys.path:  # a scheme or prox of the user's own, by its dotted name
         sys.path.append(os.getcwd())
-    several = args.command == "train" and _of_several(args)
     with interruptible():
-        status, agreed = _run(args, rest)
-    if several:
+        status, agreed = _run(name, words)
+    import jax
+
+    if jax.distributed.is_initialized():
         from dff_jax.runtime import processes
 
         processes.leave(status, agreed)
     return status
 
 
-def _run(args: argparse.Namespace, rest: list[str]) -> tuple[int, bool]:
+def _run(name: str, words: list[str]) -> tuple[int, bool]:
     """The exit status, and whether the command came to its own end."""
     try:
-        if args.command != "bench":  # which times compilation
-            _compilation_cache()
-        return _COMMANDS[args.command](args, rest) or 0, True
+        command = COMMANDS[name][1]()
+        given = _parsed(name, command, words)
+        if name != "bench":  # which times compilation
+            _keep_compiled_programs()
+        result = command.function(**given)
+        return (command.show(result, given) if command.show else result) or 0, True
+    except UsageError as error:
+        return _refused(f"dff-jax {name}", str(error)), True
     except InputError as error:
         problems = getattr(error, "problems", ())  # of a SourceError: all that is missing or damaged
         if len(problems) > 1:
-            print("\n".join(map(_one_line, problems)), file=sys.stderr)
-        print(f"dff-jax: error: {_one_line(error)}", file=sys.stderr)
+            print("\n".join(one_line(problem, None) for problem in problems), file=sys.stderr)
+        print(f"dff-jax: error: {one_line(error, None)}", file=sys.stderr)
         return 2, True
     except KeyboardInterrupt:
         print("dff-jax: interrupted", file=sys.stderr)
@@ -58,16 +93,13 @@ def _run(args: argparse.Namespace, rest: list[str]) -> tuple[int, bool]:
         return 1, True
 
 
-def _of_several(args: argparse.Namespace) -> bool:
-    return args.distributed or not (args.coordinator is args.num_processes is args.process_id is None)
+def _refused(program: str, reason: str) -> int:
+    print(f"{program}: error: {one_line(reason, None)}; {program} --help shows what there is", file=sys.stderr)
+    return 2
 
 
-def _one_line(error: Exception | str) -> str:
-    return " ".join(str(error).split())
-
-
-def _compilation_cache() -> None:
-    """Keeps compiled programs between runs, unless JAX was told where to."""
+def _keep_compiled_programs() -> None:
+    """Turns on JAX's cache of compiled programs, unless JAX was told where to keep them."""
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
     import jax
@@ -78,145 +110,296 @@ def _compilation_cache() -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 
-def _train(args: argparse.Namespace, rest: list[str]) -> int:
-    config = override(load_config(args.config), rest)
-    if args.fields:
-        print("\n".join(f"--{name.replace('_', '-')} {value}" for name, (value, _) in fields_of(config).items()))
+# From words to arguments --------------------------------------------------------------------------------------
+
+
+def _parsed(name: str, command: Command, words: list[str]) -> dict[str, Any]:
+    """The words as arguments of the command's function, by tyro; raises UsageError."""
+    signature = inspect.signature(command.function)
+    hints = typing.get_type_hints(command.function, include_extras=True)
+    hints |= {parameter: kind for parameter, kind in command.types.items() if parameter in hints}
+    parameters = [p.replace(annotation=hints[p.name]) for p in signature.parameters.values()]
+
+    def keep(*args: Any, **kwargs: Any) -> dict[str, Any]:
+        return dict(zip(signature.parameters, args, strict=False)) | kwargs
+
+    functools.update_wrapper(keep, command.function)
+    del keep.__wrapped__  # whose types tyro would take
+    keep.__annotations__ = hints
+    keep.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    found: list[str] = []
+    for word, after in zip(words, [*words[1:], "--"], strict=False):
+        found += REPLACED[word].split() if word in REPLACED else [word]
+        if word in WITHOUT_VALUE and after.startswith("--"):
+            found.append(WITHOUT_VALUE[word])
+    with on_parse_error(_explain):
+        given, rest = tyro.cli(
+            keep, prog=f"dff-jax {name}", args=found, return_unknown_args=True, config=[tyro.conf.OmitArgPrefixes]
+        )
+    required = [p.name for p in parameters if p.default is p.empty]
+    if missing := [parameter for parameter in required if given[parameter] in ((), [])]:
+        raise UsageError(f"missing: {', '.join(missing)}")
+    if "changes" in signature.parameters:
+        given["changes"] = tuple(rest)
+    elif rest:
+        raise UsageError(f"unrecognized arguments: {' '.join(rest)}")
+    return given
+
+
+def _explain(event: Any) -> NoReturn:
+    """Raises UsageError that says in one line what tyro found wrong."""
+
+    def option(argument: Any) -> str:
+        lowered = argument.lowered
+        return "/".join(lowered.name_or_flags) if lowered.name_or_flags[0].startswith("-") else lowered.metavar
+
+    kind = type(event).__name__
+    where = f"{option(event.argument)}: " if getattr(event, "argument", None) else ""
+    if kind == "MissingArgs":
+        raise UsageError(f"missing: {', '.join(option(missing.arg) for missing in event.missing_arguments)}")
+    if kind == "InvalidChoice":
+        raise UsageError(f"{where}{event.value!r} is not a choice; choose one of {', '.join(event.choices)}")
+    if kind == "InstantiationFailure":
+        raise UsageError(f"{where}{event.message.partition('. ')[0]}")
+    raise UsageError(f"{where}too few values" if where else kind)
+
+
+# Commands -----------------------------------------------------------------------------------------------------
+
+
+def train(
+    config: Positional[str], *, output: str | None = None, resume: bool = True, fields: bool = False,
+    distributed: bool = False, coordinator: str | None = None, num_processes: int | None = None,
+    process_id: int | None = None, changes: Suppress[tuple[str, ...]] = (),
+) -> int:  # fmt: skip
+    """Trains what a config file describes. Any field of the config can be changed behind it.
+
+    dff-jax train configs/procedural_tiny.py --model.num-iterations 5 --data.crop 128 128
+
+    dff-jax train configs/procedural_tiny.py --fields        lists them all
+
+    Repeat the same command to go on where an interrupted run left off. For a run of several processes give the same
+    command in each; see scripts/README.md.
+
+    Args:
+      config: A file such as configs/procedural_tiny.py, or file.py:function.
+      output: Run folder; default runs/<name of the config>.
+      resume: Go on with a run that is in the folder; with --no-resume such a folder is refused.
+      fields: List the config's fields with their values, and stop.
+      distributed: Several processes, as SLURM, a TPU pod or Open MPI describes them.
+      coordinator: HOST:PORT of process 0, where several processes meet.
+      num_processes: Number of processes of the run, on all hosts.
+      process_id: Number of this process, from 0.
+      changes: Fields of the config to change.
+    """
+    from dff_jax.config.load import fields_of, load_config, override
+
+    wanted = override(load_config(config), list(changes))
+    if fields:
+        print("\n".join(f"--{name.replace('_', '-')} {value}" for name, (value, _) in fields_of(wanted).items()))
         return 0
     from dff_jax.runtime import processes
-    from dff_jax.training.loop import TrainingDiverged, train
+    from dff_jax.training import loop
 
-    output = Path(args.output or Path("runs") / config.name)
-    if _of_several(args):
-        processes.join(args.coordinator, args.num_processes, args.process_id)
+    if distributed or not (coordinator is num_processes is process_id is None):
+        processes.join(coordinator, num_processes, process_id)
     try:
-        summary = train(config, output, resume=not args.no_resume)
-    except (TrainingDiverged, processes.ProcessLost) as error:
-        print(f"dff-jax: {_one_line(error)}", file=sys.stderr)
+        summary = loop.train(wanted, output or Path("runs") / wanted.name, resume=resume)
+    except (loop.TrainingDiverged, processes.ProcessLost) as error:
+        print(f"dff-jax: {one_line(error, None)}", file=sys.stderr)
         return 1
     return 130 if summary.get("interrupted") else 0
 
 
-def _evaluate(args: argparse.Namespace, rest: list[str]) -> None:
-    from dff_jax.evaluation.evaluate import evaluate_to_folder
+def compare(comparison: Positional[str], *, output: str | None = None, only: tuple[str, ...] = ()) -> int:
+    """Trains the methods of a comparison and measures them on the same stacks. Repeat the same command to go on where
+    an interrupted one left off: finished steps are not repeated.
 
-    evaluate_to_folder(
-        args.weights, args.output, dataset=args.dataset, source=args.source, unit=args.unit, split=args.split,
-        data_dir=args.data_dir, iterations=args.iterations, batch_size=args.batch_size, limit=args.limit,
-        convention=args.convention, resize=tuple(args.resize) if args.resize else None, edge_pad=args.edge_pad,
-        figure_stacks=args.figure_stacks, page_stacks=args.report,
-    )  # fmt: skip
-    print((Path(args.output) / "table.md").read_text())
-    print(f"written to {args.output}")
-
-
-def _ablate(args: argparse.Namespace, rest: list[str]) -> None:
-    from dff_jax.studies.ablate import ablate
-
-    ablate(
-        args.runs, args.output, dataset=args.dataset, source=args.source, unit=args.unit, split=args.split,
-        data_dir=args.data_dir, iterations=args.iterations, schemes=args.schemes, batch_size=args.batch_size,
-        limit=args.limit,
-    )  # fmt: skip
-    print((Path(args.output) / ("comparison.md" if len(args.runs) > 1 else "table.md")).read_text())
-    print(f"written to {args.output}")
-
-
-def _compare(args: argparse.Namespace, rest: list[str]) -> int:
-    from dff_jax.studies.compare import compare
+    Args:
+      comparison: A file such as configs/compare_procedural.py, or file.py:function.
+      output: Folder of the runs, tables and images; default runs/<name of the comparison>.
+      only: Only the methods with these labels.
+    """
+    from dff_jax.config import Comparison
+    from dff_jax.config.load import load_config
+    from dff_jax.studies import compare as study
     from dff_jax.training.loop import TrainingDiverged
 
-    comparison = load_config(args.comparison, Comparison)
-    output = Path(args.output or Path("runs") / comparison.name)
+    wanted = load_config(comparison, Comparison)
+    folder = Path(output or Path("runs") / wanted.name)
     try:
-        table = compare(comparison, output, only=args.only)
+        table = study.compare(wanted, folder, only=list(only))
     except TrainingDiverged as error:
-        print(f"dff-jax: {_one_line(error)}", file=sys.stderr)
+        print(f"dff-jax: {one_line(error, None)}", file=sys.stderr)
         return 1
-    if table is None:
-        return 130
-    print((output / "table.md").read_text())
-    print(f"written to {output}")
-    return 0
+    if table is not None:
+        _print_table(table, {"output": folder})
+    return 130 if table is None else 0
 
 
-def _predict(args: argparse.Namespace, rest: list[str]) -> None:
-    from dff_jax.prediction.predict import predict_to_folder
+def prepare(
+    name: Positional[str | None] = None, *, list: bool = False, source: str | None = None, workers: int | None = None,
+    data_dir: str | None = None, overwrite: bool = False, export: str | None = None,
+    split: Literal["train", "validation", "test"] = "test", limit: int | None = None, unit: str | None = None,
+    reverse: bool = False, max_size: int | None = None, align: str | None = None,
+    focus_range: tuple[float, float] | None = None, frames: int | None = None, blur_per_q: float | None = None,
+    noise: float | None = None, seed: int | None = None, scale: float | None = None, bgr: bool | None = None,
+) -> None:  # fmt: skip
+    """Makes a dataset, or converts the files of one: checks them all first, then writes records, an overview
+    (overview.png) and statistics.
 
-    summary = predict_to_folder(
-        args.stack[0] if len(args.stack) == 1 else args.stack, args.output, focus=args.focus, unit=args.unit,
-        reverse=args.reverse, method=args.method, weights=args.weights, iterations=args.iterations,
-        max_size=args.max_size, tile=args.tile, overlap=args.overlap, memory=args.memory, devices=args.devices,
-        align=args.align,
-    )  # fmt: skip
-    for note in summary["notes"]:
-        print(f"note: {note}")
-    height, width = summary["size"]
-    memory = summary["memory"]
-    if memory["tiles"] > 1:
-        tile, frames = memory["tile"], ", frames kept on disk" if memory["frames_on_disk"] else ""
-        print(f"{memory['tiles']} tiles of {tile[1]} x {tile[0]}, within {memory['bound_gb']:g} GB of memory{frames}")
-    print(
-        f"{len(summary['frames'])} frames of {width} x {height}, {summary['method']}, unit {summary['unit']}: "
-        f"{summary['seconds']:.1f} s; look at {Path(args.output) / 'overview.png'}"
-    )
-
-
-def _prepare(args: argparse.Namespace, rest: list[str]) -> None:
+    Args:
+      name: Name of the dataset, such as procedural/quickstart.
+      list: List all names, with unit, frames and where to get them.
+      source: Folder of the downloaded files, or of your own.
+      workers: Processes that read; default one a core.
+      data_dir: Folder in which tfds keeps its files; default ~/tensorflow_datasets.
+      overwrite: Make it again even if it is there.
+      export: Folder in which to write stacks as folders of PNG frames and disp.npy, too.
+      split: Split to export.
+      limit: Export only the first so many stacks.
+      unit: stacks, rgbd: unit of focus settings and truth; default as the files say.
+      reverse: stacks: count the frame index from the end.
+      max_size: stacks: shrink frames whose longer side exceeds this many pixels.
+      align: stacks: align the frames; without a value by similarity, else translation, affine or homography.
+      focus_range: rgbd, hci: lowest and highest focus setting, in the unit.
+      frames: rgbd, hci: number of frames to make.
+      blur_per_q: rgbd: blur radius, pixels per unit of focus.
+      noise: rgbd: standard deviation of the noise, of full scale.
+      seed: rgbd: seed of the noise.
+      scale: rgbd: factor from stored values to depth.
+      bgr: ddff12: the file has blue first (--bgr) or red (--no-bgr).
+    """
+    given = {
+        "unit": unit, "reverse": reverse or None, "max_size": max_size, "align": align, "focus_range": focus_range,
+        "frames": frames, "blur_per_q": blur_per_q, "noise": noise, "seed": seed, "scale": scale, "bgr": bgr,
+    }  # fmt: skip
     from dff_jax.data import datasets
-
-    if args.list or args.name is None:
-        if not args.list:
-            raise InputError("prepare: give a name; dff-jax prepare --list shows them")
-        print(datasets.describe_all())
-        return
-    if args.limit is not None and args.limit < 1:
-        raise InputError(f"--limit: must be at least 1, got {args.limit}")
-    if args.workers is not None and args.workers < 1:
-        raise InputError(f"--workers: must be at least 1, got {args.workers}")
-    options = {flag.strip("-").replace("-", "_"): None for _, flag, _ in PREPARE_OPTIONS}
-    options = {key: getattr(args, key) for key in options if getattr(args, key) is not None}
-    options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
-    path = datasets.prepare(
-        args.name, args.data_dir, source=args.source, overwrite=args.overwrite, workers=args.workers or 0, **options
-    )
     from dff_jax.data.datasets.summary import describe
 
-    print(describe(path))
-    if args.export:
+    if list:
+        return print(datasets.describe_all())
+    if name is None:
+        raise InputError("prepare: give a name; dff-jax prepare --list shows them")
+    if limit is not None and limit < 1:
+        raise InputError(f"--limit: must be at least 1, got {limit}")
+    if workers is not None and workers < 1:
+        raise InputError(f"--workers: must be at least 1, got {workers}")
+    options = {key: value for key, value in given.items() if value is not None}
+    made = datasets.prepare(name, data_dir, source=source, overwrite=overwrite, workers=workers or 0, **options)
+    print(describe(made))
+    if export:
         from dff_jax.config import DataSpec
         from dff_jax.data.export import export_stacks
         from dff_jax.data.pipeline import open_data
 
-        source = open_data(DataSpec(dataset=args.name, split=args.split, data_dir=args.data_dir))
-        for folder in export_stacks(source, args.export, args.limit):
+        stacks = open_data(DataSpec(dataset=name, split=split, data_dir=data_dir))
+        for folder in export_stacks(stacks, export, limit):
             print(folder)
-        if source.unit != "disparity":  # as which a folder of stacks is read unless told otherwise
-            print(f"note: settings and truth are in {source.unit}; read these folders with --unit {source.unit}")
+        if stacks.unit != "disparity":  # as which a folder of stacks is read unless told otherwise
+            print(f"note: settings and truth are in {stacks.unit}; read these folders with --unit {stacks.unit}")
 
 
-def _import_weights(args: argparse.Namespace, rest: list[str]) -> None:
+def pack(weights: Positional[str], *, output: str, score: UseAppendAction[tuple[tuple[str, str], ...]] = ()) -> None:
+    """Writes the weights of a run in half precision, with its config, its command and measured scores.
+
+    Args:
+      weights: A run folder, or one of its weights files.
+      output: The weights file to write.
+      score: NAME and DIR: the output folder of an evaluation of these weights, and what to call it; may be repeated.
+    """
+    from dff_jax.estimators import release
+
+    info = release.pack(weights, output, dict(score))
+    size, scores = Path(output).stat().st_size / 1e6, ", ".join(info["scores"]) or "none"
+    print(f"{output}: {info['parameters']:,} parameters, {size:.2f} MB, scores of {scores}")
+
+
+# Functions of other rooms, and what is printed of their results --------------------------------------------------
+
+
+def _stacks() -> type:
+    """The class of stacks to measure on, without the worlds that a command line cannot describe."""
+    from dff_jax.config import DataSpec
+
+    @dataclasses.dataclass(frozen=True)
+    class Stacks(DataSpec):
+        world: ClassVar[None] = None  # type: ignore[misc]
+
+    return Stacks
+
+
+def _predict() -> Command:
+    from dff_jax.focus_axis import Unit
+    from dff_jax.prediction.predict import Source, predict_to_folder
+
+    def show(summary: dict[str, Any], given: dict[str, Any]) -> None:
+        for note in summary["notes"]:
+            print(f"note: {note}")
+        height, width = summary["size"]
+        memory = summary["memory"]
+        if memory["tiles"] > 1:
+            (rows, columns), disk = memory["tile"], ", frames kept on disk" if memory["frames_on_disk"] else ""
+            print(f"{memory['tiles']} tiles of {columns} x {rows}, within {memory['bound_gb']:g} GB of memory{disk}")
+        print(
+            f"{len(summary['frames'])} frames of {width} x {height}, {summary['method']}, unit {summary['unit']}: "
+            f"{summary['seconds']:.1f} s; look at {Path(given['output']) / 'overview.png'}"
+        )
+
+    types = {"source": Positional[Source], "unit": Unit | None, "progress": Suppress[bool]}
+    return Command(predict_to_folder, show, types)
+
+
+def _evaluate() -> Command:
+    from dff_jax.evaluation.evaluate import evaluate_to_folder
+
+    return Command(evaluate_to_folder, _print_table, {"spec": Positional[str], "data": _stacks()})
+
+
+def _ablate() -> Command:
+    from dff_jax.studies.ablate import ablate
+
+    def show(reports: list, given: dict[str, Any]) -> None:
+        _print_table(reports, given, "comparison.md" if len(reports) > 1 else "table.md")
+
+    return Command(ablate, show, {"runs": Positional[tuple[str, ...]], "data": _stacks()})
+
+
+def _import_weights() -> Command:
     from dff_jax.estimators.torch_weights import import_weights
 
-    order = "descending" if args.near_first else "ascending"
-    done = import_weights(args.file, args.model, args.output, frame_order=order)
-    idle = f"; never used, and left out: {', '.join(done.idle)}" if done.idle else ""
-    print(f"{args.model}: {done.parameters:,} parameters written to {done.output}{idle}")
+    def show(done: Any, given: dict[str, Any]) -> None:
+        unused = f"; never used, and left out: {', '.join(done.idle)}" if done.idle else ""
+        print(f"{given['model']}: {done.parameters:,} parameters written to {done.output}{unused}")
+
+    return Command(import_weights, show, {"source": Positional[str]})
 
 
-def _pack(args: argparse.Namespace, rest: list[str]) -> None:
-    from dff_jax.estimators.release import pack
+def _bench() -> Command:
+    from dff_jax.studies.bench import bench
 
-    info = pack(args.weights, args.output, dict(args.score))
-    size = Path(args.output).stat().st_size / 1e6
-    scores = ", ".join(info["scores"]) or "none"
-    print(f"{args.output}: {info['parameters']:,} parameters, {size:.2f} MB, scores of {scores}")
+    def show(table: str, given: dict[str, Any]) -> None:
+        print(table)
+
+    return Command(bench, show, {"subject": Positional[Literal["model", "unroll", "loader"]]})
 
 
-_COMMANDS = {
-    "train": _train, "evaluate": _evaluate, "predict": _predict, "ablate": _ablate, "compare": _compare,
-    "prepare": _prepare, "import-weights": _import_weights, "pack": _pack, "bench": bench_command.run,
-}  # fmt: skip
+def _print_table(result: Any, given: dict[str, Any], file: str = "table.md") -> None:
+    print((Path(given["output"]) / file).read_text())
+    print(f"written to {given['output']}")
+
+
+COMMANDS: dict[str, tuple[str, Callable[[], Command]]] = {
+    "train": ("Train a network.", lambda: Command(train)),
+    "evaluate": ("Measure a network, or a method without one, on stacks with ground truth.", _evaluate),
+    "predict": ("Depth of your own photographs.", _predict),
+    "ablate": ("What the unroll contributes: trained runs at many K and schemes.", _ablate),
+    "compare": ("Methods side by side: train each, measure all.", lambda: Command(compare)),
+    "prepare": ("Make or convert a dataset.", lambda: Command(prepare)),
+    "import-weights": ("Use weights published for PyTorch.", _import_weights),
+    "pack": ("Weights to give away: half precision, scores inside.", lambda: Command(pack)),
+    "bench": ("Speed, memory and compile time, measured side by side.", _bench),
+}
 
 
 if __name__ == "__main__":

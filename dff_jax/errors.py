@@ -30,6 +30,6 @@ class SourceError(InputError):
         super().__init__(f"{name}: {message}")
 
 
-def one_line(error: object) -> str:
-    """The text of another library's error, short and without line breaks, for a message of ours."""
-    return " ".join(str(error).split())[:160] or type(error).__name__
+def one_line(error: object, most: int | None = 160) -> str:
+    """The text of an error without line breaks, cut after `most` characters (None: whole)."""
+    return " ".join(str(error).split())[:most] or type(error).__name__

@@ -7,11 +7,15 @@ diopters on the way in and back on the way out; disparity, diopters and a bare i
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import jax.numpy as jnp
 import numpy as np
 
-from dff_jax.config import UNITS
 from dff_jax.errors import InputError
+
+Unit = Literal["disparity", "diopter", "metre", "index"]
+UNITS: tuple[str, ...] = get_args(Unit)
 
 # A point at infinity has q = 0; this is the farthest that metres are written out (0.001 micro-diopters).
 MIN_DIOPTER = 1e-9

@@ -6,7 +6,7 @@ whole experiments.
 """
 
 from dff_jax.config.comparison import Comparison, Method, TestSet
-from dff_jax.config.data import UNITS, CameraConfig, DataConfig, DataSpec, LensConfig, PartConfig, WorldConfig
+from dff_jax.config.data import CameraConfig, DataConfig, DataSpec, LensConfig, PartConfig, WorldConfig
 from dff_jax.config.load import from_dict, from_json, to_dict, to_json
 from dff_jax.config.methods import (
     DFV,
@@ -26,7 +26,7 @@ from dff_jax.config.presets import MODEL_PRESETS, dfv_diff, dfv_fv, model_preset
 from dff_jax.config.training import Config, LossConfig, OptimizerConfig, TrainingConfig
 
 __all__ = [
-    "DFV", "DTYPES", "METHODS", "MODEL_PRESETS", "RDF", "SML", "UNITS", "UNTRAINED", "AiFDNet", "CameraConfig",
+    "DFV", "DTYPES", "METHODS", "MODEL_PRESETS", "RDF", "SML", "UNTRAINED", "AiFDNet", "CameraConfig",
     "Classical", "Comparison", "Config", "DWild", "DataConfig", "DataSpec", "LensConfig", "LossConfig", "Method",
     "ModelConfig", "OptimizerConfig", "PartConfig", "Proximal", "RfvrLike", "TestSet", "TrainingConfig", "WorldConfig",
     "dfv_diff", "dfv_fv", "from_dict", "from_json", "model_preset", "paper", "physical", "tiny", "to_dict", "to_json",

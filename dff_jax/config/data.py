@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal
 
 from dff_jax.config.base import Checked
 from dff_jax.errors import ConfigError
+from dff_jax.focus_axis import Unit
 
 
 @dataclass(frozen=True)
@@ -112,8 +113,6 @@ class CameraConfig(Checked):
 
 
 Source = Literal["tfds", "folder", "procedural_live", "rgbd"]
-Unit = Literal["disparity", "diopter", "metre", "index"]
-UNITS: tuple[str, ...] = get_args(Unit)
 
 
 def _check_frames(where: str, frames: tuple[int, int] | None) -> None:

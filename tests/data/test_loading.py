@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import training_fakes as fakes
 
-from dff_jax import cli
 from dff_jax import config as configs
 from dff_jax.config import DataConfig, PartConfig
+from dff_jax.config.load import override
 from dff_jax.data import augment, live, pipeline
 from dff_jax.data.parts import FilePart, Share, StackSource, to_batch
 from dff_jax.errors import ConfigError, InputError
@@ -214,11 +214,11 @@ def test_mixtures_survive_json_the_command_line_and_a_checkpoint():
     config = configs.Config(data=dataclasses.replace(MIXED, mixture=(part, MIXED.mixture[1])))
     text = configs.to_json(config)
     assert configs.from_json(text) == config
-    changed = cli.override(config, ["--data.mixture.1.weight", "2.5", "--model.num-iterations", "4"])
+    changed = override(config, ["--data.mixture.1.weight", "2.5", "--model.num-iterations", "4"])
     assert changed.data.mixture[1].weight == 2.5 and changed.data.mixture[0] == part
-    assert cli.override(configs.Config(), ["--data.frames", "4", "9"]).data.frames == (4, 9)
+    assert override(configs.Config(), ["--data.frames", "4", "9"]).data.frames == (4, 9)
     with pytest.raises(ConfigError, match=r"--data\.mixture\.0\.weigth: unknown field"):
-        cli.override(config, ["--data.mixture.0.weigth", "2"])
+        override(config, ["--data.mixture.0.weigth", "2"])
     checkpoint.check_config(json.loads(text), configs.to_dict(config), "run")
     with pytest.raises(ConfigError, match=r"data\.mixture\.1\.weight \(1\.0 -> 2\.5\)"):
         checkpoint.check_config(json.loads(text), configs.to_dict(changed.__class__(data=changed.data)), "run")

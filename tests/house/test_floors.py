@@ -57,6 +57,7 @@ def imports() -> dict[str, set[str]]:
         names = [f"{name}.".removeprefix("dff_jax.").strip(".") for name in names if f"{name}.".startswith("dff_jax.")]
         # a name that is no module is defined in its module; the package itself is loaded before all its modules
         found[module] = {name if name in trees else name.rpartition(".")[0] for name in names} - {module, ""}
+        assert found[module] <= trees.keys(), f"{module} imports {found[module] - trees.keys()}, which does not exist"
     return found
 
 

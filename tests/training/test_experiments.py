@@ -15,7 +15,8 @@ import training_fakes as fakes
 from dataset_samples import NAMES, write_samples
 from networks import variables
 
-from dff_jax import cli, estimators
+from dff_jax import estimators
+from dff_jax.config.load import load_config
 from dff_jax.data import datasets, pipeline
 from dff_jax.evaluation.evaluate import evaluate_to_folder
 from dff_jax.training import loop, optimizer, state
@@ -43,7 +44,7 @@ def small(config, data_dir):
 @pytest.mark.parametrize("name", ["paper_ft", "physical_hci", "paper_ddff"])
 def test_each_network_takes_a_training_step_of_its_own_data(name):
     """In shapes: the step is traced, not computed."""
-    config = small(cli.load_config(str(CONFIGS / f"{name}.py")), "")
+    config = small(load_config(str(CONFIGS / f"{name}.py")), "")
     num_frames = config.model.num_planes or 10
     estimator = estimators.build(config.model)
     stack = jax.ShapeDtypeStruct((2, num_frames, *config.data.crop, 3), jnp.float32)
@@ -71,7 +72,7 @@ def test_each_network_takes_a_training_step_of_its_own_data(name):
 def test_a_family_from_sample_files_to_figures(name, tests, tmp_path, monkeypatch):
     """With a network that compiles in seconds; everything round it is the real thing."""
     monkeypatch.setattr(estimators, "build", fakes.build)
-    config = small(cli.load_config(str(CONFIGS / f"{name}.py")), tmp_path / "tfds")
+    config = small(load_config(str(CONFIGS / f"{name}.py")), tmp_path / "tfds")
     for dataset in {config.data.dataset, *tests}:
         source = write_samples(dataset, tmp_path / "files" / dataset, SIZE, train=2, held_out=1)
         datasets.prepare(dataset, tmp_path / "tfds", source=source)
