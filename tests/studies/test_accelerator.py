@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from dff_jax.studies.bench import accelerator, accelerator_parts
+from dff_jax.studies.bench import accelerator
 
 ROOT = pathlib.Path(__file__).parents[2]
 NOT_NEEDED = (
@@ -42,14 +42,14 @@ def test_the_report_of_a_bare_image(tmp_path):
     errors = {row["precision"]: row["relative_error"] for row in found["device"]["rows"]}
     assert errors["float32"] < 1e-5 < 1e-4 < errors["bfloat16"]
     rows = found["bench"]["rows"]
-    assert {(row["preset"], row["dtype"], row["what"]) for row in rows} == {
-        ("tiny", dtype, what) for dtype in ("float32", "bfloat16") for what in ("inference", "training step")
-    }
-    assert all(row["stacks_per_s"] > 0 and row["share_of_peak"] > 0 for row in rows)
-    assert [row["gradient"] for row in found["memory"]["rows"]] == ["remat", "backprop"]
-    assert [row["over"] for row in found["scaling"]["rows"]] == ["K", "pixels", "frames"]
+    assert [(row["preset"], row["B"], row["dtype"]) for row in rows] == [
+        ("tiny", B, dtype) for B in (1, 2) for dtype in ("float32", "bfloat16")
+    ]
+    assert all(row["inference_s"] > 0 and row["share_of_peak"] > 0 for row in rows) and rows[2]["step_s"] > 0
+    assert {row["gradient"] for row in found["memory"]["rows"]} == {"remat", "backprop"}
+    assert [row["over"] for row in found["scaling"]["rows"]] == ["iterations", "sizes", "frames"]
     trained = found["training"]
-    assert trained["steps"] >= 6 and trained["rows"][-1]["validation_MAE"] > 0 and trained["stacks_per_s"] > 0
+    assert trained["steps"] >= 6 and trained["rows"][1]["validation_MAE"] > 0 and trained["stacks_per_s"] > 0
     page = (tmp_path / "report.md").read_text()
     assert page in done.stdout and "## Training" in page and "Small mode" in page
     assert len({line.count("|") for line in page.split("## Bench")[1].split("##")[0].splitlines() if "|" in line}) == 1
@@ -83,8 +83,8 @@ def test_bad_input_is_one_line(tmp_path, capsys, monkeypatch):
 
 
 def test_checks_are_left_out_without_pytest(tmp_path, monkeypatch):
-    monkeypatch.setattr(accelerator_parts.util, "find_spec", lambda name: None)
-    found = accelerator_parts.checks(accelerator_parts.SMALL, tmp_path)
+    monkeypatch.setattr(accelerator.util, "find_spec", lambda name: None)
+    found = accelerator.checks(accelerator.SMALL, tmp_path)
     assert found["rows"] == [] and "pytest or tests/device is missing" in found["note"]
 
 
@@ -97,7 +97,7 @@ def test_the_results_of_the_checks_are_read(tmp_path, monkeypatch):
         pathlib.Path(asked[-1].partition("=")[2]).write_text(xml)
         return subprocess.CompletedProcess(asked, 1)
 
-    monkeypatch.setattr(accelerator_parts.subprocess, "run", run)
-    found = accelerator_parts.checks(accelerator_parts.SMALL, tmp_path)
+    monkeypatch.setattr(accelerator.subprocess, "run", run)
+    found = accelerator.checks(accelerator.SMALL, tmp_path)
     assert found["rows"][0] == {"check": "depth", "error": "1e-05", "problem": None}
     assert found["rows"][1]["problem"] == "assert 2 <= 1" and found["problem"] == "pytest ended with status 1"

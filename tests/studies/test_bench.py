@@ -21,6 +21,7 @@ def small_networks(monkeypatch):
     build = lambda model: fakes.build(model) if model.trained else real(model)  # noqa: E731
     monkeypatch.setattr(estimators, "build", build)
     monkeypatch.setattr(subjects, "_variables", subjects._variables.__wrapped__)
+    monkeypatch.setattr(subjects, "_stack_gflops", subjects._stack_gflops.__wrapped__)
 
 
 def test_every_combination_is_measured_once(tmp_path, small_networks):
@@ -62,9 +63,8 @@ def test_what_makes_no_sense_is_said_at_once(options, message):
 def test_the_unroll_is_compiled_over_modes_and_iterations(tmp_path, monkeypatch):
     monkeypatch.setattr(unroll, "_training_step", unroll._unroll_alone)  # the whole network takes a minute
     monkeypatch.setitem(MODEL_PRESETS, "tiny", lambda: fakes.small_model(prox_levels=1))
-    monkeypatch.setattr(unroll, "MODES", ("remat", "truncated(1)"))
-    text = bench("unroll", iterations=(1, 2), size=(64,), frames=(3,), output=str(tmp_path))
-    rows = json.loads((tmp_path / "unroll.json").read_text())["rows"]
+    unroll.bench_unroll("tiny", (1, 2), 64, 3, tmp_path, modes=("remat", "truncated(1)"))
+    rows, text = json.loads((tmp_path / "unroll.json").read_text())["rows"], (tmp_path / "unroll.md").read_text()
     assert len(rows) == 2 * 2 * 2 and all(row["temporary_MB"] > 0 for row in rows)
     assert "| unroll alone | truncated(1) |" in text and "memory ratio" in text
 
@@ -85,7 +85,7 @@ def test_flops_count_every_iteration():
     network = fakes.small_model(**changes)
     function, arguments = subjects.inference(network.replace_known(gradient="backprop"), (1, 2, 64))
     unrolled = count_gflops(jax.jit(function), *arguments)
-    assert subjects.stack_gflops(network, 2, 64, False) == pytest.approx(unrolled, rel=1e-6)
+    assert subjects.gflops(network, (1, 2, 64), False) == pytest.approx(unrolled, rel=1e-6)
 
 
 def test_filled_variables_are_reproducible_and_of_unit_gain():

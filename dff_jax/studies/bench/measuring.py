@@ -19,8 +19,8 @@ from dff_jax.runtime.files import staged_output
 MATRIX_SIDE = 2048
 Key = TypeVar("Key", bound=Hashable)
 Row = TypeVar("Row")
-Run = Callable[..., None]
-"""One execution, waited for; with wait=False it is only queued."""
+Run = Callable[[], None]
+"""One execution, waited for."""
 
 
 class Program(NamedTuple):
@@ -30,7 +30,6 @@ class Program(NamedTuple):
     compile_s: float  # tracing included; without the compilation cache, if that is off
     gflops: float | None  # XLA's count; a custom kernel counts nothing
     temporary_MB: float  # planned by the compiler beside arguments and results
-    planned_MB: float  # with arguments and results
 
 
 def lower(function: Callable, *arguments: Any) -> tuple[Any, float]:
@@ -43,17 +42,13 @@ def lower(function: Callable, *arguments: Any) -> tuple[Any, float]:
 def compiled(function: Callable, *arguments: Any, count: bool = True) -> Program:
     """Compiles a jitted function for its arguments and runs it once; `count` its FLOPs, which lowers it again."""
     program, seconds = lower(function, *arguments)
-    memory = program.memory_analysis()
-    planned = memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes
     gflops = count_gflops(function, *arguments) if count else None
-    return Program(_runner(program, *arguments), seconds, gflops, memory.temp_size_in_bytes / 1e6, planned / 1e6)
+    return Program(_runner(program, *arguments), seconds, gflops, program.memory_analysis().temp_size_in_bytes / 1e6)
 
 
 def _runner(program: Callable, *arguments: Any) -> Run:
-    def run(wait: bool = True) -> None:
-        result = program(*arguments)
-        if wait:
-            jax.block_until_ready(result)
+    def run() -> None:
+        jax.block_until_ready(program(*arguments))
 
     run()  # the first execution allocates and loads
     return run
@@ -80,15 +75,6 @@ def round_robin(runs: Mapping[Key, Callable[[], None]], rounds: int) -> dict[Key
             run()
             seconds[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in seconds.items()}
-
-
-def queued_seconds(run: Run, number: int) -> float:
-    """Seconds of each of `number` executions that are queued one behind the other, which hides the host's work."""
-    start = time.perf_counter()
-    for _ in range(number - 1):
-        run(wait=False)
-    run()
-    return (time.perf_counter() - start) / number
 
 
 def matrix_product(dtype: str, side: int = MATRIX_SIDE) -> tuple[Run, float]:

@@ -108,19 +108,22 @@ def loss_of(model: ModelConfig) -> LossConfig:
     return LossConfig(kind="multi_scale", scale_weights=(1.0,) * model.num_scales, penalty="smooth_l1")
 
 
-@functools.cache
-def stack_gflops(model: ModelConfig, frames: int, size: int, training: bool) -> float | None:
-    """GFLOPs of one stack, nothing computed twice.
+def gflops(model: ModelConfig, shape: Shape, training: bool) -> float | None:
+    """GFLOPs of an inference or a training step, nothing computed twice.
 
     XLA counts the body of a loop once, so iterations are counted one by one: f(K) = f(0) + K (f(1) - f(0)).
     """
-
-    def count(**changes: Any) -> float | None:
-        changed, shape = model.replace_known(**changes), (1, frames, size)
-        function, arguments = training_step(changed, batch(shape)) if training else inference(changed, shape)
-        return measuring.count_gflops(jit(function), *arguments)
-
+    B, Z, size = shape
     if model.num_iterations is None:
-        return count()
-    none, one = (count(num_iterations=K, gradient="backprop") for K in (0, 1))
-    return none + model.num_iterations * (one - none) if none and one else None
+        found = _stack_gflops(model, Z, size, training)
+        return found and B * found
+    counted = model.replace_known(num_iterations=0, gradient="backprop")
+    none, one = (_stack_gflops(counted.replace_known(num_iterations=K), Z, size, training) for K in (0, 1))
+    return B * (none + model.num_iterations * (one - none)) if none and one else None
+
+
+@functools.cache
+def _stack_gflops(model: ModelConfig, frames: int, size: int, training: bool) -> float | None:
+    shape = 1, frames, size
+    function, arguments = training_step(model, batch(shape)) if training else inference(model, shape)
+    return measuring.count_gflops(jit(function), *arguments)

@@ -28,7 +28,7 @@ MODES = ("remat", "backprop", "truncated(1)", "implicit")
 
 def bench_unroll(
     preset: str = "tiny", iterations: Sequence[int] = (2, 4, 8, 16), size: int = 96, num_frames: int = 15,
-    output: str | Path | None = None,
+    output: str | Path | None = None, modes: Sequence[str] = MODES,
 ) -> dict[str, Any]:  # fmt: skip
     """Measures every mode at every K; returns the contents of `unroll.json`, and writes it into `output`.
 
@@ -47,7 +47,7 @@ def bench_unroll(
         check_output(output, FILES)
     rows = []
     for subject, make in {"unroll alone": _unroll_alone, "training step": _training_step}.items():
-        for mode in MODES:
+        for mode in modes:
             for K in iterations:
                 changed = dataclasses.replace(model, gradient=mode, num_iterations=K)
                 function, arguments = make(changed, size, num_frames)
