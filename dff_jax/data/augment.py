@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dff_jax.errors import ConfigError
-from dff_jax.focus_axis import to_q
-from dff_jax.types import FocalStack
+from dff_jax.types import Batch, FocalStack
 
 FRAME_CHOICES = 3  # different numbers of frames in one run: the network is compiled for each
 CROP_TRIES = 4
@@ -88,35 +87,25 @@ def thin_frames(stack: FocalStack, count: int, rng: np.random.Generator) -> Foca
     return stack._replace(frames=stack.frames[keep], focus=stack.focus[keep])
 
 
-def focus_errors(focus: np.ndarray, jitter: float, rng: np.random.Generator) -> np.ndarray:
-    """Random errors [Z] of focus settings [Z] in q: at most `jitter` of the distance to the nearest other one."""
-    order = np.argsort(focus)
-    steps = np.diff(focus[order])
-    nearest = np.minimum(np.r_[np.inf, steps], np.r_[steps, np.inf])
-    errors = np.empty(len(focus))
-    errors[order] = nearest * rng.uniform(-jitter, jitter, len(focus))
-    return errors
+def draw_focus(count: int, rng: np.random.Generator, reverse: bool, jitter: float) -> tuple[np.ndarray, np.ndarray]:
+    """One stack's `turn` [] bool and `shares` [Z = count] float32 for `refocus`."""
+    turn = np.array(reverse and bool(rng.integers(2)))
+    return turn, rng.uniform(-jitter, jitter, count).astype(np.float32) if jitter else np.zeros(count, np.float32)
 
 
-def vary_focus(stack: FocalStack, rng: np.random.Generator, *, reverse: bool, jitter: float) -> FocalStack:
-    """The stack in q, perhaps turned around (q -> q_min + q_max - q), its settings moved by `focus_errors`.
+def refocus(batch: Batch, turn: Any, shares: Any, xp: Any = np) -> Batch:
+    """Stacks turned around (q -> q_min + q_max - q) where `turn` [B], their settings moved by `shares` [B,Z].
 
-    Blur depends on |q - q_z| alone, so near and far can trade places. In q distances are diopters.
+    A share is of the distance to the nearest other setting. Blur depends on |q - q_z| alone, so near and far can trade
+    places. `xp` is numpy or jax.numpy, as the batch.
     """
-    unit = "diopter" if stack.unit == "metre" else stack.unit
-    focus, depth = to_q(np.asarray(stack.focus, np.float64), stack.unit), stack.depth
-    mask = stack.mask
-    if depth is not None:
-        mask = np.isfinite(depth) if mask is None else mask
-        depth = np.where(mask, to_q(np.where(mask, depth, np.float32(1)), stack.unit), np.float32(0))
-    if reverse and rng.integers(2):
-        ends = focus.min() + focus.max()
-        focus = ends - focus
-        if depth is not None and mask is not None:
-            depth = np.where(mask, np.float32(ends) - depth, np.float32(0))
-    if jitter:
-        focus = focus + focus_errors(focus, jitter, rng)
-    return stack._replace(focus=focus, depth=depth, mask=mask, unit=unit)
+    ends = batch.focus[:, :1] + batch.focus[:, -1:]
+    focus = xp.where(turn[:, None], ends - batch.focus[:, ::-1], batch.focus)
+    steps = xp.pad(xp.diff(focus), ((0, 0), (1, 1)), constant_values=xp.inf)
+    focus = focus + shares * xp.minimum(steps[:, :-1], steps[:, 1:])
+    frames = xp.where(turn[:, None, None, None, None], batch.frames[:, ::-1], batch.frames)
+    depth = xp.where(turn[:, None, None] & batch.mask, ends[..., None] - batch.depth, batch.depth)
+    return Batch(frames, focus, depth, batch.mask)
 
 
 class View(NamedTuple):

@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 
 from dff_jax.config import CameraConfig, DataConfig, WorldConfig
-from dff_jax.data.augment import apply_colour, draw_frame_count, make_colour
+from dff_jax.data.augment import apply_colour, draw_focus, draw_frame_count, make_colour, refocus
 from dff_jax.data.parts import Share
 from dff_jax.errors import ConfigError
 from dff_jax.optics.camera import apply_camera_faults, compress
@@ -81,17 +81,8 @@ def make_batch(
     return map_stacks(one, keys)
 
 
-@jax.jit
-def refocus_batch(batch: Batch, turn: Array, shares: Array) -> Batch:
-    """What `augment.vary_focus` does, on the device: stacks with `turn` [B] are turned around, then each setting moved
-    by its share of `shares` [B,Z] of the distance to the nearest other."""
-    ends = batch.focus[:, :1] + batch.focus[:, -1:]
-    focus = jnp.where(turn[:, None], ends - batch.focus[:, ::-1], batch.focus)
-    steps = jnp.pad(jnp.diff(focus), ((0, 0), (1, 1)), constant_values=jnp.inf)
-    focus = focus + shares * jnp.minimum(steps[:, :-1], steps[:, 1:])
-    frames = jnp.where(turn[:, None, None, None, None], batch.frames[:, ::-1], batch.frames)
-    depth = jnp.where(turn[:, None, None] & batch.mask, ends[..., None] - batch.depth, batch.depth)
-    return Batch(frames, focus, depth, batch.mask)
+refocus_batch = jax.jit(partial(refocus, xp=jnp))
+"""`augment.refocus` on the device."""
 
 
 class LivePart:
@@ -121,17 +112,10 @@ class LivePart:
         keys = jax.vmap(partial(_key, share.seed, "train"))(jnp.array([n % 2**32 for n in numbers], jnp.uint32))
         batch = make_batch(keys, world, data.colour, data.noise, data.camera)
         if data.reverse or data.focus_jitter:
-            draws = [draw_focus(world.num_frames, share.generator(n), data) for n in numbers]
+            draws = [draw_focus(world.num_frames, share.generator(n), data.reverse, data.focus_jitter) for n in numbers]
             batch = refocus_batch(batch, *(np.stack(x) for x in zip(*draws, strict=True)))
         first = share.process_index * share.batch_size
         return LoadedBatch(batch, tuple(f"live/{share.seed}/{prepared}/{first + i}" for i in range(share.batch_size)))
-
-
-def draw_focus(count: int, rng: np.random.Generator, data: DataConfig) -> tuple[np.ndarray, np.ndarray]:
-    """One stack's `turn` and `shares` [Z = count] for `refocus_batch`."""
-    turn = np.array(data.reverse and bool(rng.integers(2)))
-    jitter = data.focus_jitter
-    return turn, rng.uniform(-jitter, jitter, count).astype(np.float32) if jitter else np.zeros(count, np.float32)
 
 
 def held_out_stack(split: str, index: int, world: WorldConfig) -> FocalStack:

@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from dff_jax.config import CameraConfig, DataConfig, LensConfig
-from dff_jax.data.augment import draw_frame_count, draw_view
+from dff_jax.data.augment import draw_focus, draw_frame_count, draw_view
 from dff_jax.data.files.rgbd import SceneFiles, read_scene
-from dff_jax.data.live import PERFECT, augment_frames, draw_focus, map_stacks, refocus_batch
+from dff_jax.data.live import PERFECT, augment_frames, map_stacks, refocus_batch
 from dff_jax.data.parts import EpochOrder, Share
 from dff_jax.errors import InputError
 from dff_jax.focus_axis import to_q
@@ -113,7 +113,7 @@ def take_view(scene: SharpScene, data: DataConfig, count: int | None, rng: np.ra
     focus = np.linspace(first, last, count or lens.num_frames, dtype=np.float32)
     blur_per_q = rng.uniform(*lens.blur_radius) / (last - first)
     noise, seed = rng.uniform(*lens.noise), rng.integers(2**32)
-    turn, shares = draw_focus(len(focus), rng, data)
+    turn, shares = draw_focus(len(focus), rng, data.reverse, data.focus_jitter)
     return Views(
         rgb=view.take(scene.rgb, margin=margin),
         q=view.take(scene.q, margin=margin),

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol, cast
 import numpy as np
 
 from dff_jax.config import DataConfig
-from dff_jax.data.augment import augment, draw_frame_count, thin_frames, to_float, vary_focus
+from dff_jax.data.augment import augment, draw_focus, draw_frame_count, refocus, thin_frames, to_float
 from dff_jax.data.shapes import ShapesOf, unknown
 from dff_jax.errors import ConfigError, InputError
 from dff_jax.focus_axis import sort_order, to_q
@@ -114,9 +114,15 @@ class FilePart:
     def prepare(self, number: int) -> LoadedBatch:
         data, share = self._data, self._share
         count = draw_frame_count(data.frames, share.batch_generator(number))
-        return collate([self._view(n, count) for n in share.stacks(number)])
+        views = [self._view(n, count) for n in share.stacks(number)]
+        loaded = collate([stack for stack, _, _ in views])
+        if data.reverse or data.focus_jitter:
+            turn, shares = (np.stack(draws) for draws in zip(*(draws for _, *draws in views), strict=True))
+            loaded = loaded._replace(batch=refocus(loaded.batch, turn, shares))
+        return loaded
 
-    def _view(self, number: int, count: int | None) -> FocalStack:
+    def _view(self, number: int, count: int | None) -> tuple[FocalStack, np.ndarray, np.ndarray]:
+        """The augmented stack, and what `refocus` needs for it."""
         data, rng = self._data, self._share.generator(number)
         stack = self._source[self._order[number]]
         if stack.depth is None or (stack.mask is not None and not stack.mask.any()):
@@ -124,9 +130,7 @@ class FilePart:
         if count is not None:
             stack = thin_frames(stack, count, rng)
         stack = augment(stack, rng, crop=data.crop, flips=data.flips, colour=data.colour, noise=data.noise)
-        if data.reverse or data.focus_jitter:
-            stack = vary_focus(stack, rng, reverse=data.reverse, jitter=data.focus_jitter)
-        return stack
+        return stack, *draw_focus(len(stack.focus), rng, data.reverse, data.focus_jitter)
 
     def finish(self, prepared: LoadedBatch) -> LoadedBatch:
         return prepared

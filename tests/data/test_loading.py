@@ -55,47 +55,49 @@ def test_few_numbers_of_frames_are_drawn():
     assert augment.draw_frame_count(None, np.random.default_rng(0)) is None
 
 
+def _refocused(batch, seed, reverse, jitter):
+    turn, shares = augment.draw_focus(len(batch.focus[0]), np.random.default_rng(seed), reverse, jitter)
+    return augment.refocus(batch, turn[None], shares[None]), bool(turn)
+
+
 @pytest.mark.parametrize("unit", ["disparity", "metre", "index"])
 def test_a_stack_turned_around_is_blurred_as_before(unit):
     """All that a lens sees are the distances |q - q_z|."""
-    stack, turned = _stack(unit=unit), []
-    q, focus = (1 / stack.depth, 1 / stack.focus) if unit == "metre" else (stack.depth, stack.focus)
+    plain, turned = to_batch([_stack(unit=unit)]), []
+    mask = plain.mask[0]
     for seed in range(12):
-        out = augment.vary_focus(stack, np.random.default_rng(seed), reverse=True, jitter=0.0)
-        assert out.frames is stack.frames and out.unit == ("diopter" if unit == "metre" else unit)
-        before = np.abs(q - focus[:, None, None])[:, stack.mask]
-        after = np.abs(out.depth - out.focus[:, None, None])[:, stack.mask]
-        np.testing.assert_allclose(after, before, atol=2e-6)
-        assert (out.depth[~stack.mask] == 0).all()
-        np.testing.assert_allclose([out.focus.min(), out.focus.max()], [focus.min(), focus.max()])
-        turned.append((np.argsort(out.focus) == np.argsort(focus)[::-1]).all())
-        to_batch([out])
+        out, turn = _refocused(plain, seed, True, 0.0)
+        order = slice(None, None, -1 if turn else 1)
+        np.testing.assert_array_equal(out.frames, plain.frames[:, order])
+        before, after = (np.abs(b.depth - b.focus[0][:, None, None])[:, mask] for b in (plain, out))
+        np.testing.assert_allclose(after[order], before, atol=2e-6)
+        assert (out.depth[0][~mask] == 0).all() and (np.diff(out.focus) > 0).all()
+        np.testing.assert_allclose(out.focus[:, [0, -1]], plain.focus[:, [0, -1]], rtol=1e-6)
+        turned.append(turn)
     assert 0 < sum(turned) < 12
 
 
 def test_jitter_moves_settings_a_little_and_never_past_each_other():
-    stack, moved = _stack(frames=9), []
-    gaps = np.abs(stack.focus[:, None] - stack.focus) + np.eye(9) * 1e9
+    plain, moved = to_batch([_stack(frames=9)]), []
+    gaps = np.abs(plain.focus[0][:, None] - plain.focus[0]) + np.eye(9) * 1e9
     for seed in range(30):
-        out = augment.vary_focus(stack, np.random.default_rng(seed), reverse=False, jitter=0.4)
-        share = (out.focus - stack.focus) / gaps.min(1)
+        out, _ = _refocused(plain, seed, False, 0.4)
+        share = (out.focus[0] - plain.focus[0]) / gaps.min(1)
         moved.append(share)
-        assert np.abs(share).max() <= 0.4 and (np.argsort(out.focus) == np.argsort(stack.focus)).all()
-        np.testing.assert_array_equal(out.depth[stack.mask], stack.depth[stack.mask])  # the truth stays
+        assert np.abs(share).max() <= 0.4 + 1e-5 and (np.diff(out.focus) > 0).all()
+        np.testing.assert_array_equal(out.depth, plain.depth)  # the truth stays
     assert np.abs(moved).max() > 0.38 and abs(np.mean(moved)) < 0.05
 
 
 def test_on_the_device_it_is_the_same():
-    stack, turned = _stack(), set()
-    plain = to_batch([stack])
-    data = DataConfig(reverse=True, focus_jitter=0.3)
+    plain, turned = to_batch([_stack()]), set()
     for seed in range(6):
-        turn, shares = live.draw_focus(len(plain.focus[0]), np.random.default_rng(seed), data)
-        got = live.refocus_batch(plain, np.stack([turn]), np.stack([shares]))
-        want = augment.vary_focus(stack, np.random.default_rng(seed), reverse=True, jitter=0.3)
-        for a, b in zip(got, to_batch([want]), strict=True):
+        want, turn = _refocused(plain, seed, True, 0.3)
+        draws = augment.draw_focus(len(plain.focus[0]), np.random.default_rng(seed), True, 0.3)
+        got = live.refocus_batch(plain, *(draw[None] for draw in draws))
+        for a, b in zip(got, want, strict=True):
             np.testing.assert_allclose(a, b, atol=2e-6)
-        turned.add(bool(turn))
+        turned.add(turn)
     assert turned == {True, False}
 
 
