@@ -24,8 +24,6 @@ from dff_jax.focus_axis import check_unit
 from dff_jax.types import FocalStack, LoadedBatch
 
 if TYPE_CHECKING:
-    import tensorflow_datasets as tfds
-
     from dff_jax.data.files.rgbd import SceneFiles
 
 Split = Literal["train", "validation", "test"]
@@ -66,11 +64,7 @@ def tfds_source(name: str, split: Split, data_dir: str | os.PathLike | None = No
     """
     from dff_jax.data.datasets import open_builder
 
-    return builder_source(open_builder(name, data_dir), name, split)
-
-
-def builder_source(builder: tfds.core.DatasetBuilder, name: str, split: Split) -> StackSource:
-    """As `tfds_source`, of a dataset whose data is there."""
+    builder = open_builder(name, data_dir)
     if not builder.info.splits:
         raise InputError(f"{builder.data_path}: damaged or incomplete (it has no splits); {_AGAIN}")
     if split not in builder.info.splits and _OTHER_HELD_OUT.get(split) in builder.info.splits:
@@ -80,7 +74,8 @@ def builder_source(builder: tfds.core.DatasetBuilder, name: str, split: Split) -
         raise InputError(f"split: {name} has no {split!r}; choose {choices}")
     facts = builder.info.metadata or {}
     try:
-        records, unit = builder.as_data_source(split), check_unit(facts["unit"])
+        records: Any = builder.as_data_source(split=split)  # pyright: ignore[reportCallIssue]  (its decorator hides it)
+        unit = check_unit(facts["unit"])
     except Exception as error:
         raise InputError(f"{builder.data_path}: damaged or incomplete ({one_line(error)}); {_AGAIN}") from None
     describe = f"{len(records)} stacks in {builder.data_path}"
@@ -109,19 +104,17 @@ def folder_source(root: str | os.PathLike, split: Split, unit: str) -> StackSour
     Raises:
       InputError: no such folder, or none for that split, or no stacks in it.
     """
-    from dff_jax.data.files.folder import list_stacks
+    from dff_jax.data.files.folder import list_stacks, read_labelled_stack
 
     place, name = _split_place(root, split, "focal stacks", whole=split != "train")
     stacks = list_stacks(place)
-    read = partial(_read_folder, stacks, check_unit(unit))
+    check_unit(unit)
+
+    def read(index: int) -> FocalStack:
+        return read_labelled_stack(stacks[index], unit)
+
     known = partial(shapes.of_folders, stacks)
     return StackSource(name, unit, f"{len(stacks)} stacks in {place}", len(stacks), read, shapes=known)
-
-
-def _read_folder(stacks: list[Path], unit: str, index: int) -> FocalStack:
-    from dff_jax.data.files.folder import read_labelled_stack
-
-    return read_labelled_stack(stacks[index], unit)
 
 
 def _split_place(root: str | os.PathLike, split: Split, what: str, *, whole: bool) -> tuple[Path, str]:

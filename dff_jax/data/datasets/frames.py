@@ -12,7 +12,8 @@ import numpy as np
 
 from dff_jax.data.datasets.records import Inventory, Item, record_bytes
 from dff_jax.data.files.depth_maps import exr_size, read_depth_map
-from dff_jax.data.files.images import image_size, read_image
+from dff_jax.data.files.folder import read_frames
+from dff_jax.data.files.images import image_size
 from dff_jax.data.files.reading import collecting, other_size, read_bytes
 from dff_jax.errors import InputError
 from dff_jax.focus_axis import sort_order
@@ -84,16 +85,11 @@ def read_files(stack: StackFiles) -> FocalStack:
     Raises:
       InputError: a file that cannot be read, or frames and truth of several sizes.
     """
-    frames = []
-    for path in stack.frames:
-        image = to_uint8(read_image(path))
-        if frames and image.shape != frames[0].shape:
-            raise other_size(path, image.shape, frames[0].shape, "the frames are")
-        frames.append(image)
+    frames, size = read_frames(stack.frames)
     depth = mask = None
     if stack.truth is not None:
-        depth, mask = read_truth(stack.truth, frames[0].shape[:2], stack.positive)
-    return FocalStack(np.stack(frames), np.array(stack.focus), stack.unit, depth, mask, stack.name)
+        depth, mask = read_truth(stack.truth, size, stack.positive)
+    return FocalStack(to_uint8(frames), np.array(stack.focus), stack.unit, depth, mask, stack.name)
 
 
 def read_truth(path: Path, size: tuple[int, int], positive: bool) -> tuple[np.ndarray, np.ndarray]:

@@ -80,7 +80,7 @@ def read_stack(
         notes += (ignored,)
     order = focus_axis.sort_order(values, unit, [str(file) for file in found])
     files = tuple(found[i] for i in order)
-    frames, full_size = _read_frames(files, max_size, allocate)
+    frames, full_size = read_frames(files, max_size, allocate)
     if frames.shape[1:3] != full_size:
         height, width = frames.shape[1:3]
         notes += (f"frames scaled from {full_size[1]} x {full_size[0]} to {width} x {height} (max_size)",)
@@ -110,7 +110,7 @@ def read_labelled_stack(folder: Path, unit: str) -> FocalStack:
         raise InputError(f"{folder}: no ground truth; looked for {' and '.join(TRUTH_FILES)}")
     values = labelled_settings(files)
     order = focus_axis.sort_order(values, unit, [str(file) for file in files])
-    frames, size = _read_frames([files[i] for i in order], None)
+    frames, size = read_frames([files[i] for i in order], None)
     depth = read_depth(truth)
     if depth.shape != size:
         raise other_size(truth, depth.shape, size, "the frames are")
@@ -239,7 +239,7 @@ def _is_stack(entries: list[Path]) -> bool:
     return any(entry.name in TRUTH_FILES for entry in entries) or sum(map(_is_frame, entries)) >= 2
 
 
-def _read_frames(
+def read_frames(
     files: Sequence[Path], max_size: int | None, allocate: Allocate = np.empty
 ) -> tuple[np.ndarray, tuple[int, int]]:
     """Frames [Z,H,W,3] and their H, W before scaling."""
