@@ -110,7 +110,7 @@ def read_labelled_stack(folder: Path, unit: str) -> FocalStack:
         raise InputError(f"{folder}: no ground truth; looked for {' and '.join(TRUTH_FILES)}")
     values = labelled_settings(files)
     order = focus_axis.sort_order(values, unit, [str(file) for file in files])
-    frames, size = read_frames([files[i] for i in order], None)
+    frames, size = read_frames([files[i] for i in order])
     depth = read_depth(truth)
     if depth.shape != size:
         raise other_size(truth, depth.shape, size, "the frames are")
@@ -240,7 +240,7 @@ def _is_stack(entries: list[Path]) -> bool:
 
 
 def read_frames(
-    files: Sequence[Path], max_size: int | None, allocate: Allocate = np.empty
+    files: Sequence[Path], max_size: int | None = None, allocate: Allocate = np.empty
 ) -> tuple[np.ndarray, tuple[int, int]]:
     """Frames [Z,H,W,3] and their H, W before scaling."""
     first = read_image(files[0])
