@@ -11,7 +11,6 @@ from dff_jax.classical.candidates import (
     squared_excess,
 )
 from dff_jax.classical.focus_measures import (
-    box_mean,
     disc_ring_difference,
     gradient_magnitude,
     luminance,
@@ -28,6 +27,7 @@ from dff_jax.classical.peak import (
     symmetric_peak,
 )
 from dff_jax.classical.weighted_median import weighted_median
+from dff_jax.ops.windows import box_mean
 
 __all__ = [
     "REACH",

@@ -6,9 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dff_jax import extent
-from dff_jax.classical.focus_measures import box_mean
 from dff_jax.ops.resize import enlarge_axis
+from dff_jax.ops.windows import box_mean
 from dff_jax.types import Array
 
 _AT_ONCE = 2**16  # pixels
@@ -29,7 +28,7 @@ def guided_mean(volume: Array, guide: Array, radius: int, epsilon: float) -> Arr
     """
 
     size = 2 * radius + 1
-    guide = (guide - extent.mean(guide, keepdims=True))[None]  # centred: no cancellation in float32
+    guide = (guide - guide.mean((-2, -1), keepdims=True))[None]  # centred: no cancellation in float32
 
     def means(*pictures: Array) -> Array:  # together, which compiles sooner
         return box_mean(jnp.stack(pictures), size)
@@ -55,10 +54,10 @@ def pool(x: Array, scale: int) -> Array:
     if scale == 1:
         return x
     height, width = x.shape[-2:]
-    x = jnp.pad(extent.edge(x), [(0, 0)] * (x.ndim - 2) + [(0, -height % scale), (0, -width % scale)], mode="edge")
+    x = jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, -height % scale), (0, -width % scale)], mode="edge")
     return x.reshape(*x.shape[:-2], x.shape[-2] // scale, scale, x.shape[-1] // scale, scale).mean((-3, -1))
 
 
 def enlarge(x: Array, scale: int) -> Array:
     """The blocks of `pool` as pixels again, [...,h,w] to [...,scale h,scale w], linearly between their middles."""
-    return x if scale == 1 else enlarge_axis(enlarge_axis(extent.edge(x), scale, x.ndim - 2), scale, x.ndim - 1)
+    return x if scale == 1 else enlarge_axis(enlarge_axis(x, scale, x.ndim - 2), scale, x.ndim - 1)

@@ -10,16 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from dff_jax import extent
 from dff_jax.classical.aggregation import enlarge, guided_mean, pool
-from dff_jax.classical.focus_measures import (
-    box_mean,
-    gradient_magnitude,
-    luminance,
-    modified_laplacian,
-    ring_difference,
-)
+from dff_jax.classical.focus_measures import gradient_magnitude, luminance, modified_laplacian, ring_difference
 from dff_jax.classical.peak import gaussian_peak, sharp_composite, symmetric_peak
+from dff_jax.ops.windows import box_mean
 from dff_jax.types import Array
 
 Measure = Callable[[Array], Array]  # [...,H,W] luminance -> [...,H,W] >= 0
@@ -118,7 +112,7 @@ def candidate_weights(candidates: Candidates, reach: Array, mean_square: Array |
     """
     depth, _, noise = candidates
     excess = excess_prominence(candidates)
-    square = extent.mean(excess**2, first=1) if mean_square is None else mean_square[None]
+    square = jnp.square(excess).mean((1, 2)) if mean_square is None else mean_square[None]
     typical = jnp.sqrt(square).max(-1)[:, None, None, None]
     rank = jnp.repeat(jnp.array(SCALES, depth.dtype) ** -FINE_FIRST, len(MEASURES))
     sharp = (excess / (excess + jnp.maximum(typical, noise.max()))) ** 2 * rank.reshape(1, 1, 1, -1)

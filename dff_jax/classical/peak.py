@@ -8,8 +8,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import lax
 
-from dff_jax import extent
-from dff_jax.classical.focus_measures import window_max
+from dff_jax.ops.windows import window_max
 from dff_jax.types import Array
 
 LEVELS = (0.8, 0.5)  # of the peak's height, at which its flanks are read
@@ -164,5 +163,5 @@ def nearest_composite(frames: Array, depth: Array, focus: Array, reach: int = 4)
     the farther one the nearer one's blur lies over it. So this is the picture in which the edge is where it is.
     """
     margin = [(0, 0)] * (depth.ndim - 2) + [(reach, reach)] * 2
-    nearest = window_max(jnp.pad(extent.edge(depth), margin, mode="edge"), 2 * reach + 1)
+    nearest = window_max(jnp.pad(depth, margin, mode="edge"), 2 * reach + 1)
     return sharp_composite(frames, nearest, focus)

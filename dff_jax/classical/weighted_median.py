@@ -13,8 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from dff_jax import extent
-from dff_jax.classical.focus_measures import window_max
+from dff_jax.ops.windows import window_max
 from dff_jax.types import Array
 
 RADIUS, STRIDE = 8, 2  # pixels
@@ -45,8 +44,8 @@ def weighted_median(
     places = np.stack(np.meshgrid(steps, steps, indexing="ij"), -1).reshape(-1, 2)
     near = jnp.asarray(np.exp(-(places**2).sum(-1) / (2 * reach**2)), z.dtype)
     margin = [(0, 0)] * (z.ndim - 2) + [(radius, radius)] * 2
-    values = jnp.pad(extent.edge(z), margin, mode="edge")
-    weights = jnp.pad(extent.fill(confidence), margin)
+    values = jnp.pad(z, margin, mode="edge")
+    weights = jnp.pad(confidence, margin)
     picture = jnp.moveaxis(guide, -1, 0)
     colours = jnp.pad(picture, [(0, 0), *margin])
 

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dff_jax import extent
 from dff_jax.types import Array
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
@@ -217,7 +216,6 @@ def max_pool3d(x: Array, window: tuple[int, int, int], stride: int = 1) -> Array
     As maxima of shifted slices, whose gradient is many times quicker than XLA's own; as there, of equal values the
     first in row order gets it.
     """
-    x = extent.edge(x, first=2)
     for axis, size in ((3, window[2]), (2, window[1]), (1, window[0])):
         step = stride if axis > 1 else 1
         count = x.shape[axis] // step

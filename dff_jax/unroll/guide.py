@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from dff_jax.types import Array
-from dff_jax.unroll.differences import forward
+from dff_jax.unroll.differences import forward, squared_length
 from dff_jax.unroll.problem import Problem
 
 
@@ -39,8 +39,8 @@ def as_channels(guide: Array, problem: Problem) -> Array:
 
 def edge_weight(guide: Array, sharpness: float) -> Array:
     """exp(-sharpness |grad guide|), [...,H,W,c] -> [...,H,W] in (0, 1]; |.| over both directions and all channels."""
-    steps = forward(jnp.moveaxis(guide, -1, 0))  # [c,...,H,W,2]
-    return jnp.exp(-sharpness * length((steps**2).sum((0, -1))))
+    steps = forward(jnp.moveaxis(guide, -1, 0))  # of [c,...,H,W]
+    return jnp.exp(-sharpness * length(squared_length(steps).sum(0)))
 
 
 def length(squared: Array) -> Array:

@@ -13,8 +13,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 import numpy as np
 
-from dff_jax import extent
-from dff_jax.classical.focus_measures import array_box_mean
+from dff_jax.ops.windows import box_mean
 from dff_jax.types import Array
 from dff_jax.unroll.guide import as_channels, guide_of
 from dff_jax.unroll.problem import Problem
@@ -30,12 +29,12 @@ def guided_filter(guide: Callable[[Problem], Array] = guide_of, radius: int = 8,
     a depth that is an affine function of the guide stays up to epsilon.
 
     Args:
-      guide: problem -> picture [...,H,W] (grey) or [...,H,W,c]; `guide_of` takes it from the context.
+      guide: problem -> image [...,H,W] (grey) or [...,H,W,c]; `guide_of` takes `problem.guide`.
       radius: of the window, in pixels; the cost hardly depends on it.
       epsilon: guide variance (guide value squared) below which a window counts as flat and is averaged.
 
     Raises:
-      ValueError: radius is below 1, no guide in the context, or one of another size than the depth.
+      ValueError: radius is below 1, there is no guide, or it has another size than the depth.
     """
     if radius < 1:
         raise ValueError(f"guided_filter: radius must be at least 1, got {radius}")
@@ -50,9 +49,9 @@ def guided_filter(guide: Callable[[Problem], Array] = guide_of, radius: int = 8,
 
 def filter_guided(z: Array, guide: Array, radius: int, epsilon: float) -> Array:
     """q(z) of He et al., [...,H,W], for z [...,H,W] and a guide [...,H,W,c]."""
-    level = extent.mean(z, keepdims=True)  # centred, so that the covariances do not cancel in float32
+    level = z.mean((-2, -1), keepdims=True)  # centred, so that the covariances do not cancel in float32
     z = z - level
-    guide = guide - extent.mean(guide, first=-3, keepdims=True)
+    guide = guide - guide.mean((-3, -2), keepdims=True)
     channels = [guide[..., i] for i in range(guide.shape[-1])]
     pairs = [(i, j) for i in range(len(channels)) for j in range(i + 1)]
 
@@ -76,19 +75,16 @@ def window_mean(x: Array, radius: int) -> Array:
     """Mean over the pixels within `radius` (a square, cut at the border) of x [...,H,W]: O(log radius) a pixel."""
     height, width = x.shape[-2:]
     window = 2 * radius + 1
-    padded = jnp.pad(extent.fill(x), [(0, 0)] * (x.ndim - 2) + [(radius, radius)] * 2)
-    means = array_box_mean(padded, window)[..., radius:-radius, radius:-radius]
-    rows, columns = (_inside(size, radius, side) for side, size in enumerate((height, width)))
-    share = rows[:, None] * columns[None] / window**2
+    padded = jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(radius, radius)] * 2)
+    means = box_mean(padded, window)[..., radius:-radius, radius:-radius]
+    share = _inside(height, radius)[:, None] * _inside(width, radius)[None] / window**2
     return means / jnp.asarray(share, x.dtype).reshape(*[1] * (x.ndim - 2), height, width)
 
 
-def _inside(size: int, radius: int, side: int) -> np.ndarray | Array:
-    """How many of the 2 radius + 1 pixels around each are picture, in rows (side 0) or columns (1); [size]."""
-    i, last = np.arange(size), extent.count(size, side) - 1
-    if extent.current() is None:
-        return np.minimum(i + radius, last) - np.maximum(i - radius, 0) + 1
-    return jnp.maximum(jnp.minimum(i + radius, last) - np.maximum(i - radius, 0) + 1, 1)
+def _inside(size: int, radius: int) -> np.ndarray:
+    """How many of the 2 radius + 1 rows (or columns) around each lie in the image; [size]."""
+    i = np.arange(size)
+    return np.minimum(i + radius, size - 1) - np.maximum(i - radius, 0) + 1
 
 
 def _solve_symmetric(matrix: dict[tuple[int, int], Array], right: list[Array]) -> list[Array]:
@@ -104,7 +100,7 @@ def _solve_symmetric(matrix: dict[tuple[int, int], Array], right: list[Array]) -
             for j in range(k + 1, i + 1):
                 m[i, j] = m[i, j] - factor * m[j, k]
             right[i] = right[i] - factor * right[k]
-    x: list[Array] = [None] * n
+    x: dict[int, Array] = {}
     for i in reversed(range(n)):
         x[i] = (right[i] - sum(m[j, i] * x[j] for j in range(i + 1, n))) / m[i, i]
-    return x
+    return [x[i] for i in range(n)]

@@ -20,11 +20,11 @@ Memory = Any  # any pytree
 
 
 class Dual(NamedTuple):
-    """lambda R(D) = max_p <p, A D> - G*(p): what Chambolle-Pock works with."""
+    """lambda R(D) = max_p <p, A D> - G*(p): what Chambolle-Pock works with. p is any pytree of maps."""
 
-    operator: Callable[[Depth], Array]  # A
-    adjoint: Callable[[Array], Depth]  # A^T
-    prox: Callable[[Array, Array, Problem], Array]  # (p, sigma, problem) -> prox of sigma G* at p
+    operator: Callable[[Depth], Any]  # A
+    adjoint: Callable[[Any], Depth]  # A^T
+    prox: Callable[[Any, Array, Problem], Any]  # (p, sigma, problem) -> prox of sigma G* at p
     norm_squared: float  # |A|^2
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from dff_jax.types import Array
@@ -199,7 +200,7 @@ class PrimalDualState(NamedTuple):
 
     depth: Depth
     ahead: Depth
-    dual: Any
+    dual: Any  # p, any pytree
 
 
 def chambolle_pock(prox: Prox | PlainProx) -> Scheme:
@@ -223,11 +224,12 @@ def chambolle_pock(prox: Prox | PlainProx) -> Scheme:
     dual = prox.dual
 
     def init(d0, problem):
-        return PrimalDualState(d0, d0, jnp.zeros_like(dual.operator(d0)))
+        return PrimalDualState(d0, d0, jax.tree.map(jnp.zeros_like, dual.operator(d0)))
 
     def update(params, state, problem, eta):
         sigma = 1 / (dual.norm_squared * jnp.max(eta))
-        p = dual.prox(state.dual + sigma * dual.operator(state.ahead), sigma, problem)
+        ascent = jax.tree.map(lambda p, slope: p + sigma * slope, state.dual, dual.operator(state.ahead))
+        p = dual.prox(ascent, sigma, problem)
         depth = data_prox(problem, state.depth - eta * dual.adjoint(p), eta)
         return PrimalDualState(depth, 2 * depth - state.depth, p)
 

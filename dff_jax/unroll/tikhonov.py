@@ -9,18 +9,13 @@ eigenvalues 4 sin^2(pi i / 2H) + 4 sin^2(pi j / 2W); otherwise conjugate gradien
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any
-
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.scipy.fft import dctn, idctn
 from jax.scipy.sparse.linalg import cg
 
-from dff_jax import extent
 from dff_jax.types import Array
-from dff_jax.unroll.differences import NORM_SQUARED, adjoint, forward
+from dff_jax.unroll.differences import NORM_SQUARED, adjoint, forward, squared_length
 from dff_jax.unroll.prox import Dual, Prox
 
 SMALLEST = 1e-12  # of eta, where it is a map: 1/eta is the system's diagonal
@@ -46,12 +41,12 @@ def tikhonov(tolerance: float = 1e-6, iterations: int = 500) -> Prox:
         return solve(*flat).reshape(z.shape), memory
 
     def dual_prox(p, sigma, problem):
-        bound = jnp.asarray(problem.regularization, p.dtype)
-        bound = bound[..., None] if bound.ndim else bound
-        return bound * p / (bound + sigma)  # G*(p) = |p|^2 / (2 lambda)
+        bound = jnp.asarray(problem.regularization, p[0].dtype)
+        shrink = bound / (bound + sigma)  # G*(p) = |p|^2 / (2 lambda)
+        return shrink * p[0], shrink * p[1]
 
     def regularizer(depth, problem):
-        return 0.5 * (forward(depth) ** 2).sum(-1)
+        return 0.5 * squared_length(forward(depth))
 
     return Prox(apply, regularizer=regularizer, dual=Dual(forward, adjoint, dual_prox, NORM_SQUARED))
 
@@ -63,8 +58,6 @@ def _one_number(x: Array) -> bool:
 
 def _cosine_solve(z: Array, tau: Array) -> Array:
     """(I + tau A^T A)^-1 z for tau a scalar or [...,1,1]."""
-    if extent.current() is not None:
-        return _cosine_solve_within(z, tau)
     height, width = z.shape[-2:]
     down = 4 * jnp.sin(jnp.pi * jnp.arange(height, dtype=z.dtype) / (2 * height)) ** 2
     right = 4 * jnp.sin(jnp.pi * jnp.arange(width, dtype=z.dtype) / (2 * width)) ** 2
@@ -73,35 +66,16 @@ def _cosine_solve(z: Array, tau: Array) -> Array:
     return idctn(spectrum / (1 + tau * eigenvalues), axes=(-2, -1), norm="ortho")
 
 
-def _cosine_solve_within(z: Array, tau: Array) -> Array:
-    """`_cosine_solve` within an extent: the transforms, whose length is traced, as matrices."""
-    rows, columns = (_cosines(z.shape[side - 2], extent.count(z.shape[side - 2], side), z.dtype) for side in (0, 1))
-    eigenvalues = (rows[1][:, None] + columns[1][None]).reshape(*[1] * (z.ndim - 2), *z.shape[-2:])
-    transform = partial(jnp.einsum, precision=lax.Precision.HIGHEST)
-    spectrum = transform("ki,...ij,lj->...kl", rows[0], extent.fill(z), columns[0])
-    return transform("ki,...kl,lj->...ij", rows[0], spectrum / (1 + tau * eigenvalues), columns[0])
-
-
-def _cosines(length: int, count: Array, dtype: Any) -> tuple[Array, Array]:
-    """The orthonormal DCT-II of the first `count` of `length` places, [k,i], and its eigenvalues [k]; 0 beyond."""
-    number = jnp.arange(length)
-    k, i, n = number[:, None], number[None], count.astype(dtype)
-    angle = (k * (2 * i + 1) % (4 * count)).astype(dtype) / (2 * n)  # in units of pi; a whole turn taken off exactly
-    basis = jnp.sqrt(jnp.where(k == 0, 1.0, 2.0) / n) * jnp.cos(jnp.pi * angle)
-    inside = (number[:, None] < count) & (number[None] < count)
-    return jnp.where(inside, basis, 0.0), 4 * jnp.sin(jnp.pi * number.astype(dtype) / (2 * n)) ** 2
-
-
 def _conjugate_gradients(z: Array, eta: Array, bound: Array, tolerance: float, iterations: int) -> Array:
     """The prox of one stack, all [H,W]: solves for the change D - z, which is 0 where eta or lambda is."""
     inverse = 1 / jnp.maximum(eta, SMALLEST)
 
     def smooth(d):
-        return adjoint(bound[..., None] * forward(d))
+        down, right = forward(d)
+        return adjoint((bound * down, bound * right))
 
     # the diagonal of A^T lambda A: lambda(x) for each difference that starts at x, and that of where one ends starts
     down, right = bound.at[-1, :].set(0), bound.at[:, -1].set(0)
-    down, right = extent.fill(down, less=(1, 0)), extent.fill(right, less=(0, 1))
     diagonal = inverse + down + right + jnp.roll(down, 1, 0) + jnp.roll(right, 1, 1)  # what rolls in is 0
     change, _ = cg(
         lambda d: inverse * d + smooth(d), -smooth(z), tol=tolerance, maxiter=iterations, M=lambda d: d / diagonal

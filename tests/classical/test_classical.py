@@ -1,39 +1,39 @@
+"""Focus measures, peaks, aggregation and candidates against closed forms and rendered scenes."""
+
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy.ndimage import maximum_filter, uniform_filter
 
-from dff_jax import estimators
+from dff_jax import classical, estimators
 from dff_jax.classical import (
     Candidates,
     aggregation,
-    box_mean,
-    candidate_weights,
-    gaussian_peak,
     gradient_magnitude,
-    guided_mean,
     luminance,
-    measure_candidates,
     modified_laplacian,
     peak_confidence,
     ring_difference,
     sharp_composite,
-    symmetric_peak,
 )
 from dff_jax.classical.candidates import MEASURES, SCALES
-from dff_jax.classical.focus_measures import window_max
 from dff_jax.classical.peak import interpolation_weights
 from dff_jax.config import SML, Classical
+from dff_jax.ops.windows import box_mean
 from dff_jax.optics import add_sensor_noise, render_stack
 from dff_jax.unroll import energies
 
+# compiled whole: operation by operation they take several times as long
+gaussian_peak = jax.jit(classical.gaussian_peak)
+symmetric_peak = jax.jit(classical.symmetric_peak)
+measure_candidates = jax.jit(classical.measure_candidates)
+candidate_weights = jax.jit(classical.candidate_weights)
 
-@pytest.mark.parametrize("window", [1, 3, 9, 21])
-def test_box_mean_equals_scipy(window):
-    x = np.random.default_rng(0).random((2, 30, 41), np.float32)
-    expected = uniform_filter(x, (1, window, window), mode="nearest")
-    np.testing.assert_allclose(box_mean(jnp.asarray(x), window), expected, atol=1e-6)
+
+def guided_mean(volume, guide, radius, epsilon):
+    return jax.jit(partial(classical.guided_mean, radius=radius, epsilon=epsilon))(volume, guide)
 
 
 def test_modified_laplacian_closed_forms():
@@ -98,7 +98,7 @@ def test_symmetric_peak_recovers_a_gaussian_between_frames(spacing):
         q = q + jnp.sin(7 * q)
     truth = jnp.linspace(22.0, 48.0, 12).reshape(1, 3, 4)
     measure = 0.02 * jnp.exp(-0.5 * ((q[None, :, None, None] - truth[:, None]) / 6.0) ** 2)
-    found = jax.jit(symmetric_peak)(measure, q[None])
+    found = symmetric_peak(measure, q[None])
     np.testing.assert_allclose(found.position, truth, atol=0.07)  # flanks are read linearly; frames are 3.6 apart
     np.testing.assert_allclose(
         found.prominence, (measure.max(1) - measure.mean(1)) / measure.mean(1), rtol=1e-5
@@ -196,15 +196,6 @@ def test_guided_mean_frame_by_frame_is_the_same(key, monkeypatch):
     together = guided_mean(volume, guide, 3, 1e-3)
     monkeypatch.setattr(aggregation, "_AT_ONCE", 0)
     np.testing.assert_allclose(guided_mean(volume, guide, 3, 1e-3), together, rtol=1e-5)
-
-
-@pytest.mark.parametrize("window", [1, 2, 5, 8])
-def test_window_max_equals_scipy(key, window):
-    x = jax.random.normal(key, (2, 11, 13))
-    expected = maximum_filter(np.asarray(x), (1, window, window))
-    start = window // 2  # scipy's window begins so far before its pixel
-    expected = expected[:, start : start + 12 - window, start : start + 14 - window]
-    np.testing.assert_array_equal(window_max(x, window), expected)
 
 
 def test_weights_are_near_zero_without_texture_and_not_with_it(key):
