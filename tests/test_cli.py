@@ -151,6 +151,7 @@ def test_stopped_at_any_moment_it_ends_without_a_traceback_and_leaves_nothing(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
             env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")},
         )  # fmt: skip
+        assert process.stdout
         process.stdout.readline()
         time.sleep(seconds)
         for _ in range(2):  # a hasty second one changes nothing

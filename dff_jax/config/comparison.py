@@ -79,12 +79,11 @@ class Comparison(Checked):
             raise ConfigError("comparison: needs at least one method and one seed")
         for what, names in (
             ("methods", [method.folder for method in self.methods]),
-            ("seeds", list(self.seeds)),
+            ("seeds", [str(seed) for seed in self.seeds]),
             ("zero_shot", [one.name for one in (self.test, *self.zero_shot)]),
         ):
-            twice = {name for name in names if names.count(name) > 1}
-            if twice:
-                raise ConfigError(f"comparison.{what}: {', '.join(map(str, sorted(twice)))} is there more than once")
+            if twice := sorted({name for name in names if names.count(name) > 1}):
+                raise ConfigError(f"comparison.{what}: {', '.join(twice)} is there more than once")
         missing = [label for label in self.ratio or () if label not in [method.label for method in self.methods]]
         if missing:
             raise ConfigError(f"comparison.ratio: no method is called {missing[0]!r}")

@@ -60,7 +60,7 @@ def from_dict(data: Any, cls: type = Config, where: str = "") -> Any:
             near = difflib.get_close_matches(key, names, n=3) or names
             raise ConfigError(f"{path}: unknown field; choose one of {', '.join(near)}")
         hint = hints[key]
-        inner = next((a for a in (hint, *get_args(hint)) if dataclasses.is_dataclass(a)), None)
+        inner = next((a for a in (hint, *get_args(hint)) if isinstance(a, type) and issubclass(a, Checked)), None)
         many = get_origin(hint) is tuple
         if inner and many and isinstance(value, list | tuple):
             value = tuple(from_dict(item, inner, f"{path}.{i}") for i, item in enumerate(value))

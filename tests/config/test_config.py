@@ -59,7 +59,7 @@ def test_errors_name_the_field_and_the_choices(data, match):
 
 def test_configs_are_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
-        cfg.Config().seed = 3
+        cfg.Config().seed = 3  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_unknown_preset_lists_the_choices():
