@@ -1,4 +1,4 @@
-"""Frozen dataclasses that check their own fields when they are made."""
+"""Frozen dataclasses that check their fields when they are made."""
 
 from __future__ import annotations
 

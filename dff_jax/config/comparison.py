@@ -1,4 +1,4 @@
-"""A comparison of methods: who takes part, how each is trained, and what all are measured on."""
+"""A comparison: the methods, how each is trained, and the stacks that all are measured on."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Method(Checked):
 
     label: str = ""
     recipe: str = ""
-    """How it was trained, such as `equal budget`; labels may repeat under different recipes."""
+    """How it is trained, such as `equal budget`. A label may repeat with another recipe."""
     config: Config | None = None
-    """What is trained, once for each seed."""
+    """The experiment to train, once for each seed."""
     weights: str | None = None
-    """Instead of training: a method without weights, a weights file, or a run folder."""
+    """In place of `config`: a method without weights, a weights file, or a run folder."""
 
     def _check(self) -> None:
         if not self.label:
@@ -64,13 +64,13 @@ class Comparison(Checked):
     name: str = "comparison"
     methods: tuple[Method, ...] = ()
     seeds: tuple[int, ...] = (0, 1)
-    """Each trained method is trained once with each."""
+    """Seeds with which each method is trained."""
     test: TestSet = field(default_factory=lambda: TestSet(name="test", dataset="procedural/quickstart"))
-    """Of the main table."""
+    """Stacks of the main table."""
     zero_shot: tuple[TestSet, ...] = ()
-    """Nothing is trained on these; a set that is not there is left out, and the table says so."""
+    """Further stacks, on which nothing is trained. A set that is missing is left out, and the table says so."""
     ratio: tuple[str, str] | None = None
-    """Labels of two methods of the first recipe whose ratio of MAE the table states."""
+    """Labels of two methods of the first recipe; the table states the ratio of their MAE."""
     figure_stacks: int = 4
 
     def _check(self) -> None:

@@ -1,4 +1,4 @@
-"""Where training stacks come from, and what is done to them."""
+"""Data: where stacks come from, how they are rendered and augmented."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dff_jax.focus_axis import Unit
 
 @dataclass(frozen=True)
 class WorldConfig(Checked):
-    """Procedural worlds in the image of FlyingThings3D, and the lens that photographs them."""
+    """Procedural worlds in the style of FlyingThings3D, and the lens that images them."""
 
     _section = "data.world"
 
@@ -23,25 +23,25 @@ class WorldConfig(Checked):
     num_frames: int = 15
     focus_range: tuple[float, float] = (10.0, 100.0)
     depth_range: tuple[float, float] = (4.0, 110.0)
-    """Disparities of objects: partly outside `focus_range`, as in FlyingThings3D."""
+    """Disparities of the objects, some of them outside `focus_range`, as in FlyingThings3D."""
     num_objects: int = 10
     blur_per_disparity: tuple[float, float] = (0.05, 0.085)
-    """Blur radius in pixels per disparity of defocus; drawn for each world."""
+    """Blur radius in pixels per unit of defocus (disparity); drawn for each world."""
     max_blur_radius: int = 7
     num_layers: int = 16
     noise: tuple[float, float] = (0.0, 0.012)
-    """Standard deviation of the sensor noise, of full scale; drawn for each world."""
+    """Standard deviation of the sensor noise as a share of full scale; drawn for each world."""
     textures: Literal["flying", "natural", "printed"] = "flying"
-    """`natural`: details of all sizes, fibres, print, weak contrast, folds and rooms, too; `printed`: also large faces
-    that are plain but for writing, bar codes and dots."""
+    """`natural` adds details of all sizes, fibres, print, weak contrast, folds and rooms; `printed` adds large plain
+    faces with writing, bar codes and dots."""
     blur_radius: tuple[float, float] | None = None
-    """In pixels, at one end of the focus range when the other is in focus, drawn evenly in its logarithm; in place of
-    `blur_per_disparity`."""
+    """Blur radius in pixels at one end of the focus range when the other end is in focus, drawn log-uniformly. It
+    replaces `blur_per_disparity`."""
     apertures: Literal["disc", "varied"] = "disc"
-    """`varied`: also polygons, soft edges, bright or dim rims, and the points of refocused light fields."""
+    """`varied` adds polygons, soft edges, bright or dim rims, and the separate points of refocused light fields."""
     settings: Literal["uniform", "varied"] = "uniform"
-    """`varied`: focus settings over most of `depth_range`, their ends and spacing drawn; half of the scenes are
-    shallower."""
+    """`varied`: the ends and the spacing of the focus settings are drawn, over most of `depth_range`; half the scenes
+    are shallower."""
 
     def _check(self) -> None:
         if self.blur_radius is not None and not 0 < self.blur_radius[0] <= self.blur_radius[1]:
@@ -57,19 +57,19 @@ class WorldConfig(Checked):
 
 @dataclass(frozen=True)
 class LensConfig(Checked):
-    """The lens and sensor that photograph RGB-D scenes (source=rgbd), drawn anew for each stack."""
+    """The lens and the sensor that image RGB-D scenes (source=rgbd), drawn anew for each stack."""
 
     _section = "data.lens"
 
     num_frames: int = 15
     focus_range: tuple[float, float] | None = None
-    """In q (disparity, or 1/metres); None: drawn for each stack from the depths in view, some of which stay outside."""
+    """In q (disparity, or 1/metres); None: drawn for each stack from its depths, some of which stay outside."""
     blur_radius: tuple[float, float] = (3.0, 7.5)
-    """In pixels, at one end of the focus range when the other is in focus."""
+    """Blur radius in pixels at one end of the focus range when the other end is in focus."""
     max_blur_radius: int = 8
     num_layers: int = 16
     noise: tuple[float, float] = (0.0, 0.012)
-    """Standard deviation of the sensor noise, of full scale."""
+    """Standard deviation of the sensor noise as a share of full scale."""
 
     def _check(self) -> None:
         self._at_least(2, "num_frames", "num_layers")
@@ -84,22 +84,22 @@ class LensConfig(Checked):
 
 @dataclass(frozen=True)
 class CameraConfig(Checked):
-    """What real cameras and imperfect alignment do to rendered frames (sources procedural_live and rgbd); all off."""
+    """Faults of real cameras and of alignment, added to rendered frames (sources procedural_live and rgbd); all off."""
 
     _section = "data.camera"
 
     share: float = 1.0
-    """Of the stacks to which any of this but JPEG happens."""
+    """Share of the stacks that get any of these faults (JPEG has its own)."""
     shift: float = 0.0
     """Largest translation of a frame against the truth, pixels."""
     breathing: float = 0.0
     """Largest difference of magnification between the ends of the stack."""
     vignetting: float = 0.0
-    """Largest loss of light in the corners."""
+    """Largest loss of light in the corners, as a share."""
     exposure: float = 0.0
-    """Largest deviation of a frame's exposure, of the logarithm of light."""
+    """Largest deviation of a frame's exposure, in the logarithm of light."""
     softness: float = 0.0
-    """Largest standard deviation of the sensor's own blur (lens, demosaicking, scaling), pixels; up to 1."""
+    """Largest standard deviation of the blur by lens, demosaicking and scaling, pixels; at most 1."""
     jpeg: tuple[int, int] | None = None
     """Lowest and highest quality, 1 to 100; half of the stacks are compressed."""
 
@@ -140,7 +140,7 @@ class DataSpec(Checked):
     data_dir: str | None = None
     """Folder in which tfds keeps its files."""
     limit: int | None = None
-    """Only the first so many stacks."""
+    """Measure only the first so many stacks."""
 
     def _check(self) -> None:
         self._at_least(1, "limit")
@@ -150,7 +150,7 @@ class DataSpec(Checked):
 
 @dataclass(frozen=True)
 class PartConfig(Checked):
-    """One part of a mixture: where its stacks come from, and what is not as in the rest of `data` (None: it is)."""
+    """One part of a mixture: where its stacks come from, and fields that replace those of `data` (None: the same)."""
 
     _section = "data.mixture"
 
@@ -158,7 +158,7 @@ class PartConfig(Checked):
     dataset: str = ""
     unit: Unit = "disparity"
     weight: float = 1.0
-    """Share of the batches, before the weights of all parts are brought to sum 1."""
+    """Share of the batches, relative to the weights of the other parts."""
     crop: tuple[int, int] | None = None
     frames: tuple[int, int] | None = None
     reverse: bool | None = None
@@ -180,48 +180,48 @@ class PartConfig(Checked):
 
 @dataclass(frozen=True)
 class DataConfig(Checked):
-    """Where training stacks come from and what is done to them."""
+    """Where training stacks come from and how they are augmented."""
 
     _section = "data"
 
     source: Source = "tfds"
     """`folder`: stacks laid out like FlyingThings3D's, with `train/` and `val/` inside; `procedural_live`: endless
-    fresh worlds rendered on the accelerator; `rgbd`: a folder of RGB-D scenes photographed there, by a new lens each
-    time, with `train/` and `val/` inside or (only to train on) without."""
+    fresh worlds, rendered on the accelerator; `rgbd`: a folder of RGB-D scenes, imaged there by a new lens each time,
+    with `train/` and `val/` inside, or without them for training alone."""
     dataset: str = "procedural/quickstart"
     """Name of a tfds dataset of this package (source=tfds), or a path (source=folder, rgbd)."""
     data_dir: str | None = None
-    """Where tfds keeps its files; None: ~/tensorflow_datasets, or the variable TFDS_DATA_DIR."""
+    """Folder in which tfds keeps its files; None: the variable TFDS_DATA_DIR, or ~/tensorflow_datasets."""
     unit: Unit = "disparity"
     """Unit of focus settings and depth in a folder; tfds datasets and RGB-D scenes carry their own."""
     batch_size: int = 2
     crop: tuple[int, int] = (256, 256)
     flips: bool = True
     colour: float = 0.2
-    """Strength of the brightness, contrast, gamma and tint augmentation; the same for all frames of a stack."""
+    """Strength of the changes of brightness, contrast, gamma and tint, the same for all frames of a stack."""
     noise: float = 0.01
-    """Largest standard deviation of the added sensor noise, of full scale."""
+    """Largest standard deviation of the added sensor noise as a share of full scale."""
     frames: tuple[int, int] | None = None
-    """Fewest and most frames of a training stack: a batch draws one of up to three numbers between (the network is
-    compiled for each), keeps the first and the last frame and a random choice of the others; None: all frames.
-    Rendered sources render just so many."""
+    """Fewest and most frames of a training stack; None: all frames. A batch draws one of up to three numbers in this
+    range (the network is compiled for each), keeps the first and the last frame, and drops others at random. Rendered
+    sources render that many frames."""
     reverse: bool = False
-    """Turns stacks around at random: near becomes far in frames, focus settings and truth."""
+    """Flips the order of focus at random: near becomes far in frames, focus settings and truth."""
     focus_jitter: float = 0.0
-    """Largest error of a focus setting, as a share of the distance to the nearest other: lenses report inexactly."""
+    """Largest perturbation of a focus setting, as a share of the distance to its neighbour: lenses report inexactly."""
     num_threads: int = 2
-    """That read and augment, in each worker process or, without any, in this one."""
+    """Threads that read and augment, in each worker process, or in this process without workers."""
     num_workers: int = 0
-    """Processes that read and augment."""
+    """Worker processes that read and augment."""
     eval_batch_size: int = 1
     eval_limit: int | None = None
-    """Evaluates only the first so many stacks during training."""
+    """Number of stacks to evaluate during training; None: all."""
     world: WorldConfig = field(default_factory=WorldConfig)
     lens: LensConfig = field(default_factory=LensConfig)
     camera: CameraConfig = field(default_factory=CameraConfig)
     mixture: tuple[PartConfig, ...] = ()
-    """If given, what is trained on, each batch from one part, by weight; `source` and `dataset` above then only
-    validate. Parts may differ in number of frames, unit and size."""
+    """Parts to train on: each batch comes from one of them, drawn by weight. `source` and `dataset` above are then for
+    validation only. Parts may differ in number of frames, unit and size."""
 
     def _check(self) -> None:
         self._at_least(1, "batch_size", "num_threads", "eval_batch_size", "eval_limit")
@@ -235,7 +235,7 @@ class DataConfig(Checked):
             raise ConfigError(f"data.crop: each side needs at least 16 pixels, got {self.crop}")
 
     def parts(self) -> tuple[DataConfig, ...]:
-        """What is trained on, each part a configuration without mixture; this one itself if it has none."""
+        """The parts of the mixture as configurations of their own; without a mixture, this one."""
         if not self.mixture:
             return (self,)
         found = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import importlib.util
@@ -12,6 +13,7 @@ import sys
 import traceback
 import types
 import typing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -117,12 +119,8 @@ def load_config(spec: str, kind: type = Config) -> Any:
         raise ConfigError(f"config: {name} is not a Python file")
     module = importlib.util.module_from_spec(module_spec)
     sys.modules[module_spec.name] = module
-    try:
+    with _errors_of(path):
         module_spec.loader.exec_module(module)
-    except InputError:
-        raise
-    except Exception as error:
-        raise ConfigError(f"config: {name} does not run: {_explain(error)}") from None
     functions = {
         key: value
         for key, value in vars(module).items()
@@ -131,21 +129,24 @@ def load_config(spec: str, kind: type = Config) -> Any:
     function = function or "config"
     if function not in functions:
         raise ConfigError(f"config: {name} has no function {function!r}; it has {', '.join(functions)}")
-    try:
+    with _errors_of(path):
         config = functions[function]()
-    except InputError:
-        raise
-    except Exception as error:
-        raise ConfigError(f"config: {_where(error, path)}: {_explain(error)}") from None
     if not isinstance(config, kind):
         raise ConfigError(f"config: {spec} returns {type(config).__name__}, not a {kind.__name__}")
     return config
 
 
-def _where(error: Exception, path: Path) -> str:
-    """The file, and its last line on the way to the error."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).name == path.name]
-    return f"{path}, line {frames[-1].lineno}" if frames else str(path)
+@contextlib.contextmanager
+def _errors_of(path: Path) -> Iterator[None]:
+    """Turns an error in the user's file into a ConfigError that names the file's last line on the way to it."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).name == path.name]
+        where = f"{path}, line {lines[-1]}" if lines else str(path)
+        raise ConfigError(f"config: {where}: {_explain(error)}") from None
 
 
 def _explain(error: Exception) -> str:

@@ -66,7 +66,7 @@ class Proximal(ModelConfig):
     trained = True
 
     dtype: Dtype = "float32"
-    """What the networks compute in. Parameters, statistics, depths, softmax and loss are float32 in any case."""
+    """Number format of the convolutions. Parameters, statistics, depths, softmax and loss are always float32."""
 
     # Focus volume F (1-3)
     encoder: Literal["resnet18", "tiny"] = "resnet18"
@@ -74,30 +74,30 @@ class Proximal(ModelConfig):
     volume: Literal["fv", "diff"] = "fv"
     """`diff`: features of neighbouring frames are subtracted along the focus axis."""
     pooling: Literal["pyramid", "none"] = "pyramid"
-    """Pyramid pooling at the coarse levels. Its bins scale with the image, so `none` suits training on small crops."""
+    """Pyramid pooling at the coarse levels. Its bins grow with the image, so `none` suits training on small crops."""
     width: float = 1.0
     """Multiplies the channel counts of the encoder and the focus volume."""
     decoder_width: float = 1.0
-    """Multiplies those of the focus volume's top-down path and 3-D decoder once more."""
+    """Multiplies the channel counts of the top-down path and the 3-D decoder of the focus volume once more."""
     head_width: float = 1.0
-    """Multiplies those of the networks at full resolution: heads, proximal network, refiner."""
+    """Multiplies the channel counts of the networks at full resolution: heads, proximal network, refiner."""
     input_range: Literal["symmetric", "imagenet"] = "symmetric"
-    """RGB to [-1,1], or ImageNet mean and standard deviation (for ImageNet weights)."""
+    """Scaling of RGB: to [-1,1], or by ImageNet's mean and standard deviation (for ImageNet weights)."""
     measure_prior: Literal["none", "log_sml", "log_sml_features"] = "log_sml"
-    """`log_sml`: adds the log sum-modified-Laplacian of 3, 9 and 21 pixel windows to F, each with a learned scale.
-    `log_sml_features`: also shows them to the decoder, pooled to each of its levels."""
+    """`log_sml`: adds the log sum-modified-Laplacian of windows of 3, 9 and 21 pixels to F, each with a learned scale.
+    `log_sml_features`: the decoder sees them too, pooled to each of its levels."""
 
     # Planes and candidates (4-7, 14)
     planes: Literal["index", "focus"] = "focus"
     coordinate: Coordinate = "unit"
     num_planes: int | None = 15
-    """C, to which F is resampled along the focus axis before the heads; None: C = Z, as in the paper."""
+    """C, the number of planes to which F is resampled along the focus axis; None: C = Z, as in the paper."""
     num_candidates: int = 3
     candidate_source: Literal["residual_heads", "per_scale"] = "residual_heads"
-    """`per_scale`: the soft-argmax of each of the N finest score maps is a candidate, N <= 4; no heads."""
+    """`per_scale`: the candidates are the soft-argmax of each of the N finest score maps, N <= 4, without heads."""
     measured_candidates: bool = False
-    """Adds the nine candidates of `classical` (three focus measures at three scales, no parameters) to those of the
-    network, which sees them and how sharply they peak and weighs all together."""
+    """Adds the nine candidates of `classical` (three focus measures at three scales, no parameters). The network sees
+    them and the sharpness of their peaks, and weighs all candidates together."""
     weight_norm: Literal["softmax", "softmax_squared", "sigmoid", "softplus"] = "softplus"
     guide: Literal["none", "all_in_focus"] = "all_in_focus"
 
@@ -116,12 +116,12 @@ class Proximal(ModelConfig):
     regularization_init: float = 0.1
     prox_output: Literal["direct", "residual"] = "residual"
     prox_inputs: Literal["equation_17", "with_confidence", "with_lookup"] = "with_lookup"
-    """`with_confidence` adds S and the candidates' disagreement, brought to unit scale; `with_lookup` also what the
-    focus volume says around D(k-1): log P at the five planes nearest to it, looked up anew in each iteration."""
+    """`with_confidence` adds S and the disagreement of the candidates, both at unit scale. `with_lookup` also adds
+    log P at the five planes nearest to D(k-1), read anew in each iteration."""
     prox_levels: int = 3
-    """Max-poolings inside the proximal U-Net: 1 in the paper; more widen its receptive field."""
+    """Number of max-poolings in the proximal U-Net: 1 in the paper; more of them widen its receptive field."""
     activation: Literal["relu", "leaky_relu", "silu"] = "leaky_relu"
-    """Of the heads, the proximal network and the refiner."""
+    """Activation of the heads, the proximal network and the refiner."""
     gradient: str = "auto"
     """`auto` (unrolled back-propagation on CPU, a rolled scan with rematerialised steps elsewhere), `backprop`,
     `remat`, `truncated(n)` (through the last n steps only), `jacobian_free` (the last step), or `implicit` (as if D(K)
@@ -130,17 +130,17 @@ class Proximal(ModelConfig):
     # Refiner (15, 16)
     refiner_steps: int = 1
     refiner_inputs: Literal["depth_volume", "depth_volume_candidates", "with_settings"] = "depth_volume"
-    """`with_settings`: depth, volume, candidates and where between the focus settings the depth lies, as few settings
-    leave a bias towards the nearest."""
+    """`with_settings`: depth, volume, candidates, and the position of the depth between the focus settings, because few
+    settings bias a depth towards the nearest one."""
 
     sharpen: Literal["none", "weighted_median"] = "none"
-    """What makes the answer of the refiner: at inference a weighted median, guided by what is sharp around each pixel,
-    moves the depth's edges to where the picture has them. Training does not see it."""
+    """Step after the refiner, at inference only: a weighted median, guided by the frame that is sharp around each
+    pixel, moves the edges of the depth to the edges of the image."""
 
     # Uncertainty
     uncertainty: Literal["spread", "learned"] = "spread"
-    """What confidence comes from: the spread of the distribution over planes and of the candidates, or a head that
-    learns the error to expect of the answer (by `loss.uncertainty`) and changes nothing else."""
+    """Source of the confidence: the spread of the distribution over planes and of the candidates, or a head that learns
+    the expected error of the answer (through `loss.uncertainty`) and changes nothing else."""
 
     def _check(self) -> None:
         self._positive("width", "decoder_width", "head_width", "step_size_init", "regularization_init")
@@ -181,7 +181,7 @@ class ComparedNetwork(ModelConfig):
     trained = True
 
     dtype: Dtype = "float32"
-    """What the network computes in. Parameters, statistics, depths, softmax and loss are float32 in any case."""
+    """Number format of the convolutions. Parameters, statistics, depths, softmax and loss are always float32."""
     width: float = 1.0
     """Multiplies all channel counts."""
     frame_order: Literal["ascending", "descending"] = "ascending"

@@ -18,18 +18,18 @@ class LossConfig(Checked):
     _section = "loss"
 
     kind: Literal["mse_final", "sequence", "multi_scale"] = "sequence"
-    """`sequence`: gamma-weighted over Dbar, D(0)..D(K) and the refined depths, the last one heaviest; `multi_scale`:
-    over the depths that a compared network gives at its scales, by `scale_weights`."""
+    """`sequence`: over Dbar, D(0)..D(K) and the refined depths, each stage weighted gamma times the next;
+    `multi_scale`: over the depths of a compared network at its scales, weighted by `scale_weights`."""
     gamma: float = 0.8
     scale_weights: tuple[float, ...] = (1.0,)
-    """One for each scale, the answer's first."""
+    """Weight of each scale, the answer first."""
     penalty: Literal["mse", "l1", "smooth_l1", "charbonnier", "log_l1"] = "charbonnier"
-    """Of each stage or scale. In coordinate `unit` errors are shares of the focus range. `log_l1` counts large errors
-    less (from 0.1 on half as much and less), so that pixels where nothing can be known do not drown the others."""
+    """Penalty of each stage or scale. In coordinate `unit` errors are shares of the focus range. `log_l1` counts large
+    errors less (from 0.1 on at most half), so that pixels without any clue do not dominate."""
     region: Literal["valid", "in_range"] = "valid"
-    """Pixels that count: all with truth, or those whose truth lies within the stack's focus range."""
+    """Pixels that count: all with ground truth, or those with truth inside the focus range of the stack."""
     uncertainty: float = 0.0
-    """Weight of the likelihood of the answer's error under the network's confidence (model.uncertainty=learned)."""
+    """Weight of the negative log likelihood of the answer's error, which trains model.uncertainty=learned."""
 
     def _check(self) -> None:
         self._positive("gamma")
@@ -46,7 +46,7 @@ class OptimizerConfig(Checked):
 
     peak_learning_rate: float = 1e-4
     schedule: Literal["torch_onecycle", "optax_onecycle", "constant"] = "optax_onecycle"
-    """`torch_onecycle` also cycles beta1 0.95 -> 0.85 -> 0.95, as the published training did."""
+    """`torch_onecycle` also cycles beta1 0.95 -> 0.85 -> 0.95, as PyTorch's does in the published training."""
     beta2: float = 0.999
     warmup_share: float = 0.3
     div_factor: float = 25.0
@@ -55,7 +55,7 @@ class OptimizerConfig(Checked):
     """0 makes it Adam."""
     decay: Literal["all", "kernels"] = "kernels"
     clip_norm: float | None = 1.0
-    """Largest norm of the gradient; None: as it is."""
+    """Largest norm of the gradient; None: no clipping."""
 
     def _check(self) -> None:
         self._positive("peak_learning_rate", "div_factor", "final_div_factor")
@@ -70,7 +70,7 @@ class OptimizerConfig(Checked):
 
 @dataclass(frozen=True)
 class TrainingConfig(Checked):
-    """The loop: how long, how often, on what."""
+    """The training loop: number of steps, intervals, devices, weights to begin with."""
 
     _section = "training"
 
@@ -79,24 +79,24 @@ class TrainingConfig(Checked):
     eval_every: int = 250
     save_every: int = 250
     keep: int = 2
-    """Newest checkpoints kept, beside the best one."""
+    """Number of newest checkpoints to keep beside the best one."""
     accumulate: int = 1
-    """Parts into which each batch is cut, their gradients summed before the update: as much memory as a batch so many
-    times smaller. BatchNorm normalises within a part."""
+    """Number of parts into which each batch is cut; their gradients are summed before the update. It needs the
+    memory of a batch that many times smaller. BatchNorm normalises within a part."""
     average: float = 0.0
-    """Decay of a running average of weights and batch statistics, which is what is evaluated and exported; 0: none."""
+    """Decay of a running average of weights and batch statistics, which is evaluated and exported; 0: none."""
     parallel: Literal["jit", "pmap"] = "jit"
     num_devices: int | None = None
-    """Devices to use; None: all."""
+    """Number of devices to use; None: all."""
     tensorboard: bool = True
     encoder_weights: str | None = None
-    """An encoder from `dff-jax import-weights --model resnet18`, to begin with instead of random numbers; not read when
-    a run is resumed. Needs encoder=resnet18, norm=batch and width=1. ImageNet's weights want input_range=imagenet."""
+    """An encoder to begin with, from `dff-jax import-weights --model resnet18`; not read when a run is resumed. Needs
+    encoder=resnet18, norm=batch and width=1. ImageNet's weights want input_range=imagenet."""
     initial_weights: str | None = None
-    """Weights to begin with: a run folder, a file, or `pretrained`. Arrays whose name and shape agree are taken; what
-    is new, and begins as random numbers, is said. Not read when a run is resumed."""
+    """Weights to begin with: a run folder, a file, or `pretrained`; not read when a run is resumed. Arrays whose name
+    and shape agree are taken; the run lists the others, which begin as random numbers."""
     transfer: str | None = None
-    """A folder of stacks to evaluate beside the validation split, to see transfer while training."""
+    """A folder of stacks to evaluate beside the validation split, to watch transfer during training."""
 
     def _check(self) -> None:
         self._at_least(1, "num_steps", "log_every", "eval_every", "save_every", "keep", "num_devices", "accumulate")

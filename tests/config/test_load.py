@@ -71,7 +71,7 @@ def test_unknown_config_file_and_wrong_contents(tmp_path):
     for spec, match in (
         ("physical", "physical is a preset of the network"),
         (str(tmp_path / "bad.py"), "returns int, not a Config"),
-        (str(tmp_path / "broken.py"), "does not run"),
+        (str(tmp_path / "broken.py"), "broken.py, line 1: ModuleNotFoundError"),
         (f"{TINY}:other", "no function 'other'; it has config"),
         (str(tmp_path / "mine.py"), "mine.py, line 3: PartConfig has no field 'wieght'; choose one of weight"),
     ):
