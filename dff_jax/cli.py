@@ -14,11 +14,11 @@ import sys
 import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, NoReturn
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, NoReturn
 
 import tyro
 from tyro._errors import on_parse_error
-from tyro.conf import Positional, Suppress, UseAppendAction
+from tyro.conf import Positional, Suppress, UseAppendAction, arg
 
 from dff_jax import __version__
 from dff_jax.errors import InputError, one_line
@@ -72,8 +72,7 @@ def main(argv: list[str] | None = None) -> int:
 def _run(name: str, words: list[str]) -> tuple[int, bool]:
     """The exit status, and whether the command came to its own end."""
     try:
-        command = COMMANDS[name][1]()
-        given = _parsed(name, command, words)
+        command, given = parse(name, words)
         if name != "bench":  # which times compilation
             _keep_compiled_programs()
         result = command.function(**given)
@@ -113,8 +112,9 @@ def _keep_compiled_programs() -> None:
 # From words to arguments --------------------------------------------------------------------------------------
 
 
-def _parsed(name: str, command: Command, words: list[str]) -> dict[str, Any]:
-    """The words as arguments of the command's function, by tyro; raises UsageError."""
+def parse(name: str, words: list[str]) -> tuple[Command, dict[str, Any]]:
+    """The command of that name, and the words as arguments of its function, by tyro; raises UsageError."""
+    command = COMMANDS[name][1]()
     signature = inspect.signature(command.function)
     hints = typing.get_type_hints(command.function, include_extras=True)
     hints |= {parameter: kind for parameter, kind in command.types.items() if parameter in hints}
@@ -143,7 +143,7 @@ def _parsed(name: str, command: Command, words: list[str]) -> dict[str, Any]:
         given["changes"] = tuple(rest)
     elif rest:
         raise UsageError(f"unrecognized arguments: {' '.join(rest)}")
-    return given
+    return command, given
 
 
 def _explain(event: Any) -> NoReturn:
@@ -353,7 +353,8 @@ def _predict() -> Command:
 def _evaluate() -> Command:
     from dff_jax.evaluation.evaluate import evaluate_to_folder
 
-    return Command(evaluate_to_folder, _print_table, {"spec": Positional[str], "data": _stacks()})
+    types = {"spec": Positional[str], "data": _stacks(), "page_stacks": Annotated[int, arg(name="report")]}
+    return Command(evaluate_to_folder, _print_table, types)
 
 
 def _ablate() -> Command:

@@ -123,8 +123,50 @@ def test_photographs_in_other_formats_are_not_passed_over_in_silence(capsys, tmp
     assert status == 2 and "4 distances for 3 frames" in err and "not read: frame3.heic" in err
 
 
+@pytest.mark.parametrize(
+    "words, expected",
+    [
+        ("predict a.png b.png --output o --focus 1 2.5", {"source": ["a.png", "b.png"], "focus": [1.0, 2.5]}),
+        ("predict --align --reverse --output o stack", {"source": "stack", "align": "similarity", "reverse": True}),
+        ("predict stack --output o --align affine", {"align": "affine", "max_size": None, "memory": 4.0}),
+        ("evaluate sml --dataset d --output=o --report", {"spec": "sml", "output": "o", "page_stacks": 24}),
+        ("evaluate sml --dataset d --output o --report 3 --resize 64 96", {"page_stacks": 3, "resize": (64, 96)}),
+        ("evaluate sml --source d --output o --figure-stacks 2 1", {"page_stacks": 0, "figure_stacks": [2, 1]}),
+        ("ablate a b --dataset d --output o --schemes --iterations 0 5", {"runs": ("a", "b"), "schemes": []}),
+        ("prepare ddff12/test --source d --bgr", {"name": "ddff12/test", "bgr": True, "workers": None}),
+        ("prepare stacks/mine --source d --align --no-bgr", {"align": "similarity", "bgr": False}),
+        ("prepare rgbd/rooms --source d --focus-range 10 60", {"focus_range": (10.0, 60.0)}),
+        ("prepare --list", {"name": None, "list": True}),
+        ("import-weights w.tar --model dwild --near-first", {"source": "w.tar", "frame_order": "descending"}),
+        ("pack run --output o --score a A --score b B", {"weights": "run", "score": (("a", "A"), ("b", "B"))}),
+        ("train c.py --no-resume --model.width 0.5 --data.crop 64 96", {"config": "c.py", "resume": False}),
+        ("train c.py --seed 3 --fields", {"fields": True, "changes": ("--seed", "3")}),
+        ("compare c.py --only ours DFV-Diff", {"only": ("ours", "DFV-Diff"), "output": None}),
+        ("bench unroll --preset tiny --size 64", {"subject": "unroll", "preset": ("tiny",), "size": (64,)}),
+    ],
+)
+def test_words_become_arguments(words, expected):
+    name, *rest = words.split()
+    _, given = cli.parse(name, rest)
+    assert {key: given[key] for key in expected} == expected
+
+
+def test_every_command_says_what_it_takes(capsys):
+    status, out, _ = run(capsys, "--help")
+    assert status == 0 and all(name in out for name in cli.COMMANDS)
+    assert run(capsys, "--version")[1].startswith("dff-jax ")
+    for name in cli.COMMANDS:
+        status, out, _ = run(capsys, name, "--help")
+        assert status == 0 and f"dff-jax {name}" in out
+
+
 def test_wrong_usage_is_one_line(capsys):
-    for arguments in (["predict", "x", "--output", "y", "--unit", "feet"], ["bench", "--size", "big"], ["predict"]):
+    for arguments in (
+        [], ["predicted"], ["predict"], ["predict", "--output", "y"],
+        ["predict", "x", "--output", "y", "--unit", "feet"],
+        ["predict", "x", "--output", "y", "--no-such-option"], ["bench", "--size", "big"], ["bench", "all"],
+        ["evaluate", "sml", "--output", "y", "--dataset", "d", "--resize", "3"], ["evaluate", "sml", "--output"],
+    ):  # fmt: skip
         status, out, err = run(capsys, *arguments)
         assert status == 2 and out == "" and err.count("\n") == 1 and "--help shows" in err
 
