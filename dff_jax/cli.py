@@ -150,18 +150,17 @@ def _explain(event: Any) -> NoReturn:
     """Raises UsageError that says in one line what tyro found wrong."""
 
     def option(argument: Any) -> str:
-        lowered = argument.lowered
-        return "/".join(lowered.name_or_flags) if lowered.name_or_flags[0].startswith("-") else lowered.metavar
+        return argument.field.intern_name if argument.is_positional() else argument.lowered.name_or_flags[-1]
 
-    kind = type(event).__name__
-    where = f"{option(event.argument)}: " if getattr(event, "argument", None) else ""
+    kind, argument = type(event).__name__, getattr(event, "argument", None)
     if kind == "MissingArgs":
         raise UsageError(f"missing: {', '.join(option(missing.arg) for missing in event.missing_arguments)}")
     if kind == "InvalidChoice":
-        raise UsageError(f"{where}{event.value!r} is not a choice; choose one of {', '.join(event.choices)}")
-    if kind == "InstantiationFailure":
-        raise UsageError(f"{where}{event.message.partition('. ')[0]}")
-    raise UsageError(f"{where}too few values" if where else kind)
+        choices = ", ".join(sorted(set(event.choices) - {"None"}))
+        raise UsageError(f"{option(argument)}: {event.value!r} is not a choice; choose one of {choices}")
+    if argument is not None:
+        raise UsageError(f"{option(argument)}: expected {argument.lowered.metavar.removeprefix('{None}|').strip('{}')}")
+    raise UsageError(getattr(event, "message", kind))
 
 
 # Commands -----------------------------------------------------------------------------------------------------

@@ -161,14 +161,21 @@ def test_every_command_says_what_it_takes(capsys):
 
 
 def test_wrong_usage_is_one_line(capsys):
-    for arguments in (
-        [], ["predicted"], ["predict"], ["predict", "--output", "y"],
-        ["predict", "x", "--output", "y", "--unit", "feet"],
-        ["predict", "x", "--output", "y", "--no-such-option"], ["bench", "--size", "big"], ["bench", "all"],
-        ["evaluate", "sml", "--output", "y", "--dataset", "d", "--resize", "3"], ["evaluate", "sml", "--output"],
-    ):  # fmt: skip
-        status, out, err = run(capsys, *arguments)
-        assert status == 2 and out == "" and err.count("\n") == 1 and "--help shows" in err
+    for words, match in (
+        ("", "give a command"),
+        ("predicted", "'predicted' is no command"),
+        ("predict", "missing: --output"),
+        ("predict --output y", "missing: source"),
+        ("predict x --output y --unit feet", "--unit: 'feet' is not a choice; choose one of diopter, disparity, index"),
+        ("predict x --output y --no-such-option", "unrecognized arguments: --no-such-option"),
+        ("bench --size big", "--size: expected"),
+        ("bench all", "subject: 'all' is not a choice; choose one of loader, model, unroll"),
+        ("evaluate sml --output y --dataset d --resize 3", "--resize: expected INT INT"),
+        ("evaluate sml --dataset d --output", "--output: expected"),
+        ("train", "missing: config"),
+    ):
+        status, out, err = run(capsys, *words.split())
+        assert status == 2 and out == "" and err.count("\n") == 1 and "--help shows" in err and match in err
 
 
 def test_an_interrupt_that_python_drops_comes_again(default_signals):
