@@ -14,7 +14,6 @@ import numpy as np
 
 from dff_jax.config import DataConfig
 from dff_jax.data.augment import augment, draw_focus, draw_frame_count, refocus, thin_frames, to_float
-from dff_jax.data.shapes import ShapesOf, unknown
 from dff_jax.errors import ConfigError, InputError
 from dff_jax.focus_axis import sort_order, to_q
 from dff_jax.types import Array, Batch, FocalStack, LoadedBatch
@@ -31,7 +30,6 @@ class StackSource:
     read: Callable[[int], FocalStack]
     convention: str = "default"  # of the literature, a key of `evaluation.conventions.CONVENTIONS`
     has_truth: bool = True
-    shapes: ShapesOf = unknown  # without reading them
 
     def __len__(self) -> int:
         return self.length

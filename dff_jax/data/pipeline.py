@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 
 from dff_jax.config import DataConfig, DataSpec, to_json
-from dff_jax.data import shapes
 from dff_jax.data.parts import FilePart, Part, Share, StackSource, to_batch
 from dff_jax.errors import ConfigError, InputError, one_line
 from dff_jax.focus_axis import check_unit
@@ -81,8 +80,7 @@ def tfds_source(name: str, split: Split, data_dir: str | os.PathLike | None = No
     describe = f"{len(records)} stacks in {builder.data_path}"
     read = partial(_read_record, records, unit, f"{builder.data_path}, {split}")
     convention, has_truth = facts.get("convention", "default"), facts.get("has_truth", True)
-    known = partial(shapes.of_records, builder, split, len(records))
-    return StackSource(f"{name}/{split}", unit, describe, len(records), read, convention, has_truth, known)
+    return StackSource(f"{name}/{split}", unit, describe, len(records), read, convention, has_truth)
 
 
 def _read_record(records: Any, unit: str, where: str, index: int) -> FocalStack:
@@ -113,8 +111,7 @@ def folder_source(root: str | os.PathLike, split: Split, unit: str) -> StackSour
     def read(index: int) -> FocalStack:
         return read_labelled_stack(stacks[index], unit)
 
-    known = partial(shapes.of_folders, stacks)
-    return StackSource(name, unit, f"{len(stacks)} stacks in {place}", len(stacks), read, shapes=known)
+    return StackSource(name, unit, f"{len(stacks)} stacks in {place}", len(stacks), read)
 
 
 def _split_place(root: str | os.PathLike, split: Split, what: str, *, whole: bool) -> tuple[Path, str]:

@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dff_jax import extent
 from dff_jax.errors import InputError
 from dff_jax.evaluation import metrics
 
@@ -73,7 +72,7 @@ CONVENTIONS = {
                 _SUMMED,
                 _FRACTION,
                 "DDL-GRU, the code of the paper's group, evaluates maps of 544 x 960, with two rows of edge values "
-                "added above and below, in the truth too: --edge-pad does so",
+                "added above and below, in the truth too",
             ),
         ),
         Convention(
@@ -166,16 +165,14 @@ def measure(
     if not convention.variants:
         return ()
     numbers = np.array([_numbers(variant) for variant in convention.variants], np.float32)
-    now = extent.current()  # as an argument: a jitted function would keep that of its first trace
-    found = _measure_all(prediction, truth, valid, focus, numbers, None if now is None else now.size)
+    found = _measure_all(prediction, truth, valid, focus, numbers)
     return tuple(jax.tree.map(lambda x, i=i: x[i], found) for i in range(len(convention.variants)))
 
 
 @jax.jit
-def _measure_all(prediction, truth, valid, focus, numbers, size) -> metrics.Sums:
+def _measure_all(prediction, truth, valid, focus, numbers) -> metrics.Sums:
     """One body for all variants, run one after the other: compiled once, and the temporaries of one at a time."""
-    with extent.within(size, full=valid.shape[1:]):
-        return jax.lax.map(lambda row: _measure_one(prediction, truth, valid, focus, row), numbers)
+    return jax.lax.map(lambda row: _measure_one(prediction, truth, valid, focus, row), numbers)
 
 
 def _numbers(variant: Variant) -> tuple[float, ...]:

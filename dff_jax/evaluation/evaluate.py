@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +15,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from dff_jax import config, estimators, focus_axis
 from dff_jax.errors import InputError
-from dff_jax.evaluation import buckets, conventions, tables
-from dff_jax.evaluation.buckets import BucketOf
-from dff_jax.evaluation.conventions import Convention
-from dff_jax.evaluation.programs import Compiler, Placed, Task, cropped, place, placed_ahead, predict
-from dff_jax.evaluation.progress import Clock, OnBatch, show_in
-from dff_jax.evaluation.rows import YARDSTICKS, Evaluation, Measured, gather, row_names
+from dff_jax.evaluation import conventions, tables
+from dff_jax.evaluation.conventions import CONVENTIONS, Convention
+from dff_jax.evaluation.programs import Task, compile_for, measure, placed, predict, split_over_devices
+from dff_jax.evaluation.rows import BASELINES, Evaluation, Measured, gather, row_names
 from dff_jax.runtime.files import check_output, staged_output
 from dff_jax.runtime.progress import ProgressBar
 from dff_jax.types import Batch, Estimator, LoadedBatch, Prediction, Variables
@@ -32,8 +29,83 @@ if TYPE_CHECKING:
 
 
 @functools.cache
-def _yardstick(name: str) -> Estimator:
-    return estimators.build(config.model_preset(name))  # one object, so that repeated evaluations compile it once
+def baseline(name: str) -> Estimator:
+    """One of `rows.BASELINES`: one object, so that repeated evaluations compile it once."""
+    return estimators.build(config.model_preset(name))
+
+
+def evaluated(
+    estimator: Estimator,
+    variables: Variables,
+    batches: Iterable[LoadedBatch],
+    *,
+    unit: str = "disparity",
+    num_iterations: int | None = None,
+    baselines: bool = True,
+    convention: Convention = CONVENTIONS["default"],
+) -> Iterator[tuple[Measured, LoadedBatch, Prediction]]:
+    """Measures every row (see `rows`) batch by batch: yields what it measured, the batch, and the prediction for it.
+
+        parts = []
+        for measured, batch, prediction in evaluated(estimator, variables, batches, unit=unit):
+            parts.append(measured)  # `break` stops early
+        evaluation = gather(parts, unit)
+
+    Each shape of batch is compiled for once, before its first run, also over repeated calls with the same estimator
+    object. A batch that divides evenly over the devices of this process is split over them.
+
+    Args:
+      batches: stacks in q, padding stacks named "" (`data.pipeline.evaluation_batches`).
+      unit: the unit of the data, in which metrics are computed.
+      num_iterations: K of the unroll; None: as configured.
+      baselines: adds the rows of `rows.BASELINES`.
+      convention: of the literature, to measure by beside our own regions.
+    """
+    focus_axis.check_unit(unit)
+    wanted = {name: Task(baseline(name)) for name in BASELINES if baselines}
+    tasks = {"answer": Task(estimator, variables, num_iterations)}
+    for name, task in wanted.items():
+        if task.estimator is not estimator or num_iterations is not None:  # else the answer is this baseline's
+            tasks[name] = task
+    methods = list(tasks)
+    rows = [methods.index(name if name in tasks else "answer") for name in wanted]
+    ready: set[tuple[int, ...]] = set()
+    began = time.perf_counter()
+    coming = placed(batches)
+    following = next(coming, None)
+    while following is not None:
+        loaded, batch = following
+        jax.block_until_ready(batch)
+        seconds = {"compilation": 0.0}
+        if batch.frames.shape not in ready:
+            if (split := split_over_devices(len(loaded.names))) is not None:
+                variables = jax.device_put(variables, NamedSharding(split.mesh, PartitionSpec()))
+                tasks["answer"] = tasks["answer"]._replace(variables=variables)
+            start = time.perf_counter()
+            compile_for(batch, list(tasks.values()), rows, unit, convention)
+            seconds["compilation"] = time.perf_counter() - start
+            ready.add(batch.frames.shape)
+        answers = []
+        for name, task in tasks.items():
+            start = time.perf_counter()
+            answers.append(jax.block_until_ready(predict(*task.arguments(batch))))
+            seconds[name] = time.perf_counter() - start
+        found = measure(answers[0], [answers[i].depth for i in rows], batch, unit, convention)
+        following = next(coming, None)  # read while the device measures
+        sums, changes, confident = jax.device_get(found)  # the one transfer of this batch
+        keep = np.array([bool(name) for name in loaded.names]) & (sums[0].pixels[0] > 0)
+        measured = Measured(
+            tuple(row_names(answers[0], baselines)),
+            jax.tree.map(lambda x, keep=keep: x[:, keep], sums),
+            None if changes is None else changes[:, keep],
+            tuple(name for name, kept in zip(loaded.names, keep, strict=True) if kept),
+            tuple(name for name, kept in zip(loaded.names, keep, strict=True) if name and not kept),
+            confident,
+            loaded.batch.frames.shape,
+            seconds | {"total": time.perf_counter() - began},
+        )
+        yield measured, loaded, answers[0]
+        began = time.perf_counter()
 
 
 def evaluate(
@@ -43,77 +115,41 @@ def evaluate(
     *,
     unit: str = "disparity",
     num_iterations: int | None = None,
-    yardstick: bool = True,
-    convention: Convention = conventions.CONVENTIONS["default"],
-    on_batch: OnBatch | None = None,
-    bucket_of: BucketOf | None = None,
-    together: Callable[[Measured], Measured] = lambda mine: mine,
+    baselines: bool = True,
+    convention: Convention = CONVENTIONS["default"],
 ) -> Evaluation:
-    """Evaluates every row (see `rows`) on every stack.
+    """`evaluated` over all batches, and `gather`; arguments and errors are theirs."""
+    found = evaluated(
+        estimator, variables, batches, unit=unit, num_iterations=num_iterations, baselines=baselines,
+        convention=convention,
+    )  # fmt: skip
+    return gather([measured for measured, _, _ in found], unit, convention)
 
-    Pictures of many sizes are padded to few and told apart by their `extent`, which changes no answer; an estimator
-    that does not allow it gets a program for each size. Compiles once for each shape of batch, before its first run,
-    also over repeated calls with the same estimator object. A batch that divides evenly over the devices of this
-    process is split over them.
+
+def answers_for(
+    tasks: Sequence[Task], batches: Iterable[LoadedBatch], wanted: Collection[int] | None = None
+) -> Iterator[tuple[int, str, Batch, list[Prediction]]]:
+    """Predicts again, to draw: which stacks are the best and the worst is known only after all are measured.
 
     Args:
-      batches: stacks in q, padding stacks named "" (`data.pipeline.evaluation_batches`).
-      unit: of the data; metrics are computed in it.
-      num_iterations: K of the unroll; None: as configured.
-      yardstick: adds the rows `classical` and `sml`.
-      convention: of the literature, to measure by beside our own regions.
-      on_batch: called after each batch with the number of stacks done, the batch, and what gives its Prediction.
-      bucket_of: `buckets.plan` of the shapes to come; None: of none.
-      together: adds what other processes have measured of their share of the stacks.
+      wanted: positions among the stacks with ground truth, as in `Evaluation.stacks`; None: all stacks.
 
-    Raises:
-      InputError: no stack, or none with ground truth.
+    Yields:
+      position, name, batch and the answer of each task for one stack: arrays [1,...] on the host.
     """
-    focus_axis.check_unit(unit)
-    start = time.perf_counter()
-    coming = placed_ahead(batches, buckets.each_its_own)
-    placed = next(coming, None)
-    if placed is not None and placed.split is not None:
-        variables = jax.device_put(variables, NamedSharding(placed.split.mesh, PartitionSpec()))
-    tasks = {"answer": Task(estimator, variables, num_iterations)}
-    for name in YARDSTICKS if yardstick else ():
-        if not (estimator is _yardstick(name) and num_iterations is None):
-            tasks[name] = Task(_yardstick(name), {}, None)
-    methods = list(tasks)
-    rows = [methods.index(name if name in tasks else "answer") for name in YARDSTICKS if yardstick]
-    compiler = Compiler(tuple(tasks.values()), unit, convention)
-    clocks = {name: Clock() for name in tasks}
-    done = 0
-    mine = Measured([], [], [], [], [], [])
-    while placed is not None:
-        loaded, batch = placed.loaded, jax.block_until_ready(placed.batch)
-        compiler.prepare(placed, [0, *rows])
-        answers = [
-            clocks[name].time(batch.frames.shape, predict, *task.arguments(placed)) for name, task in tasks.items()
-        ]
-        found = compiler.measuring(placed, answers[0], [answers[i].depth for i in rows])
-        following = next(coming, None)  # read while the device measures, copied while it predicts
-        regions, change, confident = jax.device_get(found)  # the one transfer of this batch
-        keep = np.array([bool(name) for name in loaded.names]) & (regions[0].pixels[0] > 0)
-        mine += Measured(
-            row_names(answers[0], yardstick),
-            [jax.tree.map(lambda x, keep=keep: x[:, keep], regions)],
-            [] if change is None else [change[:, keep]],
-            [name for name, kept in zip(loaded.names, keep, strict=True) if kept],
-            [name for name, kept in zip(loaded.names, keep, strict=True) if name and not kept],
-            [confident],
-        )
-        done += sum(bool(name) for name in loaded.names)
-        if on_batch is not None:
-            on_batch(done, loaded, functools.partial(cropped, answers[0], placed))
-        placed = following
-    measured = together(mine)
-    if not measured.stacks:
-        raise InputError(f"evaluation data: none of its {done} stacks has ground truth to evaluate against")
-    seconds: dict[str, Any] = {"total": time.perf_counter() - start, "per_stack": clocks["answer"].per_stack()}
-    seconds |= {"compilation": compiler.seconds, "programs": compiler.programs}
-    seconds |= {f"per_stack_{name}": clocks[name].per_stack() for name in methods[1:]}
-    return gather(measured, unit, seconds, convention)
+    position = 0
+    for loaded, batch in placed(batches):
+        here = []
+        for i, name in enumerate(loaded.names):
+            if name and (wanted is None or np.asarray(loaded.batch.mask[i]).any()):
+                here += [(position, i)] if wanted is None or position in wanted else []
+                position += 1
+        if here:
+            found = jax.device_get((loaded.batch, [predict(*task.arguments(batch)) for task in tasks]))
+            for at, i in here:
+                yield at, loaded.names[i], *jax.tree.map(lambda x, i=i: x[i : i + 1], found)
+        if wanted is not None and position > max(wanted):
+            return
 
 
 # From a name to a folder of results ---------------------------------------------------------------------
@@ -122,38 +158,29 @@ def evaluate(
 def evaluate_to_folder(
     spec: str | Path,
     output: str | Path,
+    data: config.DataSpec,
     *,
-    dataset: str | None = None,
-    source: str | Path | None = None,
-    unit: str | None = None,
-    split: str = "test",
-    data_dir: str | None = None,
     iterations: int | None = None,
     batch_size: int = 1,
-    limit: int | None = None,
     convention: str | None = None,
     resize: tuple[int, int] | None = None,
-    edge_pad: bool = False,
-    figure_stacks: list[int] | None = None,
-    page_stacks: int = 0,
+    figure_stacks: tuple[int, ...] | None = None,
+    report: int = 0,
 ) -> dict[str, Any]:
-    """Evaluates and writes `metrics.json`, `per_stack.csv`, `table.md` and `figures/*.png` into `output`.
+    """Measures depth on stacks with ground truth: writes metrics.json, per_stack.csv, table.md and figures.
 
-    With `page_stacks` also `report.html`, a page with so many stacks, the worst ones, to look at.
-
-    Of data without ground truth only pictures come out; the tables are empty then.
+    Stacks without ground truth get figures alone; the tables are empty then.
 
     Args:
-      spec: one of `config.UNTRAINED`, a weights file, or a run folder.
-      dataset, source: exactly one: the name of a tfds dataset, or a folder of stacks like FlyingThings3D's.
-      unit: of the focus settings and depth of `source`; None: disparity.
-      split: of the dataset.
-      iterations: K of the unroll; None: as trained.
-      limit: evaluates only the first so many stacks.
-      convention: of the literature (`conventions.CONVENTIONS`); None: the dataset's own.
-      resize: H, W to scale the frames to; truth by the nearest pixel, values unchanged.
-      edge_pad: repeats edge pixels up to multiples of 32, and evaluates these too, as DDL-GRU does.
-      figure_stacks: numbers of the stacks in the paper's figure; None: the paper's.
+      spec: A run folder, a weights file, pretrained, or a method without training such as classical.
+      output: Folder of the results.
+      data: The stacks to measure on.
+      iterations: Iterations of the unroll; default as trained.
+      batch_size: Stacks that are measured together.
+      convention: Dataset whose masks of the literature also measure; default the dataset's own.
+      resize: Height and width to scale the frames to; truth keeps its values.
+      figure_stacks: Numbers of the stacks in the paper's figure, from 0; default the paper's.
+      report: Also write report.html, a page with this many of the worst stacks; without a value 24.
 
     Returns:
       The contents of `metrics.json`.
@@ -162,12 +189,7 @@ def evaluate_to_folder(
       InputError: wrong arguments, unreadable data or weights, or an output folder that cannot be written.
         Nothing is left in `output` then.
     """
-    if (dataset is None) == (source is None):
-        raise InputError("evaluate: give exactly one of --dataset NAME and --source DIR")
-    if resize is not None and edge_pad:
-        raise InputError("evaluate: give either --resize or --edge-pad")
-    smallest = {"--iterations": (iterations, 0), "--batch-size": (batch_size, 1), "--limit": (limit, 1)}
-    smallest["--report"] = (page_stacks, 0)
+    smallest = {"--iterations": (iterations, 0), "--batch-size": (batch_size, 1), "--report": (report, 0)}
     for name, (value, least) in smallest.items():
         if value is not None and value < least:
             raise InputError(f"{name}: must be at least {least}, got {value}")
@@ -177,28 +199,22 @@ def evaluate_to_folder(
 
     loaded = weights.load_estimator(spec)
     method = loaded.model.method
-    estimator = _yardstick(method) if method in YARDSTICKS else loaded.estimator
-    data = pipeline.open_data(
-        config.DataSpec(
-            dataset, None if source is None else str(source), unit=unit or "disparity", split=split, data_dir=data_dir
-        )
-    )
-    measured_by = conventions.find(convention or data.convention, data.unit)
-    data = data if resize is None else resampling.resized(data, resize)
-    data = resampling.edge_padded(data) if edge_pad else data
+    estimator = baseline(method) if method in BASELINES else loaded.estimator
+    source = pipeline.open_data(data)
+    measured_by = conventions.find(convention or source.convention, source.unit)
+    source = source if resize is None else resampling.resized(source, resize)
+    total = min(len(source), data.limit or len(source))
 
     def batches(of: StackSource) -> Iterator[LoadedBatch]:
-        for batch in pipeline.evaluation_batches(of, batch_size, limit):
+        for batch in pipeline.evaluation_batches(of, batch_size, data.limit):
             weights.check_frames(loaded, batch.batch.frames.shape[1])
             yield batch
 
-    bucket_of = buckets.each_its_own
-    layout = paper_figures.layout_of(measured_by.name, data.has_truth)
-    columns: list[paper_figures.Column] = []
+    layout = paper_figures.layout_of(measured_by.name, source.has_truth)
     if layout is not None or figure_stacks is not None:
         layout = layout or paper_figures.PREDICTIONS
-        numbers = paper_figures.choose(layout, min(len(data), limit or len(data)), figure_stacks)
-        few = dataclasses.replace(data, length=len(numbers), read=lambda i: data.read(numbers[i]))
+        numbers = paper_figures.choose(layout, total, figure_stacks)
+        few = dataclasses.replace(source, length=len(numbers), read=lambda i: source.read(numbers[i]))
 
     pictures = Path(output) / "figures"
     check_output(output, (*tables.FILES, page.FILE))
@@ -207,54 +223,53 @@ def evaluate_to_folder(
         "spec": str(spec),
         "label": loaded.label,
         "model": config.to_dict(loaded.model),
-        "dataset": data.name,
-        "unit": data.unit,
+        "dataset": source.name,
+        "unit": source.unit,
         "iterations": _iterations(loaded.model, iterations),
         "convention": measured_by.name,
         "resize": resize,
-        "edge_pad": edge_pad,
     }
-    if data.has_truth:
-        with ProgressBar("evaluate", min(len(data), limit or len(data))) as bar:
-            evaluation = evaluate(
-                estimator,
-                loaded.variables,
-                batches(data),
-                unit=data.unit,
-                num_iterations=iterations,
-                convention=measured_by,
-                on_batch=show_in(bar),
-                bucket_of=bucket_of,
-            )
-        report = tables.report(evaluation, **meta)
-        wanted = figures.choose(evaluation)
+    tasks = [Task(estimator, loaded.variables, iterations), *(Task(baseline(name)) for name in BASELINES)]
+    evaluation: Evaluation | None = None
+    chosen: dict[int, str] = {}
+    if source.has_truth:
+        found = evaluated(
+            estimator, loaded.variables, batches(source), unit=source.unit, num_iterations=iterations,
+            convention=measured_by,
+        )  # fmt: skip
+        parts = []
+        with ProgressBar("evaluate", total) as bar:
+            for measured, _, _ in found:
+                parts.append(measured)
+                bar.advance(measured.count)
+        evaluation = gather(parts, source.unit, measured_by)
+        chosen, paged = figures.choose(evaluation), page.worst(evaluation, report)
+        drawn_again = answers_for(tasks, batches(source), {*chosen, *paged})
+        results = tables.report(evaluation, **meta)
     else:
-        evaluation, wanted, report = None, {}, tables.report_without_truth(**meta)
-    task = Task(estimator, loaded.variables, iterations)
+        paged = list(range(min(report, total)))
+        drawn_again = answers_for(tasks, batches(dataclasses.replace(source, length=len(paged))))
+        results = tables.report_without_truth(**meta)
+    columns = []
     if layout is not None:
-        for name, (batch, prediction, depths) in _answers(task, batches(few), bucket_of):
-            others = dict(zip(YARDSTICKS, depths, strict=True))
-            columns.append(paper_figures.column(name, batch, prediction, others, data.unit, loaded.label))
-        report["meta"]["figure"] = {"file": f"figures/{layout.file}", "stacks": [one.name for one in columns]}
-    shown = _predictions(task, batches(data), bucket_of, set(wanted))
-    pages: list[Shown] = []
-    if page_stacks and evaluation is not None:
-        first = page.worst(evaluation, page_stacks)
-        again = _predictions(task, batches(data), bucket_of, set(first))
-        made = (
-            (i, page.shown(evaluation.stacks[i], batch, answer, data.unit, rows=evaluation.of_stack(i)))
-            for i, batch, answer, _ in again
-        )
-        pages = page.in_order(first, made)
-    elif page_stacks:
-        some = itertools.islice(_answers(task, batches(data), bucket_of), page_stacks)
-        pages = [page.shown(name, batch, answer, data.unit) for name, (batch, answer, _) in some]
+        for _, name, batch, (answer, *others) in answers_for(tasks, batches(few)):
+            depths = {other: one.depth for other, one in zip(BASELINES, others, strict=True)}
+            columns.append(paper_figures.column(name, batch, answer, depths, source.unit, loaded.label))
+        results["meta"]["figure"] = {"file": f"figures/{layout.file}", "stacks": [one.name for one in columns]}
+    pages: dict[int, Shown] = {}
     with staged_output(output, last="metrics.json") as staging, staged_output(pictures) as drawn:
-        tables.write(staging, report, evaluation.per_stack if evaluation else ())
+        if evaluation is not None:
+            figures.write(drawn, evaluation)
+        for i, name, batch, (answer, *others) in drawn_again:
+            rows = evaluation.of_stack(i) if evaluation is not None else None
+            if i in paged:
+                pages[i] = page.shown(name, batch, answer, source.unit, rows=rows)
+            if i in chosen:
+                figures.write_sheet(drawn, evaluation, i, chosen[i], batch, answer, [one.depth for one in others])
+        tables.write(staging, results, evaluation.per_stack if evaluation else ())
         if pages:
-            (staging / page.FILE).write_text(page.write(report, pages, evaluation), encoding="utf-8")
-        if evaluation:
-            figures.write(drawn, evaluation, wanted, shown)
+            shown = [pages[i] for i in paged if i in pages]
+            (staging / page.FILE).write_text(page.write(results, shown, evaluation), encoding="utf-8")
         if layout is not None:
             figures.save(paper_figures.draw(layout, columns), drawn / layout.file)
         stale = {*figures.FILES, *paper_figures.FILES} - {path.name for path in drawn.iterdir()}
@@ -262,47 +277,8 @@ def evaluate_to_folder(
         (pictures / name).unlink(missing_ok=True)
     if not pages:
         (Path(output) / page.FILE).unlink(missing_ok=True)
-    return report
+    return results
 
 
 def _iterations(model: config.ModelConfig, asked: int | None) -> int | None:
     return model.num_iterations if asked is None or model.num_iterations is None else asked
-
-
-def _predictions(task: Task, batches, bucket_of: BucketOf, wanted: set[int]):
-    """Yields (position, batch, prediction, yardsticks' depths) of the wanted stacks, arrays [1,...] on the host.
-
-    Position counts evaluated stacks, as `Evaluation.stacks` does. The data are read a second time: which
-    stacks are the best and the worst is known only after the first, and memory may not hold all predictions
-    together.
-    """
-    position = 0
-    for loaded in batches:
-        here = []
-        for i, name in enumerate(loaded.names):
-            if name and np.asarray(loaded.batch.mask[i]).any():
-                here += [(position, i)] if position in wanted else []
-                position += 1
-        if here:
-            on_host = _answer(task, place(loaded, bucket_of))
-            for at, i in here:
-                yield at, *jax.tree.map(lambda x, i=i: x[i : i + 1], on_host)
-        if position > max(wanted):
-            return
-
-
-def _answers(task: Task, batches, bucket_of: BucketOf):
-    """Yields (name, (batch, prediction, yardsticks' depths)) of every stack, arrays [1,...] on the host."""
-    for loaded in batches:
-        on_host = _answer(task, place(loaded, bucket_of))
-        for i, name in enumerate(loaded.names):
-            if name:
-                yield name, jax.tree.map(lambda x, i=i: x[i : i + 1], on_host)
-
-
-def _answer(task: Task, placed: Placed) -> tuple[Batch, Prediction, list[np.ndarray]]:
-    answers = [
-        cropped(predict(*one.arguments(placed)), placed)
-        for one in (task, *(Task(_yardstick(name), {}, None) for name in YARDSTICKS))
-    ]
-    return jax.device_get((placed.loaded.batch, answers[0], [one.depth for one in answers[1:]]))

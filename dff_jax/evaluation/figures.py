@@ -6,7 +6,6 @@ Matplotlib is imported only when something is drawn, and without pyplot: no glob
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,7 +13,7 @@ import numpy as np
 
 from dff_jax import focus_axis
 from dff_jax.evaluation import calibration, tables
-from dff_jax.evaluation.rows import YARDSTICKS, Evaluation, row_maps, row_names
+from dff_jax.evaluation.rows import BASELINES, Evaluation, row_maps, row_names
 from dff_jax.pictures.panels import any_script, literal
 from dff_jax.types import Batch, Prediction
 
@@ -60,26 +59,26 @@ def choose(evaluation: Evaluation) -> dict[int, str]:
     return chosen
 
 
-def write(
-    folder: Path,
-    evaluation: Evaluation,
-    chosen: dict[int, str],
-    shown: Iterable[tuple[int, Batch, Prediction, list[np.ndarray]]],
-) -> None:
-    """Writes `mae.png`, `confidence.png` and a sheet `<role>.png` for each of the chosen stacks into `folder`.
-
-    Args:
-      shown: (position, batch, prediction, depths of `rows.YARDSTICKS`) of the chosen stacks, arrays [1,...] on
-        the host.
-    """
+def write(folder: Path, evaluation: Evaluation) -> None:
+    """Writes `mae.png` and `confidence.png` into `folder`."""
     save(error_chart(evaluation), folder / "mae.png")
     if evaluation.calibration:
         save(calibration.chart(evaluation.calibration), folder / "confidence.png")
-    for position, batch, prediction, yardsticks in shown:
-        role, name = chosen[position], evaluation.stacks[position]
-        mae = {row: values["MAE"] for row, values in evaluation.of_stack(position).items()}
-        title = f"{name}: {role} of {len(evaluation.stacks)} stacks (grey: no ground truth)"
-        save(sheet(batch, prediction, yardsticks, mae, evaluation.unit, title), folder / f"{role}.png")
+
+
+def write_sheet(
+    folder: Path, evaluation: Evaluation, position: int, role: str, batch: Batch, prediction: Prediction,
+    baselines: list[np.ndarray],
+) -> None:  # fmt: skip
+    """Writes the sheet of one stack as `<role>.png`.
+
+    Args:
+      position: of the stack in `evaluation.stacks`.
+      batch, prediction, baselines: as for `sheet`.
+    """
+    mae = {row: values["MAE"] for row, values in evaluation.of_stack(position).items()}
+    title = f"{evaluation.stacks[position]}: {role} of {len(evaluation.stacks)} stacks (grey: no ground truth)"
+    save(sheet(batch, prediction, baselines, mae, evaluation.unit, title), folder / f"{role}.png")
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -110,28 +109,28 @@ def error_chart(evaluation: Evaluation) -> Figure:
 
 
 def sheet(
-    batch: Batch, prediction: Prediction, yardsticks: list[np.ndarray], mae: dict[str, Any], unit: str, title: str
+    batch: Batch, prediction: Prediction, baselines: list[np.ndarray], mae: dict[str, Any], unit: str, title: str
 ) -> Figure:
     """One stack: pictures and truth; depth and error of every stage; candidates with their attention weights.
 
     Truth and depths share one colour scale, errors another, weights a third.
 
     Args:
-      batch, prediction, yardsticks: of one stack (B = 1), in q, on the host.
+      batch, prediction, baselines: of one stack (B = 1), in q, on the host.
       mae: row -> MAE in `unit`, for the captions.
     """
     mask = np.asarray(batch.mask[0])
     truth = np.where(mask, focus_axis.from_q(np.asarray(batch.depth[0]), unit), np.nan)
     names = row_names(prediction, True)
-    maps = dict(zip(names, (np.asarray(m[0]) for m in row_maps(prediction, yardsticks)), strict=True))
+    maps = dict(zip(names, (np.asarray(m[0]) for m in row_maps(prediction, baselines)), strict=True))
     maps = {name: focus_axis.from_q(depth, unit) for name, depth in maps.items()}
     stages = [name for name in names if not name.startswith("candidate")]
     if _answered_before(maps):
         stages.remove("final")
-    repeated = [name for name in YARDSTICKS if np.array_equal(maps[name], maps["final"], equal_nan=True)]
-    stages = [name for name in stages if name not in repeated]  # an evaluation of the yardstick itself
+    repeated = [name for name in BASELINES if np.array_equal(maps[name], maps["final"], equal_nan=True)]
+    stages = [name for name in stages if name not in repeated]  # an evaluation of the baseline itself
     if "sml" in repeated:  # whose stages are all the same
-        stages = ["sml", *(name for name in stages if name in YARDSTICKS)]
+        stages = ["sml", *(name for name in stages if name in BASELINES)]
 
     def caption(name: str) -> str:
         value = mae.get(name, math.nan)

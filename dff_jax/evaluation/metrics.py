@@ -28,8 +28,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dff_jax import extent
-
 METRICS = ("MAE", "MSE", "RMS", "logRMS", "AbsRel", "SqRel", "Acc_1", "Acc_2", "Acc_3", "Corr", "bumpiness", "BadPix")
 LARGER_IS_BETTER = frozenset({"Acc_1", "Acc_2", "Acc_3", "Corr"})
 RATIO_METRICS = frozenset({"logRMS", "AbsRel", "SqRel", "Acc_1", "Acc_2", "Acc_3"})
@@ -177,7 +175,7 @@ def _hessian_norm(x: jax.Array) -> jax.Array:
 
     def derivative(x, axis):
         height, width = x.shape[1:]
-        padded = jnp.pad(extent.edge(x), ((0, 0), (1, 1), (1, 1)), mode="symmetric")
+        padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1)), mode="symmetric")
         if axis == 1:
             slope = padded[:, 2:] - padded[:, :-2]
             return (3 * slope[:, :, :width] + 10 * slope[:, :, 1:-1] + 3 * slope[:, :, 2:]) / 16

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dff_jax.evaluation.rows import YARDSTICKS
+from dff_jax.evaluation.rows import BASELINES
 
 COLUMNS = ("MAE", "RMS", "logRMS", "AbsRel", "Acc_1", "Acc_2", "Acc_3", "Corr")
 
@@ -102,7 +102,7 @@ def _table_1(rows: dict[str, dict[str, Any]], variant: str) -> dict[str, Any]:
 
 def _table_3(rows: dict[str, dict[str, Any]], variant: str, meta: dict[str, Any]) -> dict[str, Any]:
     mine = [_ours(meta["label"], variant, rows["final"])]
-    mine += [_ours(name, variant, rows[name]) for name in YARDSTICKS if name in rows and name != meta["label"]]
+    mine += [_ours(name, variant, rows[name]) for name in BASELINES if name in rows and name != meta["label"]]
     lines = [_paper(method, printed) for method, printed in TABLE_3.items()]
     return _table(3, "methods, on FlyingThings3D", lines + mine, [f"ours: {variant}, which is probably the paper's"])
 

@@ -1,4 +1,4 @@
-"""Stacks as other code evaluates them: resized, or with their edges repeated. Each gives a source for a source."""
+"""Stacks resized for an evaluation, as other code does it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import numpy as np
 from PIL import Image
 
 from dff_jax.data.parts import StackSource
-from dff_jax.data.shapes import changed
 from dff_jax.errors import InputError
 from dff_jax.types import FocalStack
 
@@ -27,16 +26,11 @@ def resized(source: StackSource, size: tuple[int, int]) -> StackSource:
     """
     if not all(SMALLEST <= side <= LARGEST for side in size):
         raise InputError(f"--resize: each side from {SMALLEST} to {LARGEST} pixels, got {size[0]} {size[1]}")
-    shapes = partial(changed, source.shapes, lambda height, width: tuple(size))
-    return dataclasses.replace(source, read=partial(_read_resized, source, tuple(size)), shapes=shapes)
+    return dataclasses.replace(source, read=partial(_read_resized, source, tuple(size)))
 
 
 def _read_resized(source: StackSource, size: tuple[int, int], index: int) -> FocalStack:
     return resize_stack(source.read(index), size)
-
-
-def _read_padded(source: StackSource, multiple: int, index: int) -> FocalStack:
-    return pad_stack(source.read(index), multiple)
 
 
 def resize_stack(stack: FocalStack, size: tuple[int, int]) -> FocalStack:
@@ -49,26 +43,6 @@ def resize_stack(stack: FocalStack, size: tuple[int, int]) -> FocalStack:
     rows, columns = (_nearest(old, new) for old, new in zip(stack.depth.shape, size, strict=True))
     mask = None if stack.mask is None else stack.mask[rows][:, columns]
     return stack._replace(frames=frames, depth=stack.depth[rows][:, columns], mask=mask)
-
-
-def edge_padded(source: StackSource, multiple: int = 32) -> StackSource:
-    """Frames, truth and mask with their edge pixels repeated up to a multiple in each direction, half on each side.
-
-    So does khurramashfaq/ddl-gru-sff with FlyingThings3D, 540 to 544 rows, and evaluates what it added.
-    """
-    shapes = partial(changed, source.shapes, lambda *size: tuple(side + -side % multiple for side in size))
-    return dataclasses.replace(source, read=partial(_read_padded, source, multiple), shapes=shapes)
-
-
-def pad_stack(stack: FocalStack, multiple: int) -> FocalStack:
-    """One stack padded; see `edge_padded`."""
-    missing = [-side % multiple for side in stack.frames.shape[1:3]]
-    widths = [(m // 2, m - m // 2) for m in missing]
-    depth = None if stack.depth is None else np.pad(stack.depth, widths, mode="edge")
-    mask = None if stack.mask is None else np.pad(stack.mask, widths, mode="edge")
-    return stack._replace(
-        frames=np.pad(stack.frames, [(0, 0), *widths, (0, 0)], mode="edge"), depth=depth, mask=mask
-    )
 
 
 def _nearest(old: int, new: int) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 `expected` (Dbar), `candidate_1`.. (D_i), `D(0)`..`D(K)` (the iterates), `refined` (the last refined depth;
 with more than one refiner step `refined_1`.. before it), `final` (the answer, whichever stage it is), `classical` and
-`sml` (the yardsticks, which need no training). A stage that an estimator does not have has no row.
+`sml` (the baselines, which need no training). A stage that an estimator does not have has no row.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dff_jax.errors import InputError
 from dff_jax.evaluation import calibration, metrics
-from dff_jax.evaluation.conventions import Convention
+from dff_jax.evaluation.conventions import CONVENTIONS, Convention
 from dff_jax.types import Prediction
 
-YARDSTICKS = ("classical", "sml")
+BASELINES = ("classical", "sml")
 """Methods without training that each evaluation measures too."""
 
 
@@ -48,7 +49,7 @@ class Evaluation(NamedTuple):
         return {one["row"]: one for one in mine}
 
 
-def row_names(prediction: Prediction, yardstick: bool) -> list[str]:
+def row_names(prediction: Prediction, baselines: bool) -> list[str]:
     """Names of `row_maps`, in the same order."""
     names, history = [], prediction.history
     if history is None and prediction.scales is not None:
@@ -59,11 +60,11 @@ def row_names(prediction: Prediction, yardstick: bool) -> list[str]:
         names += [f"candidate_{i + 1}" for i in range(history.candidates.shape[-1])]
         names += [f"D({k})" for k in range(history.iterates.shape[1])]
         names += [f"refined_{t + 1}" for t in range(steps - 1)] + ["refined"] * (steps > 0)
-    return names + ["final", *(YARDSTICKS if yardstick else ())]
+    return names + ["final", *(BASELINES if baselines else ())]
 
 
-def row_maps(prediction: Prediction, yardsticks: Sequence[jax.Array]) -> list[jax.Array]:
-    """The depth maps [B,H,W] in q of all rows; `yardsticks` are those of `YARDSTICKS`, or none."""
+def row_maps(prediction: Prediction, baselines: Sequence[jax.Array]) -> list[jax.Array]:
+    """The depth maps [B,H,W] in q of all rows; `baselines` are those of `BASELINES`, or none."""
     maps = []
     if prediction.history is None and prediction.scales is not None:  # the answer stands for Dbar and D(0)
         maps = [prediction.depth, *jnp.moveaxis(prediction.scales, -1, 0), prediction.depth]
@@ -71,33 +72,44 @@ def row_maps(prediction: Prediction, yardsticks: Sequence[jax.Array]) -> list[ja
         h = prediction.history
         maps = [h.expected, *jnp.moveaxis(h.candidates, -1, 0), *jnp.moveaxis(h.iterates, 1, 0)]
         maps += list(jnp.moveaxis(h.refined, 1, 0))
-    return [*maps, prediction.depth, *yardsticks]
+    return [*maps, prediction.depth, *baselines]
 
 
 class Measured(NamedTuple):
-    """What has been measured of the batches so far, on the host; from several processes, what they add up to."""
+    """What was measured on one batch, on the host."""
 
-    names: list[str]  # of the rows
-    parts: list[tuple[metrics.Sums, ...]]
-    """Of each batch, Sums with fields [rows,stacks of the batch]: over the two `metrics.Regions`, then for each variant
-    of the convention."""
-    changes: list[np.ndarray]  # of each batch, mean |D - the D before| [stages-1,stacks]; none without stages
-    stacks: list[str]
-    excluded: list[str]  # stacks without ground truth
-    confidence: list[np.ndarray]  # of each batch, `calibration.histogram` of the answer
+    rows: tuple[str, ...]
+    sums: tuple[metrics.Sums, ...]
+    """Sums with fields [rows,stacks]: over the two `metrics.Regions`, then for each variant of the convention."""
+    changes: np.ndarray | None  # mean |D - the D before| [stages-1,stacks]; None without stages
+    stacks: tuple[str, ...]  # the names of those with ground truth
+    excluded: tuple[str, ...]  # the names of those without
+    confidence: np.ndarray  # `calibration.histogram` of the answer
+    shape: tuple[int, ...]  # of the frames
+    seconds: dict[str, float]  # "total", "compilation", and what each method took: "answer", "classical", "sml"
 
-    def __add__(self, other: Measured) -> Measured:
-        return Measured(
-            self.names or other.names,
-            *(mine + theirs for mine, theirs in zip(self[1:], other[1:], strict=True)),
-        )
+    @property
+    def count(self) -> int:
+        """How many stacks the batch has, those that fill it up left out."""
+        return len(self.stacks) + len(self.excluded)
 
 
 def gather(
-    measured: Measured, unit: str, seconds: dict[str, Any], convention: Convention, notes: Sequence[str] = ()
+    parts: Sequence[Measured], unit: str, convention: Convention = CONVENTIONS["default"]
 ) -> Evaluation:
-    """The batches' numbers as one Evaluation; `notes`: what else a reader must know."""
-    names, parts, changes, stacks, excluded, confidence = measured
+    """The numbers of all batches, of one process or of several, as one Evaluation.
+
+    Args:
+      unit, convention: as they were measured.
+
+    Raises:
+      InputError: no stack has ground truth.
+    """
+    stacks = [name for part in parts for name in part.stacks]
+    excluded = [name for part in parts for name in part.excluded]
+    if not stacks:
+        raise InputError(f"evaluation data: none of its {len(excluded)} stacks has ground truth to evaluate against")
+    names, changes = parts[0].rows, [part.changes for part in parts if part.changes is not None]
     variants = convention.variants
     regions = (*metrics.Regions._fields, *(variant.label for variant in variants))
     ratios = (*[not convention.signed] * 2, *(variant.ratios for variant in variants))
@@ -123,15 +135,31 @@ def gather(
             "gain": {name: start - row["MAE"] for name, row in rows.items()},
         }
     both = {name: metrics.Regions(*of_row[:2]) for name, of_row in sums.items()}
-    notes = (*_notes(both, stacks, excluded, convention.signed), *notes)
+    notes = tuple(_notes(both, stacks, excluded, convention.signed))
     return Evaluation(
-        rows, dynamics, tuple(per_stack), tuple(stacks), tuple(excluded), unit, seconds, notes, convention, literature,
-        calibration.summarize(confidence),
+        rows, dynamics, tuple(per_stack), tuple(stacks), tuple(excluded), unit, _seconds(parts), notes, convention,
+        literature, calibration.summarize([part.confidence for part in parts]),
     )  # fmt: skip
 
 
-def _join(parts: list[tuple[metrics.Sums, ...]], row: int, region: int) -> metrics.Sums:
-    return metrics.concatenate([metrics.Sums(*(field[row] for field in part[region])) for part in parts])
+def _join(parts: Sequence[Measured], row: int, region: int) -> metrics.Sums:
+    return metrics.concatenate([metrics.Sums(*(field[row] for field in part.sums[region])) for part in parts])
+
+
+def _seconds(parts: Sequence[Measured]) -> dict[str, Any]:
+    """What all batches took, and each method for one stack.
+
+    The first run of each program warms up: it does not count if there are others.
+    """
+    shapes = [part.shape for part in parts]
+    counted = [part for i, part in enumerate(parts) if part.shape in shapes[:i]] or parts
+    stacks = sum(part.shape[0] for part in counted)
+    found: dict[str, Any] = {name: sum(part.seconds[name] for part in parts) for name in ("total", "compilation")}
+    found["programs"] = len(set(shapes))
+    for name in parts[0].seconds.keys() - found:
+        label = "per_stack" if name == "answer" else f"per_stack_{name}"
+        found[label] = sum(part.seconds[name] for part in counted) / stacks
+    return found
 
 
 def _notes(

@@ -17,7 +17,7 @@ from dff_jax import __version__
 from dff_jax.evaluation import conventions
 from dff_jax.evaluation import paper as paper_tables
 from dff_jax.evaluation.metrics import COUNTS, LARGER_IS_BETTER, METRICS
-from dff_jax.evaluation.rows import YARDSTICKS
+from dff_jax.evaluation.rows import BASELINES
 
 if TYPE_CHECKING:
     from dff_jax.evaluation.rows import Evaluation
@@ -129,13 +129,13 @@ def _without_truth(meta: dict[str, Any]) -> str:
 
 
 def _literature(report: dict[str, Any]) -> list[str]:
-    """The answer and the yardsticks by each variant of the convention, beside our own two regions."""
+    """The answer and the baselines by each variant of the convention, beside our own two regions."""
     convention = conventions.CONVENTIONS[report["meta"]["convention"]]
     if not report["literature"]:
         return []
     rows, labels = distinct(report["rows"])
     answer = next(name for name in rows if rows[name] == report["rows"]["final"])
-    chosen = [answer, *(name for name in YARDSTICKS if name in rows and name != answer)]
+    chosen = [answer, *(name for name in BASELINES if name in rows and name != answer)]
     lines = ["", "## As the literature measures", ""]
     lines += [f"| pixels | row | {' | '.join(METRICS)} | stacks | valid pixels | clipped |"]
     lines += ["|---|---|" + "---:|" * (len(METRICS) + 3)]

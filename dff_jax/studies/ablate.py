@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from dff_jax import config as configs
 from dff_jax.errors import InputError
 from dff_jax.estimators.weights import LoadedEstimator, check_frames, load_estimator
 from dff_jax.evaluation import figures
-from dff_jax.evaluation.evaluate import evaluate
+from dff_jax.evaluation.evaluate import answers_for
+from dff_jax.evaluation.programs import Task
 from dff_jax.evaluation.rows import Evaluation
 from dff_jax.runtime.files import check_output, staged_output
 from dff_jax.runtime.progress import ProgressBar
@@ -155,7 +155,7 @@ def _one_run(
         with ProgressBar(f"{label}, pass {number + 1}/{len(run.variants)}, {variant.name}", total) as bar:
             passes[variant.name] = run_pass(
                 variant, estimator, variables, batches(), unit=data.unit, iterations=K,
-                yardstick=number == 0 and known is None, bar=bar,
+                baselines=number == 0 and known is None, bar=bar,
             )  # fmt: skip
     own = passes[run.variants[0].name]
     evaluation = _with_untrained(own.evaluation, known)
@@ -197,27 +197,5 @@ def _predictions(
     estimator: Estimator, variables: Variables, batches: Iterator[LoadedBatch], chosen: dict[int, str]
 ) -> dict[str, tuple[Batch, Prediction]]:
     """Role -> (batch, prediction) [1,...] on the host, of the chosen stacks; reads the data a second time."""
-    shown: dict[str, tuple[Batch, Prediction]] = {}
-    waiting: list[dict[int, str]] = []  # of each batch on its way: place in the batch -> role
-
-    def with_a_chosen_one() -> Iterator[LoadedBatch]:
-        position = 0
-        for loaded in batches:
-            here = {}
-            for i, name in enumerate(loaded.names):
-                if name and np.asarray(loaded.batch.mask[i]).any():
-                    here |= {i: chosen[position]} if position in chosen else {}
-                    position += 1
-            if here:
-                waiting.append(here)
-                yield loaded
-            if position > max(chosen):
-                return
-
-    def keep(done: int, loaded: LoadedBatch, predicted: Callable[[], Prediction]) -> None:
-        found = jax.device_get((loaded.batch, predicted()))
-        for i, role in waiting.pop(0).items():
-            shown[role] = jax.tree.map(lambda x, i=i: x[i : i + 1], found)
-
-    evaluate(estimator, variables, with_a_chosen_one(), yardstick=False, on_batch=keep)  # as compiled before
-    return shown
+    again = answers_for([Task(estimator, variables)], batches, chosen)  # as compiled before
+    return {chosen[position]: (batch, prediction) for position, _, batch, (prediction,) in again}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -17,8 +17,8 @@ from dff_jax import estimators
 from dff_jax.config import Proximal
 from dff_jax.errors import ConfigError, InputError
 from dff_jax.estimators.weights import LoadedEstimator
-from dff_jax.evaluation.evaluate import evaluate
-from dff_jax.evaluation.rows import Evaluation
+from dff_jax.evaluation.evaluate import evaluated
+from dff_jax.evaluation.rows import Evaluation, Measured, gather
 from dff_jax.focus_axis import span
 from dff_jax.runtime.progress import ProgressBar
 from dff_jax.types import Array, Estimator, LoadedBatch, Prediction, Variables
@@ -120,7 +120,7 @@ def run_pass(
     *,
     unit: str,
     iterations: tuple[int, ...],
-    yardstick: bool,
+    baselines: bool,
     bar: ProgressBar,
 ) -> Pass:
     """Evaluates `estimator` (a `sweep` of the variant's over `iterations`) on all batches.
@@ -132,10 +132,11 @@ def run_pass(
     sums: dict[tuple[int, ...], np.ndarray] = {}
     counts: dict[tuple[int, ...], int] = {}
 
-    def watch(done: int, loaded: LoadedBatch, predicted: Callable[[], Prediction]) -> None:
-        prediction = predicted()
+    measured: list[Measured] = []
+    settings = variables["params"].get("unroll", {})
+    for one, loaded, prediction in evaluated(estimator, variables, batches, unit=unit, baselines=baselines):
+        measured.append(one)
         keep = np.array([bool(name) for name in loaded.names]) & np.asarray(loaded.batch.mask).any((1, 2))
-        settings = variables["params"].get("unroll", {})
         seen = jax.device_get(_watch(variant.model, settings, prediction, loaded.batch.focus))
         parts.append({name: np.asarray(value, np.float64)[keep] for name, value in seen.items()})
         maps = np.asarray(prediction.history.weights, np.float64)[keep]
@@ -143,9 +144,8 @@ def run_pass(
             shape = maps.shape[1:]
             sums[shape] = sums.get(shape, 0.0) + maps.sum(0)
             counts[shape] = counts.get(shape, 0) + len(maps)
-        bar.advance(done - bar.done)
-
-    found = evaluate(estimator, variables, batches, unit=unit, yardstick=yardstick, on_batch=watch)
+        bar.advance(one.count)
+    found = gather(measured, unit)
     course = {name: np.concatenate([part[name] for part in parts]).mean(0).tolist() for name in parts[0]}
     commonest = max(counts, key=counts.__getitem__) if counts else None
     mean = None if commonest is None else (sums[commonest] / counts[commonest]).astype(np.float32)

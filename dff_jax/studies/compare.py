@@ -27,9 +27,9 @@ from dff_jax.data import pipeline
 from dff_jax.data.parts import StackSource
 from dff_jax.errors import ConfigError, InputError
 from dff_jax.estimators import weights
-from dff_jax.evaluation import buckets, conventions, paper_figures
-from dff_jax.evaluation.evaluate import evaluate
-from dff_jax.evaluation.progress import show_in
+from dff_jax.evaluation import conventions, paper_figures
+from dff_jax.evaluation.evaluate import evaluated
+from dff_jax.evaluation.rows import gather
 from dff_jax.evaluation.tables import finite
 from dff_jax.runtime.files import check_output, staged_output
 from dff_jax.runtime.progress import ProgressBar, say
@@ -105,12 +105,14 @@ def measure(one: Trained, test: str, source: StackSource, limit: int | None) -> 
         result["refused"] = str(error)
     else:
         convention = conventions.find(source.convention, source.unit)
+        batches, parts = pipeline.evaluation_batches(source, 1, limit), []
         with ProgressBar("evaluate", min(len(source), limit or len(source))) as bar:
-            answer = evaluate(
-                loaded.estimator, loaded.variables, pipeline.evaluation_batches(source, 1, limit), unit=source.unit,
-                yardstick=False, convention=convention, on_batch=show_in(bar),
-                bucket_of=buckets.plan(source.shapes(limit)),
-            )  # fmt: skip
+            for measured, _, _ in evaluated(
+                loaded.estimator, loaded.variables, batches, unit=source.unit, baselines=False, convention=convention
+            ):
+                parts.append(measured)
+                bar.advance(measured.count)
+        answer = gather(parts, source.unit, convention)
         final = [line for line in answer.per_stack if line["row"] == "final"]
         result |= {"rows": answer.rows, "per_stack": final, "literature": answer.literature}
     result = finite(result)

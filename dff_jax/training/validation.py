@@ -3,15 +3,12 @@ keep."""
 
 from __future__ import annotations
 
-import functools
-import itertools
 import math
-import operator
 import shlex
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,10 +19,9 @@ from dff_jax import config as configs
 from dff_jax.config import Config
 from dff_jax.data import pipeline
 from dff_jax.estimators import weights
-from dff_jax.evaluation import buckets
-from dff_jax.evaluation.evaluate import evaluate
+from dff_jax.evaluation.evaluate import evaluated
 from dff_jax.evaluation.metrics import Sums
-from dff_jax.evaluation.rows import Evaluation, Measured
+from dff_jax.evaluation.rows import Evaluation, Measured, gather
 from dff_jax.runtime import processes
 from dff_jax.runtime.progress import ProgressBar, say
 from dff_jax.training.checkpoint import Progress
@@ -34,16 +30,6 @@ from dff_jax.types import Estimator, Variables
 
 BEST_WEIGHTS = weights.FILE_NAME
 LAST_WEIGHTS = "weights_last.safetensors"
-
-
-class _Stopped(Exception):
-    """The user does not want to wait for the rest of the evaluation."""
-
-
-def _rebuilt(found: list) -> Measured:
-    names, parts, changes, stacks, excluded, confidence = found
-    parts = [tuple(Sums(*map(np.asarray, sums)) for sums in part) for part in parts]
-    return Measured(names, parts, list(map(np.asarray, changes)), stacks, excluded, list(map(np.asarray, confidence)))
 
 
 class Validator(NamedTuple):
@@ -68,34 +54,23 @@ class Validator(NamedTuple):
         began = time.perf_counter()
         found: dict[str, Evaluation] = {}
         shown: dict[str, dict[str, np.ndarray]] = {}
-
         share = jax.process_index(), jax.process_count()
-
-        def until_asked(batches):
-            return itertools.takewhile(lambda batch: not asked.is_set(), batches)
-
-        def together(mine):
-            stopped, measured = zip(*processes.gather((asked.is_set(), mine)), strict=True)
-            if any(stopped):
-                raise _Stopped
-            return functools.reduce(operator.add, map(_rebuilt, measured))
-
-        def on_batch(done, loaded, predicted):
-            if asked.is_set() and share[1] == 1:  # one of several goes on to `together`, where the others wait
-                raise _Stopped
-            if name not in shown and self.config.training.tensorboard:
-                shown[name] = draw(*jax.device_get((loaded.batch, predicted().depth)))
-
+        data = self.config.data
         for name, source in self.sources.items():
-            data = self.config.data
             batches = pipeline.evaluation_batches(source, data.eval_batch_size, data.eval_limit, share)
-            try:
-                found[name] = evaluate(
-                    self.estimator, variables, until_asked(batches), unit=source.unit, yardstick=False,
-                    on_batch=on_batch, together=together, bucket_of=buckets.plan(source.shapes(data.eval_limit)),
-                )  # fmt: skip
-            except _Stopped:
+            parts: list[Measured] = []
+            for measured, loaded, prediction in evaluated(
+                self.estimator, variables, batches, unit=source.unit, baselines=False
+            ):
+                parts.append(measured)
+                if name not in shown and self.config.training.tensorboard:
+                    shown[name] = draw(*jax.device_get((loaded.batch, prediction.depth)))
+                if asked.is_set():
+                    break
+            everywhere = processes.gather((asked.is_set(), parts))
+            if any(stopped for stopped, _ in everywhere):
                 return progress
+            found[name] = gather([_rebuilt(part) for _, theirs in everywhere for part in theirs], source.unit)
         for name, evaluation in found.items():
             values = flatten(evaluation) | {"seconds": evaluation.seconds["total"]}
             for writer in self.writers:
@@ -134,6 +109,16 @@ class Validator(NamedTuple):
             weights.save_weights(self.output / name, model, jax.device_get(variables), info)
         except ImportError:
             say(f"safetensors is not installed: no {name}; the checkpoints hold the weights")
+
+
+def _rebuilt(part: Sequence[Any]) -> Measured:
+    """A `Measured` of what `processes.gather` hands on, in which tuples and arrays may have become lists."""
+    one = Measured(*part)
+    return one._replace(
+        sums=tuple(Sums(*map(np.asarray, sums)) for sums in one.sums),
+        changes=None if one.changes is None else np.asarray(one.changes),
+        confidence=np.asarray(one.confidence), shape=tuple(one.shape),
+    )  # fmt: skip
 
 
 def flatten(evaluation: Evaluation) -> dict[str, float]:

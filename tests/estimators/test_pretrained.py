@@ -10,6 +10,7 @@ from flax.traverse_util import flatten_dict
 from safetensors import safe_open
 
 from dff_jax import config
+from dff_jax.config import DataSpec
 from dff_jax.data.live import held_out_stack
 from dff_jax.errors import InputError, WeightsError
 from dff_jax.estimators import release as packing
@@ -141,6 +142,6 @@ def test_packing_again_changes_nothing_but_the_scores(tmp_path):
         np.testing.assert_array_equal(one[name], other[name])
 
 
-def test_evaluate_takes_it_by_name():
-    with pytest.raises(InputError, match="exactly one of"):
-        evaluate_to_folder("pretrained", "out")
+def test_evaluate_takes_it_by_name(tmp_path):
+    with pytest.raises(InputError, match="nowhere: no such folder"):
+        evaluate_to_folder("pretrained", tmp_path / "out", DataSpec(source=str(tmp_path / "nowhere")))

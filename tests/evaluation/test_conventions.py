@@ -173,7 +173,7 @@ def test_signed_disparity_has_ratios_only_in_the_shifted_unit():
     moved.frames[:, 0, ..., 0] = (np.float32(10) * batch.batch.frames[:, 0, ..., 0] - 3) / 100
     moved.depth[1] = np.where(mask[1], np.abs(moved.depth[1]) + 0.1, 0)  # a stack without a negative value
     data = [batch._replace(batch=moved)]
-    found = evaluate(estimator, VARIABLES, data, yardstick=False, convention=CONVENTIONS["hci"])
+    found = evaluate(estimator, VARIABLES, data, baselines=False, convention=CONVENTIONS["hci"])
     for row in found.rows.values():
         assert row["MAE"] is not None
         assert all(row[m] is row["pooled"][m] is row["in_range"][m] is None for m in RATIOS)

@@ -12,8 +12,10 @@ from known_errors import VARIABLES, H, W, fake_estimator, loaded_batch
 
 from dff_jax import focus_axis
 from dff_jax.errors import InputError
+from dff_jax.evaluation import evaluate as module
 from dff_jax.evaluation import figures, metrics, programs, tables
-from dff_jax.evaluation.evaluate import evaluate
+from dff_jax.evaluation.evaluate import evaluate, evaluated
+from dff_jax.evaluation.rows import gather
 from dff_jax.types import Batch, LoadedBatch
 
 
@@ -38,9 +40,9 @@ def test_a_batch_is_split_over_the_devices_it_divides_over():
     """Eight stacks over eight simulated devices, with the numbers of two batches of four on one."""
     estimator, _ = fake_estimator()
     eight = loaded_batch(list("abcdefgh"))
-    depths = []
-    found = evaluate(estimator, VARIABLES, [eight], on_batch=lambda done, loaded, predicted: depths.append(predicted()))
-    assert len(depths[0].depth.sharding.device_set) == jax.local_device_count() == 8
+    ((measured, _, prediction),) = evaluated(estimator, VARIABLES, [eight])
+    assert len(prediction.depth.sharding.device_set) == jax.local_device_count() == 8
+    found = gather([measured], "disparity")
     fours = [LoadedBatch(Batch(*(x[i : i + 4] for x in eight.batch)), eight.names[i : i + 4]) for i in (0, 4)]
     alone = evaluate(estimator, VARIABLES, fours)
     assert found.stacks == alone.stacks
@@ -51,20 +53,20 @@ def test_a_batch_is_split_over_the_devices_it_divides_over():
 
 def test_iterations_pass_through_and_stages_that_do_not_exist_have_no_row():
     estimator, _ = fake_estimator(refiner_steps=0)
-    found = evaluate(estimator, VARIABLES, [loaded_batch(["a"])], num_iterations=0, yardstick=False)
+    found = evaluate(estimator, VARIABLES, [loaded_batch(["a"])], num_iterations=0, baselines=False)
     assert list(found.rows) == ["expected", "candidate_1", "candidate_2", "D(0)", "final"]
     assert found.dynamics["step"] == {} and found.rows["final"]["MAE"] == found.rows["D(0)"]["MAE"]
-    found = evaluate(estimator, VARIABLES, [loaded_batch(["a"])], num_iterations=5, yardstick=False)
+    found = evaluate(estimator, VARIABLES, [loaded_batch(["a"])], num_iterations=5, baselines=False)
     assert found.rows["D(5)"]["MAE"] == found.rows["final"]["MAE"] == pytest.approx(4 / 32, rel=1e-3)
     estimator, _ = fake_estimator(history=False)
-    found = evaluate(estimator, VARIABLES, [loaded_batch(["a"])], yardstick=False)
+    found = evaluate(estimator, VARIABLES, [loaded_batch(["a"])], baselines=False)
     assert list(found.rows) == ["final"] and found.dynamics == {}
 
 
 def test_metrics_are_those_of_each_stack_alone_in_both_regions():
     batch = loaded_batch(["a", "b", "c"])
     estimator, _ = fake_estimator()
-    found = evaluate(estimator, VARIABLES, [batch], yardstick=False)
+    found = evaluate(estimator, VARIABLES, [batch], baselines=False)
     truth, mask = batch.batch.depth, batch.batch.mask
     answer = 100 * batch.batch.frames[:, 0, ..., 0] - 1
     alone = [metrics.compute(answer[i], truth[i], mask[i], (10, 50)) for i in range(3)]
@@ -85,24 +87,24 @@ def test_padding_is_never_evaluated_and_empty_stacks_are_reported():
     two = loaded_batch(["a", "b"])
     filled = loaded_batch(["c", ""], seed=1)
     hollow = loaded_batch(["d", "e"], empty=("d",), seed=2)
-    found = evaluate(estimator, VARIABLES, [two, filled, hollow], yardstick=False)
+    found = evaluate(estimator, VARIABLES, [two, filled, hollow], baselines=False)
     assert found.stacks == ("a", "b", "c", "e") and found.excluded == ("d",)
     assert any("excluded" in note and "d" in note for note in found.notes)
     ones = [LoadedBatch(Batch(*(x[:1] for x in filled.batch)), ("c",)), two]
     ones.append(LoadedBatch(Batch(*(x[1:] for x in hollow.batch)), ("e",)))
-    alone = evaluate(estimator, VARIABLES, ones, yardstick=False)
+    alone = evaluate(estimator, VARIABLES, ones, baselines=False)
     for name, row in alone.rows.items():
         for metric in metrics.METRICS:
             assert found.rows[name][metric] == pytest.approx(row[metric], rel=1e-6), (name, metric)
     with pytest.raises(InputError, match="none of its 1 stacks has ground truth"):
-        evaluate(estimator, VARIABLES, [loaded_batch(["d"], empty=("d",))], yardstick=False)
+        evaluate(estimator, VARIABLES, [loaded_batch(["d"], empty=("d",))], baselines=False)
 
 
 def test_metres_are_measured_in_metres():
     """The estimator answers in diopters; an error of 1 diopter is another number of metres at every depth."""
     estimator, _ = fake_estimator(refiner_steps=1)
     batch = loaded_batch(["a"])
-    found = evaluate(estimator, VARIABLES, [batch], unit="metre", yardstick=False)
+    found = evaluate(estimator, VARIABLES, [batch], unit="metre", baselines=False)
     q, mask = batch.batch.depth[0].astype(np.float64), batch.batch.mask[0]
     q, near = q[mask], (q[mask] >= 10) & (q[mask] <= 50)
     error = np.abs(1 / (q - 1) - 1 / q)
@@ -116,7 +118,7 @@ def test_a_failed_prediction_is_loud():
     estimator, _ = fake_estimator()
     batch = loaded_batch(["good", "bad"])
     batch.batch.frames[1, 0, np.nonzero(batch.batch.mask[1])[0][0], :, 0] = np.nan
-    found = evaluate(estimator, VARIABLES, [batch], yardstick=False)
+    found = evaluate(estimator, VARIABLES, [batch], baselines=False)
     assert math.isnan(found.rows["final"]["MAE"]) and found.rows["final"]["nonfinite_pixels"] > 0
     assert math.isfinite(found.of_stack(0)["final"]["MAE"])
     assert any(note.startswith("WARNING: final is not finite") and "bad" in note for note in found.notes)
@@ -131,21 +133,54 @@ def test_one_compilation_a_shape_also_over_repeated_evaluations():
     small, large = loaded_batch(["a", "b"]), loaded_batch(["c", "d"], height=H + 2)
     before = programs.measure._cache_size()
     for _ in range(2):
-        evaluate(estimator, VARIABLES, [small, large, small], yardstick=False)
+        evaluate(estimator, VARIABLES, [small, large, small], baselines=False)
     assert len(traces) == 2
     assert programs.measure._cache_size() - before <= 2
-    seen = []
-    evaluate(
-        estimator, VARIABLES, [small, large], yardstick=False,
-        on_batch=lambda n, b, p: seen.append((n, b.names, p().depth.shape)),
-    )  # fmt: skip
-    assert seen == [(2, ("a", "b"), (2, H, W)), (4, ("c", "d"), (2, H + 2, W))]
+    seen = [
+        (loaded.names, prediction.depth.shape)
+        for _, loaded, prediction in evaluated(estimator, VARIABLES, [small, large], baselines=False)
+    ]
+    assert seen == [(("a", "b"), (2, H, W)), (("c", "d"), (2, H + 2, W))]
     assert len(traces) == 2
+
+
+def test_the_loop_may_end_early_and_what_it_measured_counts():
+    estimator, _ = fake_estimator()
+    parts = []
+    for measured, _, _ in evaluated(estimator, VARIABLES, [loaded_batch(["a"]), loaded_batch(["b"])], baselines=False):
+        parts.append(measured)
+        break
+    assert gather(parts, "disparity").stacks == ("a",)
+
+
+def test_times_hold_no_compilation():
+    """Each program is compiled before its first run, and the run does not compile again."""
+    estimator, _ = fake_estimator()
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        listener := lambda name, seconds, **_: compiled.append(seconds) if "backend_compile" in name else None
+    )
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            counts = []
+            before = module.compile_for
+
+            def counting(*args):
+                before(*args)
+                counts.append(len(compiled))
+
+            patch.setattr(module, "compile_for", counting)
+            found = evaluate(estimator, VARIABLES, [loaded_batch(["a"], height=H + 4)] * 2, baselines=False)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listener)
+    assert counts == [len(compiled)] and compiled
+    assert found.seconds["compilation"] > 0 and found.seconds["programs"] == 1
+    assert 0 < found.seconds["per_stack"] < found.seconds["total"]
 
 
 def test_table_marks_the_best_and_says_which_row_is_the_answer():
     estimator, _ = fake_estimator(refiner_steps=0)
-    found = evaluate(estimator, VARIABLES, [loaded_batch(["a"])], yardstick=False)
+    found = evaluate(estimator, VARIABLES, [loaded_batch(["a"])], baselines=False)
     text = tables.markdown(tables.report(found, label="x", dataset="y", unit="disparity", iterations=2))
     lines = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("|")}
     cells = [cell.strip() for cell in lines["D(2) = final"].split("|")]

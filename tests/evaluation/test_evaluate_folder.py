@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from dff_jax import config
+from dff_jax.config import DataSpec
 from dff_jax.errors import InputError
 from dff_jax.estimators import weights
 from dff_jax.evaluation import evaluate as module
@@ -48,9 +49,14 @@ def write_stacks(root: Path, count=2, unit="disparity"):
     return root
 
 
+def folder_of(source, **options):
+    """The stacks of a folder, as data to measure on."""
+    return DataSpec(source=str(source), **options)
+
+
 def test_classical_from_folder_to_folder(tmp_path):
     source, output = write_stacks(tmp_path / "data", 3), tmp_path / "deep" / "out"
-    report = evaluate_to_folder("classical", output, source=source, batch_size=2)
+    report = evaluate_to_folder("classical", output, folder_of(source), batch_size=2)
     assert sorted(p.name for p in output.iterdir()) == FILES
     assert json.loads((output / "metrics.json").read_text()) == report
     assert report["meta"]["stacks"] == 3 and report["meta"]["unit"] == "disparity"
@@ -69,16 +75,16 @@ def test_classical_from_folder_to_folder(tmp_path):
         assert np.asarray(Image.open(path)).std() > 5
 
     # fewer stacks: nothing of the earlier run stays
-    report = evaluate_to_folder("classical", output, source=source, limit=1)
+    report = evaluate_to_folder("classical", output, folder_of(source, limit=1))
     assert report["meta"]["stacks"] == 1
     assert {p.name for p in (output / "figures").iterdir()} == {"confidence.png", "mae.png", "worst.png"}
 
 
 def test_metres_and_disparity_of_the_same_scene_agree_on_where_things_are(tmp_path):
     """The same frames and truth under two units: the same answers in q, so the same accuracy in diopters."""
-    one = evaluate_to_folder("classical", tmp_path / "a", source=write_stacks(tmp_path / "q", 1))
+    one = evaluate_to_folder("classical", tmp_path / "a", folder_of(write_stacks(tmp_path / "q", 1)))
     two = evaluate_to_folder(
-        "classical", tmp_path / "b", source=write_stacks(tmp_path / "m", 1, "metre"), unit="metre"
+        "classical", tmp_path / "b", folder_of(write_stacks(tmp_path / "m", 1, "metre"), unit="metre")
     )
     assert two["meta"]["unit"] == "metre"
     assert two["rows"]["final"]["Acc_1"] == pytest.approx(one["rows"]["final"]["Acc_1"], abs=1)
@@ -99,7 +105,7 @@ def test_learned_weights_with_more_iterations(tmp_path):
     variables = {"params": variables, "batch_stats": stats}
     weights.save_weights(tmp_path / "w.safetensors", model, variables, {"num_frames": Z})
     source = write_stacks(tmp_path / "data", 1)
-    report = evaluate_to_folder(tmp_path / "w.safetensors", tmp_path / "out", source=source, iterations=4)
+    report = evaluate_to_folder(tmp_path / "w.safetensors", tmp_path / "out", folder_of(source), iterations=4)
     assert report["meta"]["iterations"] == 4 and report["meta"]["label"] == "w"
     names = ["expected", "candidate_1", "candidate_2", "candidate_3", "D(0)", "D(1)", "D(2)", "D(3)", "D(4)"]
     assert list(report["rows"]) == [*names, "refined", "final", "classical", "sml"]
@@ -108,28 +114,30 @@ def test_learned_weights_with_more_iterations(tmp_path):
 
 def test_bad_arguments_end_in_one_line_and_leave_nothing(tmp_path):
     source, output = write_stacks(tmp_path / "data", 1), tmp_path / "out"
-    for kwargs, match in (
-        ({}, "exactly one"),
-        ({"source": source, "dataset": "procedural/quickstart"}, "exactly one"),
-        ({"source": source, "iterations": -1}, "--iterations"),
-        ({"source": source, "batch_size": 0}, "--batch-size"),
-        ({"source": source, "limit": 0}, "--limit"),
-        ({"source": tmp_path / "nowhere"}, "nowhere"),
-        ({"source": source, "unit": "mile"}, "mile"),
+    for spec, options, match in (
+        ({}, {}, "exactly one"),
+        ({"dataset": "procedural/quickstart"}, {}, "exactly one"),
+        ({}, {"iterations": -1}, "--iterations"),
+        ({}, {"batch_size": 0}, "--batch-size"),
+        ({}, {"report": -1}, "--report"),
+        ({"limit": 0}, {}, "limit"),
+        ({"source": str(tmp_path / "nowhere")}, {}, "nowhere"),
+        ({"unit": "mile"}, {}, "mile"),
     ):
+        given = {} if match == "exactly one" and not spec else {"source": str(source)} | spec
         with pytest.raises(InputError, match=match) as caught:
-            evaluate_to_folder("classical", output, **kwargs)
+            evaluate_to_folder("classical", output, DataSpec(**given), **options)
         assert "\n" not in str(caught.value)
         assert not output.exists()
     with pytest.raises(InputError, match="missing.safetensors"):
-        evaluate_to_folder(tmp_path / "missing.safetensors", output, source=source)
+        evaluate_to_folder(tmp_path / "missing.safetensors", output, folder_of(source))
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="is a file"):
-        evaluate_to_folder("classical", tmp_path / "file" / "out", source=source)
+        evaluate_to_folder("classical", tmp_path / "file" / "out", folder_of(source))
     # damage that is found only half way
     (source / "scene0" / "disp.npy").write_bytes(b"no array")
     with pytest.raises(InputError, match="disp.npy"):
-        evaluate_to_folder("classical", output, source=source)
+        evaluate_to_folder("classical", output, folder_of(source))
     assert not output.exists()
 
 
@@ -145,11 +153,11 @@ def test_a_full_disk_or_a_locked_folder_leaves_nothing_half_written(tmp_path, mo
     monkeypatch.setattr(figures, "save", full)
     for folder in (output, tmp_path / "new" / "out"):
         with pytest.raises(InputError, match="No space left"):
-            evaluate_to_folder("classical", folder, source=source)
+            evaluate_to_folder("classical", folder, folder_of(source))
     assert [p.name for p in output.iterdir()] == ["mine.txt"] and not (tmp_path / "new").exists()
 
     output.chmod(0o555)
-    monkeypatch.setattr(module, "evaluate", lambda *args, **kwargs: pytest.fail("computed before it was checked"))
+    monkeypatch.setattr(module, "evaluated", lambda *args, **kwargs: pytest.fail("computed before it was checked"))
     with pytest.raises(InputError, match="read-only"):
-        evaluate_to_folder("classical", output, source=source)
+        evaluate_to_folder("classical", output, folder_of(source))
     output.chmod(0o755)

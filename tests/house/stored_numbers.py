@@ -72,7 +72,8 @@ def metrics(given: list) -> dict[str, float]:
             for frame, value in zip(frames, focus, strict=True):
                 Image.fromarray(frame).save(scene / f"{value:.3f}.png")
             np.save(scene / "disp.npy", depth)
-        report = dff_jax.evaluate_to_folder("pretrained", Path(folder) / "out", source=Path(folder) / "stacks")
+        data = config.DataSpec(source=str(Path(folder) / "stacks"))
+        report = dff_jax.evaluate_to_folder("pretrained", Path(folder) / "out", data)
     return dict(_numbers({k: v for k, v in report.items() if k not in ("meta", "seconds", "machine", "environment")}))
 
 

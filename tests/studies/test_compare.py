@@ -102,7 +102,7 @@ def test_text_and_picture(setting):
 def test_nothing_is_done_twice(setting, monkeypatch):
     comparison, output, table = setting
     before = {path: path.stat().st_mtime_ns for path in output.rglob("*.safetensors")}
-    monkeypatch.setattr(module, "evaluate", lambda *a, **k: pytest.fail("measured again"))
+    monkeypatch.setattr(module, "evaluated", lambda *a, **k: pytest.fail("measured again"))
     assert compare(comparison, output) == table
     assert {path: path.stat().st_mtime_ns for path in output.rglob("*.safetensors")} == before
 
@@ -111,7 +111,7 @@ def test_new_weights_are_measured_anew(setting, tmp_path, monkeypatch):
     comparison, output, table = setting
     weights = [str(output / f"ours-equal-budget/seed{seed}/weights_last.safetensors") for seed in (0, 1)]
     one = module.Trained(comparison.methods[0], 0, tmp_path, weights[0])
-    source = module._open(comparison.test)
+    source = module.pipeline.open_data(comparison.test)
     first = module.measure(one, "test set", source, 1)
     assert module.measure(one._replace(spec=weights[1]), "test set", source, 1)["rows"] != first["rows"]
     (tmp_path / "test-set.json").write_text("{ cut off")

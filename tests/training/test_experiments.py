@@ -16,6 +16,7 @@ from dataset_samples import NAMES, write_samples
 from networks import variables
 
 from dff_jax import estimators
+from dff_jax.config import DataSpec
 from dff_jax.config.load import load_config
 from dff_jax.data import datasets, pipeline
 from dff_jax.evaluation.evaluate import evaluate_to_folder
@@ -81,7 +82,7 @@ def test_a_family_from_sample_files_to_figures(name, tests, tmp_path, monkeypatc
     for dataset, options in tests.items():
         output = tmp_path / "results" / dataset
         report = evaluate_to_folder(
-            tmp_path / "run", output, dataset=dataset, data_dir=str(tmp_path / "tfds"), **options
+            tmp_path / "run", output, DataSpec(dataset, data_dir=str(tmp_path / "tfds")), **options
         )
         figures = {figure.name for figure in (output / "figures").iterdir()}
         table = (output / "table.md").read_text()

@@ -323,17 +323,15 @@ def test_two_signals_at_once_are_one_and_a_later_one_stops_at_once():
 def test_ctrl_c_during_an_evaluation(finished, stacks, network, tmp_path, monkeypatch):
     """The evaluation is given up, the state saved; resumed, it is made good."""
     config = fakes.small_config(stacks)
-    measure = validation.evaluate
+    measure = validation.evaluated
 
-    def evaluate(*args, on_batch, **kwargs):
-        def interrupted(*a):
+    def evaluated(*args, **kwargs):
+        for found in measure(*args, **kwargs):
             os.kill(os.getpid(), signal.SIGINT)
-            on_batch(*a)
-
-        return measure(*args, on_batch=interrupted, **kwargs)
+            yield found
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(validation, "evaluate", evaluate)
+        patch.setattr(validation, "evaluated", evaluated)
         summary = loop.train(config, tmp_path)
     assert summary["interrupted"] and summary["step"] == 5 and summary["final"] is None
     loop.train(config, tmp_path)
