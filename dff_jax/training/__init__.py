@@ -1,2 +1,1 @@
-"""Training: objective, optimizer, step, devices, checkpoints, logs and the loop, whose door is
-`loop.train`."""
+"""Training. `loop.train` trains a network as a config says, into a run folder."""

@@ -1,7 +1,7 @@
-"""Checkpoints of a run: state, data iterator, config and bookkeeping together, by orbax.
+"""Checkpoints of a run, by orbax: state, data position, config and bookkeeping together.
 
-A checkpoint is one folder `<run>/checkpoints/<step>`. It is written under a temporary name and renamed when
-it is complete, so that a process killed at any moment leaves either all of it or nothing that will be read.
+A checkpoint is one folder `<run>/checkpoints/<step>`. It is written under a temporary name and renamed when it is
+complete. So a process that is killed leaves either all of it or nothing that will be read.
 """
 
 from __future__ import annotations
@@ -26,9 +26,8 @@ from dff_jax.training.state import TrainState
 
 FOLDER = "checkpoints"
 
-# What may change between an interruption and the resumption: how the run is watched, where its data lies, and
-# on which devices it computes; never what it computes. `training.num_steps` is not among them: the learning
-# rate is a function of it, so a longer run is another run.
+# What may change when a run is resumed: how it is watched, where its data lies, and on which devices it computes; never
+# what it computes. `training.num_steps` may not: the learning rate is a function of it, so a longer run is another run.
 FREE_FIELDS = frozenset(
     {"name", "data.data_dir", "data.num_threads", "data.num_workers", "data.eval_batch_size"}
     | {f"training.{name}" for name in ("log_every", "eval_every", "save_every", "keep", "parallel")}
@@ -40,7 +39,7 @@ class Progress(NamedTuple):
     """Bookkeeping of the loop that has to survive with the state."""
 
     evaluated: int = -1  # the last step that was evaluated
-    best_step: int = -1  # where the validation MAE was lowest; -1: not evaluated yet
+    best_step: int = -1  # the step with the lowest validation MAE; -1: not evaluated yet
     best_mae: float = math.inf
 
 
@@ -55,13 +54,16 @@ class Restored(NamedTuple):
 def open_manager(run: Path, keep: int) -> ocp.CheckpointManager:
     """The run's checkpoints; keeps the newest `keep` and the best. Use it as a context.
 
-    Both `best_fn` and the policy are needed: the first alone deletes the newest when it is not among the
-    best, the second alone forgets which is best. Saves are synchronous: the update donates the state's
-    buffers, and a log or a weights file must never be ahead of a checkpoint that is still being written.
-    """
-    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells of every file at level info and warning
+    Both `best_fn` and the policy are needed: the first alone deletes the newest when it is not among the best, the
+    second alone does not know which is best. Saves are synchronous: the update donates the state's buffers, and a log
+    or a weights file must never be ahead of a checkpoint that is still being written.
 
-    def mae(metrics):
+    Raises:
+      InputError: the folder cannot be made, or the metrics of a checkpoint are damaged.
+    """
+    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports every file at level info and warning
+
+    def mae(metrics: Any) -> float:
         return metrics["MAE"]
 
     best = policies.BestN(get_metric_fn=mae, reverse=True, n=1, keep_checkpoints_without_metrics=False)
@@ -77,17 +79,16 @@ def open_manager(run: Path, keep: int) -> ocp.CheckpointManager:
         return ocp.CheckpointManager(folder, item_names=("state", "data", "meta"), options=options)
     except OSError as error:
         raise InputError(f"{folder}: cannot hold checkpoints ({error.strerror or error})") from None
-    except ValueError as error:  # it reads the metrics of all
-        bad = (file.parent.parent for file in sorted(folder.glob("*/metrics/metrics")) if not _is_json(file))
-        raise InputError(f"{next(bad, folder)}: damaged ({one_line(error)}); move this folder away") from None
+    except ValueError as error:  # orbax reads the metrics of all, and does not say whose are damaged
+        where = next((file.parent.parent for file in folder.glob("*/metrics/metrics") if _is_damaged(file)), folder)
+        raise InputError(f"{where}: damaged ({one_line(error)}); move this folder away") from None
 
 
-def _is_json(file: Path) -> bool:
+def _is_damaged(file: Path) -> bool:
     try:
-        json.loads(file.read_bytes())
+        return json.loads(file.read_bytes()) is None
     except ValueError:
-        return False
-    return True
+        return True
 
 
 def save(
@@ -97,12 +98,12 @@ def save(
     data: dict[str, Any],
     progress: Progress,
 ) -> None:
-    """Writes the checkpoint of `state.step`, unless there is one; every process calls this.
+    """Writes the checkpoint of `state.step`, unless there is one. Every process calls this.
 
-    The validation MAE counts towards "best" when this very step was the evaluated one and the best so far.
+    The validation MAE counts towards "best" if this step was evaluated and is the best so far.
 
     Raises:
-      InputError: the disk is full or the folder read-only; no half checkpoint remains visible.
+      InputError: the disk is full or the folder is read-only; no half-written checkpoint remains visible.
     """
     step = int(state.step)
     if step in manager.all_steps():
@@ -123,7 +124,7 @@ def save(
 
 
 def _items(state: TrainState) -> dict[str, Any]:
-    """The state as it is stored: without an average if none is kept, as runs were before there was one."""
+    """What is stored of a state. A state without an average has no such item, as in older checkpoints."""
     return {name: value for name, value in state._asdict().items() if name != "average" or value}
 
 
@@ -143,11 +144,12 @@ def restore(manager: ocp.CheckpointManager, config: Config, abstract_state: Trai
     plain = ocp.args.Composite(data=ocp.args.JsonRestore(), meta=ocp.args.JsonRestore())
     with _readable(manager, step):
         found = manager.restore(step, args=plain)
-        saved, progress, data = found.meta["config"], Progress(**found.meta["progress"]), dict(found.data)
+        meta, data = found["meta"], dict(found["data"])
+        saved, progress = meta["config"], Progress(**meta["progress"])
     check_config(saved, configs.to_dict(config), manager.directory)
     wanted = ocp.args.Composite(state=ocp.args.StandardRestore(_items(abstract_state)))
     with _readable(manager, step, abstract_state):
-        state = manager.restore(step, args=wanted).state
+        state = manager.restore(step, args=wanted)["state"]
     if progress.best_mae is None:
         progress = progress._replace(best_mae=math.inf)
     return Restored(TrainState(**state), data, progress)
@@ -155,7 +157,7 @@ def restore(manager: ocp.CheckpointManager, config: Config, abstract_state: Trai
 
 @contextmanager
 def _readable(manager: ocp.CheckpointManager, step: int, wanted: TrainState | None = None) -> Iterator[None]:
-    """Turns what orbax passes on of its storage into one line; a device without memory or a lost process stays one."""
+    """Turns orbax's errors of reading into InputError. A lack of memory or a lost process is no damage and passes."""
     where = manager.directory / str(step)
     try:
         yield
@@ -165,7 +167,7 @@ def _readable(manager: ocp.CheckpointManager, step: int, wanted: TrainState | No
         if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
             raise InputError(f"{where}: cannot be read ({error.strerror or one_line(error)})") from None
         if wanted is not None and _other_network(manager, step, wanted):
-            raise InputError(  # the same config, but the code that makes a network of it has changed
+            raise InputError(  # the config is the same, but the code makes another network of it
                 f"{where}: does not fit the network of this version ({one_line(error)}); resume with the version that "
                 "began the run"
             ) from None
@@ -177,32 +179,34 @@ def _readable(manager: ocp.CheckpointManager, step: int, wanted: TrainState | No
 
 
 def _other_network(manager: ocp.CheckpointManager, step: int, wanted: TrainState) -> bool:
-    """Whether the arrays stored have other names or shapes than those of `wanted`."""
+    """Whether the stored arrays have other names or shapes than those of `wanted`; False if that cannot be read."""
+
+    def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}
+
     try:
         stored = manager.item_metadata(step)["state"]
-        if stored is None:
-            return False
-        paths = lambda tree: {  # noqa: E731
-            jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
-            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-        }
-        return paths(stored) != paths(_items(wanted))
-    except Exception:  # what describes them cannot be read
+        return stored is not None and shapes(stored) != shapes(_items(wanted))
+    except Exception:
         return False
 
 
 def check_config(saved: dict[str, Any], now: dict[str, Any], where: Any) -> None:
-    """Raises ConfigError, naming each field, if two configs (nested dicts) would not train the same way.
+    """Checks that two configs (nested dicts) train the same way.
 
-    A field that came after the run was begun has its default in it, which is how the run was computed.
+    A field that is newer than the run has its default there, which is how the run was computed.
+
+    Raises:
+      ConfigError: names each field that differs.
     """
     try:
         saved = configs.to_dict(configs.from_dict(saved))
-    except ConfigError:  # of a version with other fields: they are named below
+    except ConfigError:  # it has fields that this version lacks; they are named below
         pass
     old, new = _flatten(saved), _flatten(now)
     free = FREE_FIELDS
-    # prepared data is not rendered again
+    # The world and the lens matter only where data is rendered, not where it has been prepared.
     used = {value for name, value in new.items() if re.fullmatch(r"data\.(mixture\.\d+\.)?source", name)}
     for source, section in (("procedural_live", "world"), ("rgbd", "lens")):
         if source not in used:

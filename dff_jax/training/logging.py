@@ -1,4 +1,4 @@
-"""Logs of a run: JSONL always, TensorBoard beside it. Process 0 only writes."""
+"""Logs of a run: JSONL always, and TensorBoard if wanted. Only process 0 writes."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class Writer(Protocol):
 class JsonlWriter:
     """`train.jsonl`: one line {"step", "kind", values...} a measurement, on disk when the call returns.
 
-    Resuming at a step cuts off what lies behind it, so that no step is there twice.
+    A run that resumes at a step removes all later lines, so that no step is there twice.
     """
 
     def __init__(self, folder: Path, step: int = 0, evaluated: int = -1):
-        """Opens for appending after training lines up to `step` and evaluations up to step `evaluated`."""
+        """Keeps training lines up to `step` and evaluations up to step `evaluated`, and appends to them."""
         self._path = folder / FILE_NAME
         if self._path.exists():
             last = {"train": step}
@@ -55,14 +55,14 @@ class JsonlWriter:
         os.fsync(self._file.fileno())
 
     def images(self, step: int, kind: str, images: Mapping[str, np.ndarray]) -> None:
-        """A text file holds no pictures."""
+        """A text file holds no images."""
 
     def close(self) -> None:
         self._file.close()
 
 
 class TensorBoardWriter:
-    """Event files in `<run>/tensorboard`; events beyond the step at which a run resumes are hidden."""
+    """Event files in `<run>/tensorboard`. Events after the step at which a run resumes are hidden."""
 
     def __init__(self, folder: Path, step: int = 0):
         from tensorboardX import SummaryWriter
@@ -96,7 +96,7 @@ def open_writers(folder: Path, *, tensorboard: bool, step: int, evaluated: int) 
 
 
 def read_log(folder: str | Path) -> list[dict[str, Any]]:
-    """The lines of a run's train.jsonl; an unfinished last line (a killed process) is left out."""
+    """The lines of a run's train.jsonl. An unfinished last line, of a killed process, is left out."""
     return _complete_lines(Path(folder) / FILE_NAME)
 
 

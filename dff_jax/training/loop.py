@@ -1,8 +1,7 @@
 """The training loop: evaluate, save, next batch, step, log, in this order.
 
-The data iterator moves only after the save, and what is saved is all that the rest of the run depends on. So
-a run that is killed at any moment and started again by the same command ends as if nothing had happened, bit
-for bit.
+The data iterator moves only after the save, and the rest of the run depends on nothing that is not saved. So a run that
+is killed at any moment and started again by the same command ends as an uninterrupted run, bit for bit.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from orbax.checkpoint import CheckpointManager
 
 from dff_jax import config as configs
 from dff_jax import estimators
@@ -30,8 +30,8 @@ from dff_jax.runtime.progress import ProgressBar, say
 from dff_jax.runtime.stopping import stop_on_signal
 from dff_jax.training import checkpoint, optimizer, parallel, state, validation
 from dff_jax.training import logging as logs
-from dff_jax.training.initial_weights import place_common, place_encoder
-from dff_jax.training.step import make_update
+from dff_jax.training.initial_weights import load_encoder, load_matching
+from dff_jax.training.step import Update, make_update
 from dff_jax.types import Variables
 
 SHOWN = {"loss": "loss", "mae": "mae", "lr": "learning_rate"}
@@ -43,9 +43,9 @@ class _Run(NamedTuple):
 
     config: Config
     devices: parallel.Devices
-    update: Callable
+    update: Update
     loader: pipeline.Loader
-    manager: Any  # of checkpoints
+    manager: CheckpointManager
     validator: validation.Validator
     bar: ProgressBar
     stop: processes.Stop
@@ -56,12 +56,12 @@ class TrainingDiverged(RuntimeError):
 
 
 def _initial(config: TrainingConfig, variables: Variables) -> Variables:
-    """The variables with those in place with which the config wants to begin."""
+    """The variables to begin with: random ones, with the weights in place that the config names."""
     if config.encoder_weights is not None:
-        return place_encoder(config.encoder_weights, variables)
+        return load_encoder(config.encoder_weights, variables)
     if config.initial_weights is None:
         return variables
-    begun, new = place_common(config.initial_weights, variables)
+    begun, new = load_matching(config.initial_weights, variables)
     say(f"begins with {config.initial_weights}" + (f"; new: {new}" if new else ""))
     return begun
 
@@ -69,106 +69,93 @@ def _initial(config: TrainingConfig, variables: Variables) -> Variables:
 def train(config: Config, output: str | Path, *, resume: bool = True) -> dict[str, Any]:
     """Trains as `config` says, into the run folder `output`.
 
-    Leaves there `config.json`, `train.jsonl`, `tensorboard/`, `checkpoints/`, `weights.safetensors` (best
-    validation MAE so far) and `weights_last.safetensors` (at the end). With `resume` a run that is already
-    there goes on exactly where its newest checkpoint is. The first SIGINT or SIGTERM finishes the step, saves
-    and returns.
+    The folder then holds `config.json`, `train.jsonl`, `tensorboard/`, `checkpoints/`, `weights.safetensors` (those of
+    the lowest validation MAE) and `weights_last.safetensors` (at the end). The first SIGINT or SIGTERM finishes the
+    step, saves and returns. In a run of several processes (`dff_jax.runtime.processes`) each calls this with the same
+    arguments.
 
     Args:
-      config: see `dff_jax.config`. `data.batch_size` is the global batch, over all devices and processes.
-      resume: False refuses a folder that holds checkpoints.
+      config: see `dff_jax.config`. `data.batch_size` is the batch over all devices and processes.
+      output: run folder.
+      resume: go on exactly from the newest checkpoint in the folder; False refuses a folder that holds one.
 
     Returns:
       `output`, `step`, `num_steps`, `interrupted`, `seconds`, `weights` (path of the best, or None), `best`
       (`step` and `MAE`, or None) and `final` (the newest validation: its line of the log, or None).
 
-    In a run of several processes (`dff_jax.runtime.processes`) each calls this with the same arguments.
-
     Raises:
-      InputError: wrong configuration, data or output folder, or another run's folder; a run begun is left as
-        it was.
+      InputError: the configuration, the data or the output folder is wrong, or the folder is another run's. An earlier
+        run is left as it was.
       TrainingDiverged: names the step, its stacks and the last good checkpoint.
-      ProcessLost: another process has ended; what has been saved stands.
+      ProcessLost: another process has ended. What has been saved stands.
     """
     began = time.perf_counter()
-    output = Path(output)
+    output, plan = Path(output), config.training
     if not config.model.trained:
         raise ConfigError(f"model.method: {config.model.method} has nothing to train; use it as it is")
-    devices = parallel.choose_devices(config.training, config.data.batch_size)
+    devices = parallel.choose_devices(plan, config.data.batch_size)
     check_output(output)
-    estimator = estimators.build(config.model)  # first: it finds a wrong prox before data is made
+    estimator = estimators.build(config.model)  # finds a wrong prox before data is made
     with ExitStack() as stack:
         loader = stack.enter_context(closing(_open_loader(config)))
         shapes = _first_shapes(loader)
         sources = _evaluation_sources(config)
         stack.enter_context(_run_folder(output))
-        manager = stack.enter_context(checkpoint.open_manager(output, config.training.keep))
+        manager = stack.enter_context(checkpoint.open_manager(output, plan.keep))
         if not resume and manager.latest_step() is not None:
             raise InputError(f"{output}: already holds a run; resume it, or choose another output folder")
 
-        tx = optimizer.build(config.optimizer, config.training.num_steps)
+        tx = optimizer.build(config.optimizer, plan.num_steps)
 
-        def fresh(change: Callable[[Variables], Variables] = lambda given: given) -> state.TrainState:
+        def begin(change: Callable[[Variables], Variables] = lambda given: given) -> state.TrainState:
             # Not under jit: as one program, the random numbers of all parameters take minutes to compile on a CPU.
             given = estimator.init(jax.random.key(config.seed), *(np.zeros(x.shape, x.dtype) for x in shapes))
-            return state.begin(change(given), tx, config.training.average > 0)
+            return state.begin(change(given), tx, plan.average > 0)
 
-        abstract = checkpoint.abstract(jax.eval_shape(fresh), devices.whole)
-        with processes.watched(advice(output)):
+        abstract = checkpoint.abstract(jax.eval_shape(begin), devices.whole)
+        advice = f"start all again by the same command: the run in {output} goes on after its newest checkpoint"
+        with processes.watched(advice):
             restored = checkpoint.restore(manager, config, abstract)
         if restored is not None:
             loader.set_state(restored.data)
         else:
-            begun = fresh(partial(_initial, config.training))
-            restored = checkpoint.Restored(begun, loader.get_state(), checkpoint.Progress())
+            first = begin(partial(_initial, plan))
+            restored = checkpoint.Restored(first, loader.get_state(), checkpoint.Progress())
         step = int(restored.state.step)
         if jax.process_index() == 0:
             (output / "config.json").write_text(configs.to_json(config) + "\n")
         if step:
-            say(f"{output}: resuming after step {step} of {config.training.num_steps}")
+            say(f"{output}: resuming after step {step} of {plan.num_steps}")
 
-        update = make_update(
-            estimator, tx, config.loss, config.model.coordinate, config.training.accumulate,
-            config.training.average,
-        )  # fmt: skip
+        update = make_update(estimator, tx, config.loss, config.model.coordinate, plan.accumulate, plan.average)
         writers = logs.open_writers(
-            output,
-            tensorboard=config.training.tensorboard,
-            step=step,
-            evaluated=restored.progress.evaluated,
+            output, tensorboard=plan.tensorboard, step=step, evaluated=restored.progress.evaluated
         )
         for writer in writers:
             stack.enter_context(closing(writer))
-        num_frames = shapes[0].shape[1]
         run = _Run(
             config,
             devices,
             parallel.compile_update(devices, update),
             loader,
             manager,
-            validation.Validator(config, output, estimator, sources, writers, num_frames),
-            stack.enter_context(ProgressBar("train", config.training.num_steps, "step", done=step, every=math.inf)),
+            validation.Validator(config, output, estimator, sources, writers, num_frames=shapes[0].shape[1]),
+            stack.enter_context(ProgressBar("train", plan.num_steps, "step", done=step, every=math.inf)),
             processes.Stop(stack.enter_context(stop_on_signal())),
         )
-        if step < config.training.num_steps:
+        if step < plan.num_steps:
             run.bar.say("compiling the training step, which can take minutes the first time")
-        with processes.watched(advice(output)):
+        with processes.watched(advice):
             step, progress = _loop(run, parallel.to_devices(devices, restored.state), restored.progress)
-        interrupted = step < config.training.num_steps or progress.evaluated != step
+        interrupted = step < plan.num_steps or progress.evaluated != step
         if interrupted:
             saved = f"saved in {manager.directory}" if step else "nothing to save yet"
-            steps = f"{step} of {config.training.num_steps}"
-            run.bar.say(f"interrupted after step {steps}: {saved}; the same command resumes")
+            run.bar.say(f"interrupted after step {step} of {plan.num_steps}: {saved}; the same command resumes")
     return _summary(config, output, step, progress, interrupted, time.perf_counter() - began)
 
 
-def advice(output: str | Path) -> str:
-    """What to do when one of several processes is lost."""
-    return f"start all again by the same command: the run in {output} goes on after its newest checkpoint"
-
-
 def _loop(run: _Run, now: state.TrainState, progress: checkpoint.Progress) -> tuple[int, checkpoint.Progress]:
-    """From the step of the state `now` to the last one, or to the one at which all agree to stop."""
+    """Trains from the state `now` to the last step, or to the step at which all processes agree to stop."""
     plan, devices = run.config.training, run.devices
     start = step = int(parallel.local_copy(devices, now.step))
     recent: dict[int, tuple[str, ...]] = {}  # names of the stacks since the last check, by step
@@ -199,8 +186,8 @@ def _loop(run: _Run, now: state.TrainState, progress: checkpoint.Progress) -> tu
             now, metrics = run.update(now, parallel.put_batch(devices, loaded.batch))
         step += 1
         recent[step] = loaded.names
-        # At most one step waits behind the running one: enough to keep the device busy, while the bar, Ctrl-C
-        # and the memory for batches stay honest.
+        # At most one step waits behind the running one. That keeps the device busy, and the progress bar, Ctrl-C and
+        # the memory for batches are at most one step ahead of it.
         jax.block_until_ready(running)
         running = metrics["loss"]
         run.bar.advance()
@@ -219,7 +206,7 @@ def _loop(run: _Run, now: state.TrainState, progress: checkpoint.Progress) -> tu
 
 
 def _check_finite(run: _Run, now: state.TrainState, recent: dict[int, tuple[str, ...]]) -> None:
-    """Raises TrainingDiverged if any update since the last check went wrong; else forgets their names."""
+    """Raises TrainingDiverged if an update since the last check was not finite. Empties `recent` otherwise."""
     bad = int(parallel.local_copy(run.devices, now.bad_step))
     if bad >= 0:
         last = run.manager.latest_step()
@@ -241,12 +228,12 @@ def _open_loader(config: Config) -> pipeline.Loader:
 
 
 def _first_shapes(loader: pipeline.Loader) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
-    """Shapes of frames and focus, from a look at the first batch; also finds bad data before anything is
-    written."""
+    """Shapes of frames and focus. Reads the first batch, and so finds bad data before anything is written."""
     start = loader.get_state()
     batch = next(loader).batch
     loader.set_state(start)
-    return tuple(jax.ShapeDtypeStruct((1, *x.shape[1:]), np.float32) for x in (batch.frames, batch.focus))
+    frames, focus = (jax.ShapeDtypeStruct((1, *x.shape[1:]), np.float32) for x in (batch.frames, batch.focus))
+    return frames, focus
 
 
 def _evaluation_sources(config: Config) -> dict[str, pipeline.StackSource]:
@@ -260,7 +247,7 @@ def _evaluation_sources(config: Config) -> dict[str, pipeline.StackSource]:
 
 @contextmanager
 def _run_folder(output: Path) -> Iterator[None]:
-    """Makes the run folder; takes it away again if bad input leaves nothing in it."""
+    """Makes the run folder. Removes it again if bad input leaves nothing in it."""
     made = not output.exists()
     output.mkdir(parents=True, exist_ok=True)
     try:
@@ -272,7 +259,9 @@ def _run_folder(output: Path) -> Iterator[None]:
         raise
 
 
-def _summary(config, output, step, progress, interrupted, seconds) -> dict[str, Any]:
+def _summary(
+    config: Config, output: Path, step: int, progress: checkpoint.Progress, interrupted: bool, seconds: float
+) -> dict[str, Any]:
     weights = output / validation.BEST_WEIGHTS
     lines: list[Mapping[str, Any]] = []
     if (output / logs.FILE_NAME).exists():

@@ -1,9 +1,9 @@
 """The training objective (26), over valid pixels, as sums and counts that add over devices and processes.
 
-`mse_final` is the paper's: the mean squared error of the refined depth. `sequence` weighs the error of every
-stage on the way, Dbar, D(0)..D(K), Dhat(1)..Dhat(T), by gamma^(n-1-i), normalised to one; the last stage is
-the heaviest. `multi_scale` is that of the compared networks: errors of the depths at several scales
-(`Prediction.scales`, the answer first), each by its weight, not normalised.
+`mse_final` is the paper's: the mean squared error of the refined depth. `sequence` weighs the error of every stage,
+Dbar, D(0)..D(K), Dhat(1)..Dhat(T), by gamma^(n-1-i), normalised to one, so that the last stage weighs most.
+`multi_scale` is the loss of the compared networks: errors of the depths at several scales (`Prediction.scales`, the
+answer first), each with its weight, not normalised.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dff_jax.config import LossConfig
 from dff_jax.errors import ConfigError
 from dff_jax.types import Array, Batch, Prediction, error_of_confidence
 
-LOG_SCALE = 0.1  # of log_l1: an error so large pulls half as hard as a small one
+LOG_SCALE = 0.1  # the error at which the gradient of log_l1 is half as large as that of a small error
 CHARBONNIER_EPSILON = 1e-3  # in the unit of the error: a thousandth of the focus range in coordinate `unit`
 
 
@@ -34,17 +34,17 @@ def objective(prediction: Prediction, batch: Batch, config: LossConfig, coordina
     """The loss and what is logged beside it.
 
     Args:
-      prediction: depth [B,H,W] in q; with `history`, whose stages enter the sequence and the log. Without one
-        the answer is the only stage.
+      prediction: depth [B,H,W] in q. The stages of its `history` enter the sequence and the log; without one the
+        answer is the only stage.
       batch: ground truth [B,H,W] in q and its mask.
-      config: all of it; `penalty` not with `mse_final`, as (26) is squared by definition.
-      coordinate: "unit" divides errors by each stack's focus range, so that the loss knows no unit; "raw"
-        leaves them in q.
+      config: which loss; `mse_final` ignores `penalty`, as (26) is squared by definition.
+      coordinate: "unit" divides errors by each stack's focus range, so that the loss does not depend on the unit;
+        "raw" leaves them in q.
 
     Returns:
-      Sums. `errors` has `mae` (the answer), and with a history `mae_Dbar`, `mae_D0`, `mae_DK`, `mae_refined`
-      (T > 0) and `update`, the mean over k of |D(k) - D(k-1)| (K > 0): a proximal network that dies shows
-      here first.
+      Sums. `errors` has `mae` (the answer), and with a history `mae_Dbar`, `mae_D0`, `mae_DK`, `mae_refined` (T > 0)
+      and `update`, the mean over k of |D(k) - D(k-1)| (K > 0). It shows first that a proximal network no longer does
+      anything.
     """
     scale = focus_axis.span(batch.focus)[:, None, None] if coordinate == "unit" else 1.0
 
@@ -57,14 +57,13 @@ def objective(prediction: Prediction, batch: Batch, config: LossConfig, coordina
 
     penalty = "mse" if config.kind == "mse_final" else config.penalty
     counts = loss_mask(batch, config)
-    loss = sum(
-        weight * jnp.sum(jnp.where(counts, penalize(error(depth, counts) / scale, penalty), 0.0))
-        for weight, depth in weighted_depths(prediction, config)
-    )
+    loss = jnp.float32(0.0)
+    for weight, depth in weighted_depths(prediction, config):
+        loss += weight * jnp.sum(jnp.where(counts, penalize(error(depth, counts) / scale, penalty), 0.0))
     if config.uncertainty:
         expected = error_of_confidence(prediction.confidence)
         seen = jnp.abs(lax.stop_gradient(error(prediction.depth, counts))) / focus_axis.span(batch.focus)[:, None, None]
-        # of a Laplace distribution, whose scale is the mean absolute error
+        # negative log likelihood of a Laplace distribution, whose scale is the mean absolute error
         loss += config.uncertainty * jnp.sum(jnp.where(counts, seen / expected + jnp.log(expected), 0.0))
     errors = {"mae": total(jnp.abs(error(prediction.depth)))}
     history = prediction.history

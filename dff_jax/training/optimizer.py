@@ -1,9 +1,9 @@
 """AdamW with a one-cycle learning rate, after clipping by global norm.
 
-`torch_onecycle` is PyTorch's OneCycleLR with its defaults, number for number: cosine in two phases, the peak
-at the fractional step 0.3 N - 1, the final value at step N - 1, and beta1 cycled 0.95 -> 0.85 -> 0.95 against
-the learning rate (Smith and Topin, "Super-Convergence", 2018). `optax_onecycle` is optax's own: a peak one
-step later, beta1 0.9. `constant` is what most of the compared networks were trained with.
+`torch_onecycle` gives the numbers of PyTorch's OneCycleLR with its defaults: cosine in two phases, the peak at the
+fractional step 0.3 N - 1, the final value at step N - 1, and beta1 cycled 0.95 -> 0.85 -> 0.95 against the learning
+rate (Smith and Topin, "Super-Convergence", 2018). `optax_onecycle` is optax's own: a peak one step later, beta1 0.9.
+Most of the compared networks were trained with `constant`.
 """
 
 from __future__ import annotations
@@ -40,9 +40,8 @@ def hyperparameters(opt_state: Any) -> dict[str, Array]:
     return {"learning_rate": values["learning_rate"], "beta1": values["b1"]}
 
 
-def learning_rate(config: OptimizerConfig, num_steps: int) -> Callable[[Array], Array]:
-    """The schedule: number of updates done [] -> learning rate []. Past the end it stays at the final
-    value."""
+def learning_rate(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
+    """The schedule: number of updates done [] -> learning rate []. After the end it stays at the final value."""
     peak = config.peak_learning_rate
     if config.schedule == "constant":
         return lambda step: jnp.full_like(step, peak, jnp.float32)
@@ -55,7 +54,7 @@ def learning_rate(config: OptimizerConfig, num_steps: int) -> Callable[[Array], 
     )
 
 
-def beta1(config: OptimizerConfig, num_steps: int) -> float | Callable[[Array], Array]:
+def beta1(config: OptimizerConfig, num_steps: int) -> float | optax.Schedule:
     """Adam's first decay rate: a schedule under `torch_onecycle`, else the constant 0.9."""
     if config.schedule == "torch_onecycle":
         cycle = _torch_cycle(num_steps, config.warmup_share)
@@ -82,8 +81,7 @@ def _torch_cycle(num_steps: int, warmup_share: float) -> Callable[..., Array]:
 
     def value(step, start, middle, end):
         step = jnp.asarray(step, jnp.float32)
-        # In very short runs the peak lies before step 0 and the run starts on the way down, as PyTorch's
-        # does.
+        # In very short runs the peak lies before step 0, and the run starts on the way down, as PyTorch's does.
         up = anneal(step / max(top, 1e-6), start, middle)
         down = anneal((step - top) / max(last - top, 1e-6), middle, end)
         return jnp.where(step <= top, up, down)

@@ -1,14 +1,12 @@
-"""Devices: the update by jit over a mesh (default) or by pmap. Both give the same numbers; checkpoints are
-alike.
+"""Devices: the update by jit over a mesh (default) or by pmap. Both give the same numbers and the same checkpoints.
 
-The mesh has one axis, "data": batches are split over it, the state lies whole on every device. Under jit the
-compiler reduces with the semantics of the global batch (BatchNorm included); under pmap the state has a
-leading device axis and the update sums explicitly.
+The mesh has one axis, DEVICE_AXIS. Batches are split over it, and the state is whole on every device. Under jit the
+compiler reduces as for one global batch (BatchNorm included). Under pmap the state has a leading device axis and the
+update sums over the devices itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -21,20 +19,19 @@ from dff_jax.config import TrainingConfig
 from dff_jax.errors import ConfigError
 from dff_jax.network.layers import DEVICE_AXIS
 from dff_jax.runtime.compile import compiler_options
+from dff_jax.training.step import Update
 from dff_jax.types import Batch
-
-AXIS = "data"
 
 
 class Devices(NamedTuple):
     """Where a run computes, and by which of the two ways."""
 
-    mesh: Mesh  # 1-D, axis "data"
+    mesh: Mesh  # 1-D, axis DEVICE_AXIS
     pmap: bool
 
     @property
     def split(self) -> NamedSharding:
-        return NamedSharding(self.mesh, P(AXIS))
+        return NamedSharding(self.mesh, P(DEVICE_AXIS))
 
     @property
     def whole(self) -> NamedSharding:
@@ -45,8 +42,8 @@ def choose_devices(training: TrainingConfig, batch_size: int) -> Devices:
     """The devices of a run.
 
     Raises:
-      ConfigError: more devices asked for than there are, a batch that does not divide over them and
-        into its parts, or fewer than all devices in a run of several processes.
+      ConfigError: there are fewer devices than asked for, the batch does not divide over them and into its parts, or a
+        run of several processes does not use all devices.
     """
     found = jax.devices()
     number = training.num_devices or len(found)
@@ -64,12 +61,11 @@ def choose_devices(training: TrainingConfig, batch_size: int) -> Devices:
             f"training.accumulate: {batch_size // number} stacks a device do not divide into {training.accumulate} "
             f"parts; choose a data.batch_size that is a multiple of {number * training.accumulate}"
         )
-    return Devices(Mesh(np.array(found[:number]), (AXIS,)), training.parallel == "pmap")
+    return Devices(Mesh(np.array(found[:number]), (DEVICE_AXIS,)), training.parallel == "pmap")
 
 
-def compile_update(devices: Devices, update: Callable) -> Callable:
-    """`update` for states of `to_devices` and batches of `put_batch`. The state is donated: use only the new
-    one."""
+def compile_update(devices: Devices, update: Update) -> Update:
+    """`update` for states of `to_devices` and batches of `put_batch`. The state is donated: use only the new one."""
     if devices.pmap:
         return jax.pmap(update, axis_name=DEVICE_AXIS, donate_argnums=0, devices=list(devices.mesh.devices.flat))
     whole = devices.whole
@@ -95,7 +91,7 @@ def put_batch(devices: Devices, batch: Batch) -> Batch:
 
 
 def to_devices(devices: Devices, state: Any) -> Any:
-    """A state as `canonical` gives it, or on one device or the host, to where the update wants it. Copies."""
+    """Copies a state, from `canonical`, one device or the host, to where the update wants it."""
     if devices.pmap:
         local = [d for d in devices.mesh.devices.flat if d.process_index == jax.process_index()]
 
@@ -111,11 +107,9 @@ def to_devices(devices: Devices, state: Any) -> Any:
 
 
 def canonical(devices: Devices, state: Any) -> Any:
-    """The state as checkpoints have it, whichever way it is computed: no device axis, replicated over the
-    mesh."""
+    """The state as checkpoints have it: replicated over the mesh, without pmap's device axis."""
     if not devices.pmap:
         return state
-
     return jax.tree.map(lambda x: _replicated(devices, np.asarray(_first(x)[0])), state)
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dff_jax.types import Array, Estimator, Variables
+from dff_jax.types import Array, Variables
 
 
 class TrainState(NamedTuple):
@@ -18,30 +18,16 @@ class TrainState(NamedTuple):
     params: Any
     batch_stats: Any  # {} for a network without BatchNorm
     opt_state: Any
-    bad_step: Array  # [] int32, the first update that gave a number that is not finite; -1 while all is well
-    average: Any = {}  # of params and batch_stats over the last updates, as `variables`; {}: none is kept
+    bad_step: Array  # [] int32, the first update that gave a number that is not finite; -1: none did
+    average: Any = {}  # running average of `variables`; {}: none is kept
 
 
 def begin(given: Variables, optimizer: optax.GradientTransformation, average: bool = False) -> TrainState:
-    """The state before the first update, with the variables `given`; `average`: keeps an average of them, too."""
+    """The state before the first update. With `average` it keeps a running average of the variables, too."""
     params, stats = given["params"], given.get("batch_stats", {})
     # The average is a copy: the update donates the state, so no buffer may be in it twice.
     mean = jax.tree.map(jnp.copy, {"params": params, "batch_stats": stats}) if average else {}
     return TrainState(jnp.int32(0), params, stats, optimizer.init(params), jnp.int32(-1), mean)
-
-
-def create(
-    key: Array,
-    estimator: Estimator,
-    optimizer: optax.GradientTransformation,
-    frames: Any,
-    focus: Any,
-    average: bool = False,
-) -> TrainState:
-    """A fresh state. `frames` [B,Z,H,W,3] and `focus` [B,Z] lend their shapes only."""
-    # Not under jit: as one program, the random numbers of all parameters take minutes to compile on a CPU.
-    given = estimator.init(key, *(jnp.zeros(a.shape, jnp.float32) for a in (frames, focus)))
-    return begin(given, optimizer, average)
 
 
 def variables(state: TrainState) -> Variables:
@@ -50,12 +36,12 @@ def variables(state: TrainState) -> Variables:
 
 
 def outcome(state: TrainState) -> Variables:
-    """What `Estimator.apply` takes to evaluate what was learned: the average, if one is kept."""
+    """What `Estimator.apply` takes to evaluate the trained network: the average, if one is kept."""
     return state.average or variables(state)
 
 
 def averaged(state: TrainState, decay: float) -> TrainState:
-    """The state with its average moved towards its weights; at the start faster than `decay`."""
+    """The state with its average moved towards its weights, at the start faster than by `decay`."""
     rate = 1 - jnp.minimum(decay, (1 + state.step) / (10 + state.step)).astype(jnp.float32)
     average = jax.tree.map(lambda a, x: a + rate * (x - a), state.average, variables(state))
     return state._replace(average=average)

@@ -1,4 +1,4 @@
-"""One update: forward, loss, gradient, AdamW. The same function under jit over a mesh and under pmap."""
+"""One update: forward, loss, gradient, optimizer. The same function under jit over a mesh and under pmap."""
 
 from __future__ import annotations
 
@@ -8,49 +8,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dff_jax.config import LossConfig, ModelConfig, OptimizerConfig
+from dff_jax.config import LossConfig
 from dff_jax.network.layers import device_axis
-from dff_jax.training import optimizer as optimizers
 from dff_jax.training.objective import loss_mask, objective
-from dff_jax.training.state import TrainState, averaged, begin, variables
-from dff_jax.types import Array, Batch, Estimator, Variables
+from dff_jax.training.optimizer import hyperparameters
+from dff_jax.training.state import TrainState, averaged, variables
+from dff_jax.types import Array, Batch, Estimator
 
 Metrics = dict[str, Array]
-
-
 Update = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
-
-
-def training_step(
-    estimator: Estimator,
-    model: ModelConfig,
-    given: Variables,
-    *,
-    loss: LossConfig | None = None,
-    optimizer: OptimizerConfig | None = None,
-    num_steps: int = 1000,
-) -> tuple[Update, TrainState]:
-    """A network's update and the state before the first one, for whoever trains without `loop.train`.
-
-    For shapes alone: `jax.eval_shape(lambda given: training_step(estimator, model, given)[1], shapes)`.
-
-    Args:
-      estimator: what `estimators.build(model)` gives.
-      given: its variables.
-      loss: None: `usual_loss(model)`.
-      optimizer: None: `OptimizerConfig()`.
-      num_steps: the length of the run, of which the learning rate is a function.
-    """
-    tx = optimizers.build(optimizer or OptimizerConfig(), num_steps)
-    return make_update(estimator, tx, loss or usual_loss(model), model.coordinate), begin(given, tx)
-
-
-def usual_loss(model: ModelConfig) -> LossConfig:
-    """The default loss of the proximal network, and of compared networks the one that fits their number of scales."""
-    if model.method == "proximal":
-        return LossConfig()
-    number = 1 if model.method == "aifdnet" else 4
-    return LossConfig(kind="multi_scale", scale_weights=(1.0,) * number, penalty="smooth_l1")
 
 
 def make_update(
@@ -66,13 +32,14 @@ def make_update(
     Under jit the batch is the global one and the compiler reduces over devices. Under pmap over DEVICE_AXIS it is this
     device's share, and the update sums over that axis. Both divide the global sum by the global count of valid pixels.
 
-    With `accumulate` the batch goes through the network in so many parts, one after the other, and the sum of their
-    gradients makes the update; the loss is still divided by the count of the whole batch. Batch statistics are those
-    of each part, and move once a part.
+    Args:
+      coordinate: "unit" or "raw", see `objective`.
+      accumulate: the number of parts in which the batch goes through the network, one after the other. The update takes
+        the sum of their gradients; the loss is still divided by the count of the whole batch. Batch statistics are
+        those of each part, and move once a part.
+      average: decay with which `TrainState.average` follows the weights and batch statistics; 0: none is kept.
 
-    With `average`, `TrainState.average` follows the weights and batch statistics with that decay.
-
-    Metrics, all []: `loss`, the errors of `objective` in q, `grad_norm` (before clipping), `update_norm`,
+    The metrics, all []: `loss`, the errors of `objective` in q, `grad_norm` (before clipping), `update_norm`,
     `param_norm`, `learning_rate`, `beta1`.
     """
 
@@ -114,11 +81,10 @@ def make_update(
 
         metrics = {"loss": sums.loss / count} | {name: total / valid for name, total in sums.errors.items()}
         metrics |= {"grad_norm": optax.global_norm(grads), "update_norm": optax.global_norm(updates)}
-        metrics |= {"param_norm": optax.global_norm(params)} | optimizers.hyperparameters(opt_state)
-        # The norms see every gradient and parameter, so a single bad number anywhere is noticed at its own
-        # step.
-        seen = [metrics["loss"], metrics["grad_norm"], metrics["param_norm"], optax.global_norm(batch_stats)]
-        bad = ~jnp.all(jnp.isfinite(jnp.stack([jnp.float32(s) for s in seen])))
+        metrics |= {"param_norm": optax.global_norm(params)} | hyperparameters(opt_state)
+        # The norms contain every gradient and parameter, so a single bad number is noticed at its own step.
+        checked = [metrics["loss"], metrics["grad_norm"], metrics["param_norm"], optax.global_norm(batch_stats)]
+        bad = ~jnp.all(jnp.isfinite(jnp.stack([jnp.float32(x) for x in checked])))
         bad_step = jnp.where((state.bad_step < 0) & bad, state.step + 1, state.bad_step)
         now = TrainState(state.step + 1, params, batch_stats, opt_state, bad_step, state.average)
         return (averaged(now, average) if average else now), metrics
@@ -127,5 +93,5 @@ def make_update(
 
 
 def _split(x: Array, parts: int) -> Array:
-    """[B,...] -> [parts, B/parts, ...], a part every so many-th stack: what is split over devices stays where it is."""
+    """[B,...] -> [parts, B/parts, ...]. Part i has every `parts`-th stack from i on: each stays on its device."""
     return jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0)

@@ -24,7 +24,7 @@ from dff_jax.estimators.torch_weights import import_weights, network_shapes, pla
 from dff_jax.estimators.weights import load_estimator, read, save_weights
 from dff_jax.network.encoder import torch_key as encoder_key
 from dff_jax.training import loop
-from dff_jax.training.initial_weights import place_encoder
+from dff_jax.training.initial_weights import load_encoder
 from dff_jax.training.loop import train
 
 IDLE = {"fc.weight": np.zeros((1000, 512), np.float32), "fc.bias": np.zeros(1000, np.float32)}
@@ -198,7 +198,7 @@ def zeros(model):
 @pytest.mark.parametrize("preset", ["physical", "dfv_fv"])
 def test_encoder_into_a_network(encoder, preset):
     before = zeros(configs.model_preset(preset))
-    after = place_encoder(encoder, before)
+    after = load_encoder(encoder, before)
     assert jax.tree.structure(after) == jax.tree.structure(before)
     published, placed = waves(resnet18_shapes()), 0
     for path, x in flatten_dict(after, sep="/").items():
@@ -215,16 +215,16 @@ def test_encoder_into_a_network(encoder, preset):
 def test_encoders_that_do_not_fit(encoder, tmp_path):
     for fields in ({"encoder": "tiny"}, {"width": 0.5}, {"norm": "group"}):
         with pytest.raises(WeightsError, match="needs model.encoder=resnet18, model.norm=batch and model.width=1 .*: "):
-            place_encoder(encoder, zeros(dataclasses.replace(configs.physical(), **fields)))
+            load_encoder(encoder, zeros(dataclasses.replace(configs.physical(), **fields)))
     with pytest.raises(WeightsError, match="has no encoder to take it"):
-        place_encoder(encoder, {"params": {"Conv_0": {"kernel": np.zeros(3)}}, "batch_stats": {}})
+        load_encoder(encoder, {"params": {"Conv_0": {"kernel": np.zeros(3)}}, "batch_stats": {}})
     with pytest.raises(WeightsError, match="an encoder alone.*training.encoder_weights"):
         load_estimator(encoder)
     model, tensors, info = read(encoder)
     del info["part"]
     save_weights(tmp_path / "whole.safetensors", model, {"params": tensors}, info)
     with pytest.raises(WeightsError, match="whole.safetensors: not an encoder; dff-jax import-weights"):
-        place_encoder(tmp_path / "whole.safetensors", zeros(configs.dfv_fv()))
+        load_encoder(tmp_path / "whole.safetensors", zeros(configs.dfv_fv()))
 
 
 def test_read_when_a_run_begins_and_not_when_it_goes_on(tmp_path, monkeypatch):
@@ -239,7 +239,7 @@ def test_read_when_a_run_begins_and_not_when_it_goes_on(tmp_path, monkeypatch):
         read_from.append(path)
         return jax.tree.map(jnp.zeros_like, variables)
 
-    monkeypatch.setattr(loop, "place_encoder", place_fake)
+    monkeypatch.setattr(loop, "load_encoder", place_fake)
     train(config, tmp_path / "run")
     train(config, tmp_path / "run")
     assert read_from == ["encoder"]

@@ -1,21 +1,18 @@
-"""The head that learns the error to expect, and the running average of what is learned."""
+"""The head that learns the error to expect."""
 
 import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 import training_fakes as fakes
 
 from dff_jax import config as configs
 from dff_jax import estimators
-from dff_jax.config import LossConfig, OptimizerConfig
+from dff_jax.config import LossConfig
 from dff_jax.errors import ConfigError
-from dff_jax.training import optimizer, state
 from dff_jax.training.objective import objective
-from dff_jax.training.step import make_update
 from dff_jax.types import CONFIDENCE_SCALE, Prediction, confidence_of_error, error_of_confidence
 
 MODEL = dataclasses.replace(
@@ -87,31 +84,3 @@ def test_the_head_changes_nothing_but_confidence_and_learns_alone(network):
 def test_raw_coordinates_have_no_learned_uncertainty():
     with pytest.raises(ConfigError, match="model.uncertainty"):
         dataclasses.replace(configs.paper(), uncertainty="learned")
-
-
-# The running average ---------------------------------------------------------------------------------------------
-
-
-def test_the_average_follows_weights_and_statistics():
-    estimator = fakes.build(configs.Proximal(num_iterations=1))
-    tx = optimizer.build(OptimizerConfig(peak_learning_rate=1e-2), 20)
-    shapes = [jax.ShapeDtypeStruct((1, *x.shape[1:]), np.float32) for x in fakes.batch(1)[:2]]
-    now = state.create(jax.random.key(0), estimator, tx, *shapes, average=True)
-    update = jax.jit(make_update(estimator, tx, LossConfig(), "unit", average=0.8))
-    want = state.variables(now)
-    for step in range(8):
-        now, _ = update(now, jax.tree.map(jnp.asarray, fakes.batch(2, seed=step)))
-        rate = 1 - min(0.8, (1 + step + 1) / (10 + step + 1))
-        want = optax.incremental_update(state.variables(now), want, rate)
-    for a, b in zip(jax.tree.leaves(state.outcome(now)), jax.tree.leaves(want), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
-    moved = [np.abs(a - b).max() for a, b in
-             zip(jax.tree.leaves(state.outcome(now)), jax.tree.leaves(state.variables(now)), strict=True)]  # fmt: skip
-    assert max(moved) > 1e-4
-
-
-def test_without_an_average_the_weights_are_the_outcome():
-    estimator = fakes.build(configs.Proximal(num_iterations=1))
-    shapes = [jax.ShapeDtypeStruct((1, *x.shape[1:]), np.float32) for x in fakes.batch(1)[:2]]
-    now = state.create(jax.random.key(0), estimator, optimizer.build(OptimizerConfig(), 20), *shapes)
-    assert now.average == {} and state.outcome(now)["params"] is now.params

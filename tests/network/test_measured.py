@@ -16,7 +16,7 @@ from dff_jax.estimators.weights import read, save_weights
 from dff_jax.network.measured import measure
 from dff_jax.network.refiner import GAP_SCALE, between_settings
 from dff_jax.optics.scenes import make_stack
-from dff_jax.training.initial_weights import place_common
+from dff_jax.training.initial_weights import load_matching
 from dff_jax.training.loop import train
 from dff_jax.unroll import Problem, initial_depth
 
@@ -119,7 +119,7 @@ def test_what_fits_is_taken_and_the_rest_is_named(tmp_path, network, stack):
     _, variables = network
     plain = estimators.build(PLAIN).init(jax.random.key(9), *stack[:2])
     save_weights(tmp_path / "plain.safetensors", PLAIN, jax.tree.map(np.asarray, plain), {})
-    begun, new = place_common(tmp_path / "plain.safetensors", variables)
+    begun, new = load_matching(tmp_path / "plain.safetensors", variables)
     assert "params/candidates/attention/" in new
     flat, theirs, before = (flatten_dict(x, sep="/") for x in (begun, plain, variables))
     taken, more = 0, []
@@ -134,7 +134,7 @@ def test_what_fits_is_taken_and_the_rest_is_named(tmp_path, network, stack):
         taken += fits
     assert len(flat) > taken > len(flat) // 2
     assert ["refiner", "Conv_0"] in more and ["candidates", "attention"] in more and len(more) == 5
-    _, new = place_common(tmp_path / "plain.safetensors", plain)
+    _, new = load_matching(tmp_path / "plain.safetensors", plain)
     assert new == ""
 
 
@@ -144,7 +144,7 @@ def test_a_refiner_that_sees_the_settings_begins_as_one_that_does_not(tmp_path, 
                      ("depth_volume_candidates", "with_settings"))  # fmt: skip
     variables = before.init(jax.random.key(9), frames, focus)
     save_weights(tmp_path / "before.safetensors", PLAIN, jax.tree.map(np.asarray, variables), {})
-    begun, new = place_common(tmp_path / "before.safetensors", after.init(jax.random.key(3), frames, focus))
+    begun, new = load_matching(tmp_path / "before.safetensors", after.init(jax.random.key(3), frames, focus))
     assert new == ""
     answers = [jax.jit(x.apply)(v, frames, focus)[0].depth for x, v in ((before, variables), (after, begun))]
     np.testing.assert_allclose(answers[0], answers[1], atol=2e-3)
@@ -160,9 +160,9 @@ def test_where_a_depth_lies_between_settings():
 def test_weights_with_nothing_in_common_are_refused(tmp_path):
     save_weights(tmp_path / "other.safetensors", PLAIN, {"params": {"a": np.zeros(2, np.float32)}}, {})
     with pytest.raises(WeightsError, match="other.safetensors: has no array of this network's"):
-        place_common(tmp_path / "other.safetensors", {"params": {"a": jnp.zeros(3)}, "batch_stats": {}})
+        load_matching(tmp_path / "other.safetensors", {"params": {"a": jnp.zeros(3)}, "batch_stats": {}})
     with pytest.raises(WeightsError, match="none.safetensors: no such weights file"):
-        place_common(tmp_path / "none.safetensors", {"params": {"a": jnp.zeros(3)}})
+        load_matching(tmp_path / "none.safetensors", {"params": {"a": jnp.zeros(3)}})
 
 
 def test_a_run_begins_with_another_and_reads_it_only_then(tmp_path, monkeypatch, capsys):

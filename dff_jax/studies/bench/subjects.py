@@ -16,7 +16,7 @@ from dff_jax.config import LossConfig, ModelConfig, OptimizerConfig
 from dff_jax.runtime.compile import jit
 from dff_jax.studies.bench import measuring
 from dff_jax.training import optimizer as optimizers
-from dff_jax.training.state import TrainState
+from dff_jax.training.state import TrainState, begin
 from dff_jax.training.step import make_update
 from dff_jax.types import Array, Batch, Estimator, Prediction, Variables
 
@@ -95,10 +95,8 @@ def training_step(
     """
     given = variables(model, data.focus.shape[1]) if given is None else given
     tx = optimizers.build(optimizer or OptimizerConfig(), num_steps)
-    params, stats = given["params"], given.get("batch_stats", {})
-    state = TrainState(jnp.int32(0), params, stats, tx.init(params), jnp.int32(-1))
     update = make_update(estimators.build(model), tx, loss or loss_of(model), model.coordinate)
-    return update, (state, data)
+    return update, (begin(given, tx), data)
 
 
 def loss_of(model: ModelConfig) -> LossConfig:
