@@ -1,4 +1,4 @@
-"""Stacks of a dataset as folders of pictures, laid out like FlyingThings3D's focal stacks."""
+"""Stacks of a dataset as folders of images, laid out like FlyingThings3D's focal stacks."""
 
 from __future__ import annotations
 

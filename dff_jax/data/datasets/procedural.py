@@ -22,7 +22,7 @@ from dff_jax.optics.scenes import make_stack
 from dff_jax.runtime.progress import track
 
 RENDERER_VERSION = 1
-"""Raise it when pictures or the records' layout change: data of another version is then made anew."""
+"""Raise it when the images or the records' layout change: data of another version is then made anew."""
 
 SPLITS = ("train", "validation", "test")
 

@@ -1,4 +1,4 @@
-"""tfds family `rgbd`: your own RGB-D pictures, photographed when prepared: `dff-jax prepare rgbd/room --source DIR`.
+"""tfds family `rgbd`: your own images with depth maps, rendered: `dff-jax prepare rgbd/room --source DIR`.
 
 Which files make a scene: see `dff_jax.data.files.rgbd`. `DIR/train`, `DIR/val` and `DIR/test` are splits; without
 them all scenes are to train. To photograph them anew each time instead, train with `data.source=rgbd`.
@@ -34,9 +34,9 @@ FACTS = Facts(
     focus_range=None,
     order="rendered far to near",
     truth="as the depth maps have it: none where they are 0 or not finite",
-    licence="that of your pictures",
+    licence="that of your images",
     citation="",
-    where="your own folder of pictures with depth maps",
+    where="your own folder of images with depth maps",
 )
 
 
@@ -54,13 +54,13 @@ class RgbdConfig(StackConfig):
 
 
 class Rgbd(StackBuilder):
-    """Your own RGB-D pictures, photographed by a thin lens at given focus settings."""
+    """Your own images with depth maps, photographed by a thin lens at given focus settings."""
 
     name = "rgbd"
     builder_config: RgbdConfig
     OPEN = True
     IN_PROCESS = True
-    BUILDER_CONFIGS = [RgbdConfig(name="any", facts=FACTS, description="your own folder of RGB-D pictures, rendered")]
+    BUILDER_CONFIGS = [RgbdConfig(name="any", facts=FACTS, description="your own images with depth maps, rendered")]
 
     def survey(self, source: Path) -> Inventory:
         config = self.builder_config

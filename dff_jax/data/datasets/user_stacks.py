@@ -1,6 +1,6 @@
 """tfds family `stacks`: your own focal stacks, under any name: `dff-jax prepare stacks/garden --source DIR`.
 
-A stack is a folder of pictures, with focus settings as `dff-jax predict` finds them (file names, a distance file, else
+A stack is a folder of images, with focus settings as `dff-jax predict` finds them (file names, a distance file, else
 the frame index), and perhaps a truth, `disp.exr` or `disp.npy` (0 = none). `DIR/train`, `DIR/val` and `DIR/test` are
 splits; without them all stacks are the test split.
 """
