@@ -43,42 +43,6 @@ def test_flyingthings(tmp_path):
     assert stack.unit == "disparity" and stack.mask.dtype == bool and not stack.mask[0, :2].any()
 
 
-def test_flyingthings_from_a_list_of_paths(tmp_path):
-    whole = flyingthings(tmp_path / "ft", train=2, val=1)
-    places = whole / "Frames"
-    (whole / "train" / "focal_stack").rename(places)  # only the list knows where they are
-    lines = []
-    for folder in sorted(places.iterdir(), reverse=True):
-        frames = sorted((p for p in folder.glob("*.png") if p.stem != "AiF"), key=lambda p: float(p.stem))
-        files = [*frames, folder / "AiF.png", folder / "disp.exr"]
-        lines.append(" ".join(f"/home/someone/FT/{p.relative_to(whole)}" for p in files))
-    path_list = whole / "train" / "flyingthings3d_FS_path.txt"
-    path_list.write_text("\n".join(lines) + "\n\n")
-    datasets.prepare("flyingthings/focal_stack", tmp_path / "d", source=whole)
-    records = _records("flyingthings/focal_stack", tmp_path / "d", "train")
-    assert [r["name"] for r in records] == [b"train/0001", b"train/0000"]  # the list's order
-    _equals_frames(records[1], 0, range(15))
-
-    secret = tmp_path / "secret" / "disp.exr"
-    secret.parent.mkdir()
-    write_exr(secret, {"Y": truth()})
-    (places / "link.exr").symlink_to(secret)
-    bad = [
-        lines[0].replace("10.0.png", "11.0.png"),  # no such file
-        lines[0].rsplit(" ", 1)[0] + " Frames/../../secret/disp.exr",
-        lines[0].rsplit(" ", 1)[0] + " Frames/link.exr",
-        "one two",
-    ]
-    path_list.write_text("\n".join([lines[1], *bad]))
-    with pytest.raises(SourceError) as error:
-        datasets.prepare("flyingthings/focal_stack", tmp_path / "d", source=whole, overwrite=True)
-    problems = error.value.problems
-    assert len(problems) == 4 and all(f"line {n}" in p for n, p in zip((2, 3, 4, 5), problems, strict=True))
-    assert "11.0.png" in problems[0] and "leads out" in problems[1] and "leads out" in problems[2]
-    assert "separated by blanks" in problems[3]
-    assert len(_records("flyingthings/focal_stack", tmp_path / "d", "train")) == 2  # the old data is still there
-
-
 def test_middlebury_sizes_differ(tmp_path):
     datasets.prepare("middlebury/focal_stack", tmp_path / "d", source=middlebury(tmp_path / "mb"))
     records = _records("middlebury/focal_stack", tmp_path / "d", "test")

@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 from PIL import Image
 
-from dff_jax.data.datasets import ddff12, flyingthings, fod500, hci, middlebury
+from dff_jax.data.datasets import ddff12, fod500, hci, stereo_sets
 
 NAMES = (
     "flyingthings/focal_stack", "middlebury/focal_stack", "hci/lightfields", "hci/stacks", "ddff12/trainval",
@@ -39,12 +39,13 @@ def write_samples(name: str, folder: Path, size: tuple[int, int] = (64, 80), tra
     if family == "flyingthings":
         for mode, count, seed in (("train", train, 0), ("val", held_out, 100)):
             for i in range(count):
-                _write_labelled(folder / mode / "focal_stack" / f"{i:04d}", flyingthings.SETTINGS, size, seed + i)
+                where = folder / mode / "focal_stack" / f"{i:04d}"
+                _write_labelled(where, stereo_sets.FLYINGTHINGS_SETTINGS, size, seed + i)
     elif family == "middlebury":
         smaller = (size[0] - 8, size[1] - 8)  # native sizes differ
         for i, scene in enumerate(("Adirondack", "ArtL", "Jadeplant", "Motorcycle")[: max(held_out, 1)]):
             where = folder / "Middlebury_FS" / "focal_stack" / scene
-            _write_labelled(where, middlebury.SETTINGS, smaller if i else size, 200 + i)
+            _write_labelled(where, stereo_sets.MIDDLEBURY_SETTINGS, smaller if i else size, 200 + i)
     elif kind == "lightfields":
         scenes = [("additional", s) for s in hci.TRAIN[:train]] + [("training", s) for s in hci.TEST[:held_out]]
         for i, (category, scene) in enumerate(scenes):

@@ -1,7 +1,5 @@
 """Damaged HDF5 files, lists and parameters of published datasets."""
 
-import shutil
-
 import dataset_files as files
 import h5py
 import imagecodecs
@@ -132,41 +130,6 @@ def texts(cases):
                  "1e999\n1\n2\n", "../../etc/passwd\n1\n2\n", "1 2 3\n", "0x10\n1\n2\n", "1\0\n2\n3\n",
                  "9" * 10**7):  # fmt: skip
         cases.inside(f"distances {text[:18]!r}", "stack", base, inner, text.encode(), ERROR)
-
-    source = files.flyingthings(cases.root / "listed_", 1, 1)
-    lines = []
-    frames = sorted((p for p in (source / "train/focal_stack/0000").iterdir() if p.stem[0].isdigit()),
-                    key=lambda p: float(p.stem))  # fmt: skip
-    for i in range(2):
-        folder = source / "train" / "Frames" / f"{i:04d}"
-        shutil.copytree(source / "train/focal_stack/0000", folder)
-        names = [p.name for p in frames] + ["AiF.png", "disp.exr"]
-        lines.append(" ".join(f"Frames/{i:04d}/{name}" for name in names))
-    shutil.rmtree(source / "train/focal_stack")
-    inner = "train/flyingthings3d_FS_path.txt"
-    (source / inner).write_text("\n".join(lines) + "\n")
-    secret = cases.root / "secret"
-    shutil.copytree(source / "train/Frames/0000", secret)
-    (source / "train/Frames/link").symlink_to(secret)
-    first, last = lines
-    words = first.split()
-    cases.damage("path list", "list", source, inner, ANY, count=10, seed=410)
-    for name, text in {
-        "leads out by ..": first.replace("Frames/0000/disp.exr", "Frames/../../../secret/disp.exr"),
-        "leads out, absolute": first.replace("Frames/0000/disp.exr", str(secret / "disp.exr")),
-        "leads out by a link": first.replace("Frames/0000", "Frames/link"),
-        "leads to a device": first.replace("Frames/0000/disp.exr", "/dev/zero.exr"),
-        "leads out, Windows": first.replace("Frames/0000/disp.exr", "Frames\\..\\..\\..\\secret\\disp.exr"),
-        "a name too long": first.replace("Frames/0000/disp.exr", "x" * 5000 + ".exr"),
-        "a path of 3000 folders": first.replace("Frames/0000/disp.exr", "x/" * 3000 + "disp.exr"),
-        "a NUL": first.replace("Frames/0000/disp.exr", "Frames/0000/\0disp.exr"),
-        "no truth": " ".join(words[:-1]),
-        "no frames": " ".join(words[-2:]),
-        "a frame twice": " ".join([words[0], *words]),
-        "a stack twice": first + "\n" + first,
-        "one line without end": " ".join(words * 40),
-    }.items():
-        cases.inside(f"path list: {name}", "list", source, inner, (text + "\n" + last + "\n").encode(), ERROR)
 
     field = cases.root / "field"
     field.mkdir()

@@ -113,7 +113,6 @@ READERS = {
     "light_field": read_light_field, "config": read_config, "dataset": read_dataset,
     "hci": lambda path: converted("hci", "stacks", path),
     "ddff12": lambda path: converted("ddff12", "scenes", path),
-    "list": lambda path: converted("flyingthings", "focal_stack", path),
     "mobile": lambda path: converted("mobile_depth", "aligned", path),
 }  # fmt: skip
 

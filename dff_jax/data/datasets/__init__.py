@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 _HERE = "dff_jax.data.datasets"
 FAMILIES = {
     "procedural": f"{_HERE}.procedural:Procedural",
-    "flyingthings": f"{_HERE}.flyingthings:FlyingThings",
-    "middlebury": f"{_HERE}.middlebury:Middlebury",
+    "flyingthings": f"{_HERE}.stereo_sets:FlyingThings",
+    "middlebury": f"{_HERE}.stereo_sets:Middlebury",
     "hci": f"{_HERE}.hci:Hci",
     "ddff12": f"{_HERE}.ddff12:Ddff12",
     "fod500": f"{_HERE}.fod500:Fod500",
