@@ -1,37 +1,45 @@
-"""What the unroll contributes: trained runs at many K, with and without refiner, and through other schemes.
+"""What the unroll contributes: trained runs at many K, with and without the refiner, and through other schemes.
 
-The parameters stay as trained; only what is done with them changes. `ablate` is what `dff-jax ablate` calls.
+The parameters stay as trained; only their use changes. `ablate` is the command `dff-jax ablate`.
 """
 
 from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict
 
 from dff_jax import config as configs
-from dff_jax.errors import InputError
+from dff_jax import estimators
+from dff_jax.config import DataSpec, Proximal
+from dff_jax.data import pipeline
+from dff_jax.data.parts import StackSource
+from dff_jax.errors import ConfigError, InputError
 from dff_jax.estimators.weights import LoadedEstimator, check_frames, load_estimator
-from dff_jax.evaluation import figures
-from dff_jax.evaluation.evaluate import answers_for
+from dff_jax.evaluation.evaluate import answers_for, evaluated
 from dff_jax.evaluation.programs import Task
-from dff_jax.evaluation.rows import Evaluation
+from dff_jax.evaluation.rows import BASELINES, Evaluation, gather
+from dff_jax.focus_axis import span
 from dff_jax.runtime.files import check_output, staged_output
 from dff_jax.runtime.progress import ProgressBar
-from dff_jax.studies import ablation_figures, ablation_tables
-from dff_jax.studies.ablation_passes import Variant, run_pass, sweep, variants
-from dff_jax.types import Batch, Estimator, LoadedBatch, Prediction, Variables
+from dff_jax.studies import ablate_figures, ablate_report
+from dff_jax.studies.ablate_report import Pass, Variant
+from dff_jax.types import Array, Estimator, History, LoadedBatch, Prediction, Variables
+from dff_jax.unroll import PROXES, SCHEMES, Problem, resize_stack, stable
 
 ITERATIONS = (0, 1, 2, 3, 5, 8, 16)
-FILES = (*ablation_tables.FILES, *ablation_figures.FILES)
-COMPARISON_FILES = ("comparison.md", "comparison.json", "comparison.png", "convergence.png")
-SHOWN = ("best", "median", "worst")  # stacks, by MAE of the answer
-
-Batches = Callable[[], Iterator[LoadedBatch]]
+FILES = (*ablate_report.FILES, *ablate_figures.FILES)
+COMPARISON_FILES = ("comparison.md", "comparison.json", "convergence.png")
+COMPARED = ("proximal_gradient", "fista", "hqs", "admm", "exact_prox")
+DATA_TERM = "proximal_gradient+identity"
 
 
 class Run(NamedTuple):
@@ -42,64 +50,45 @@ class Run(NamedTuple):
     variants: tuple[Variant, ...]  # the first as trained
     iterations: tuple[int, ...]  # ascending, with the trained K among them
 
-    @property
-    def trained(self) -> int:
-        """K as trained."""
-        return self.loaded.model.num_iterations
-
 
 def ablate(
     runs: Sequence[str | Path],
     output: str | Path,
+    data: DataSpec,
     *,
-    dataset: str | None = None,
-    source: str | Path | None = None,
-    unit: str | None = None,
-    split: str = "test",
-    data_dir: str | None = None,
     iterations: Sequence[int] = ITERATIONS,
     schemes: Sequence[str] | None = None,
     batch_size: int = 1,
-    limit: int | None = None,
 ) -> list[dict[str, Any]]:
     """Evaluates trained runs at every K and through every scheme, and writes tables and figures (`FILES`).
 
-    One run: into `output`. Several: each into `output/<its name>`, and `COMPARISON_FILES` into `output`.
+    The files of one run go into `output`. Those of several go into `output/<its name>`, and `COMPARISON_FILES` into
+    `output`.
 
     Args:
-      runs: run folders or weights files.
-      dataset, source: exactly one: the name of a tfds dataset, or a folder of stacks like FlyingThings3D's.
-      unit: of the focus settings and depth of `source`; None: disparity.
-      iterations: K; the trained one is added.
-      schemes: "scheme" or "scheme+prox", each a name of `dff_jax.unroll` or a user's `module:function`; None: those
-        that make sense for the run (`ablation_passes.variants`).
-      limit: evaluates only the first so many stacks.
+      runs: Run folders or weights files.
+      output: Folder for tables and figures.
+      data: Stacks with ground truth to measure on.
+      iterations: Numbers of iterations K; the trained one is added.
+      schemes: Schemes to run the parameters through, each `scheme` or `scheme+prox`; default those that suit the run.
+      batch_size: Stacks at once.
 
     Returns:
       The contents of each run's `ablation.json`.
 
     Raises:
       InputError: wrong arguments, unreadable data or weights, a scheme that these weights cannot run, or an output
-        that cannot be written. All inputs are looked at before the first is evaluated; a folder is written whole.
+        that cannot be written. All inputs are checked before the first is evaluated; a folder is written whole.
     """
-    if (dataset is None) == (source is None):
-        raise InputError("ablate: give exactly one of --dataset NAME and --source DIR")
-    for name, value, least in (("--batch-size", batch_size, 1), ("--limit", limit, 1)):
-        if value is not None and value < least:
-            raise InputError(f"{name}: must be at least {least}, got {value}")
+    if batch_size < 1:
+        raise InputError(f"--batch-size: must be at least 1, got {batch_size}")
     if not iterations or min(iterations) < 0:
         raise InputError(f"--iterations: give numbers of iterations, 0 or more, got {list(iterations)}")
-    from dff_jax.data import pipeline
-
     opened = _open(runs, iterations, schemes)
-    data = pipeline.open_data(
-        configs.DataSpec(
-            dataset, None if source is None else str(source), unit=unit or "disparity", split=split, data_dir=data_dir
-        )
-    )
-    batches = functools.partial(pipeline.evaluation_batches, data, batch_size, limit)
+    source = pipeline.open_data(data)
+    batches = functools.partial(pipeline.evaluation_batches, source, batch_size, data.limit)
     for run in opened:
-        check_frames(run.loaded, data[0].frames.shape[0])
+        check_frames(run.loaded, source[0].frames.shape[0])
     several = len(opened) > 1
     folders = [Path(output) / run.label if several else Path(output) for run in opened]
     for folder in folders:
@@ -108,27 +97,26 @@ def ablate(
         check_output(output, COMPARISON_FILES)
 
     reports: list[dict[str, Any]] = []
-    known: Evaluation | None = None  # of the first run, whose methods without training serve all
-    total = min(len(data), limit or len(data))
-    for number, (run, folder) in enumerate(zip(opened, folders, strict=True), 1):
-        prefix = f"ablate: {run.label}" + (f" ({number}/{len(opened)})" if several else "")
-        report, known = _one_run(run, folder, batches, data, known, prefix, total)
+    known: Evaluation | None = None  # of the first run; its baselines serve all runs
+    total = min(len(source), data.limit or len(source))
+    for i, (run, folder) in enumerate(zip(opened, folders, strict=True), 1):
+        label = f"ablate: {run.label}" + (f" ({i}/{len(opened)})" if several else "")
+        report, evaluation = _one_run(run, folder, batches, source, known, label, total)
+        known = known or evaluation
         reports.append(report)
     if several:
         with staged_output(output, last="comparison.json") as staging:
-            ablation_tables.write_comparison(staging, reports)
-            figures.save(ablation_figures.comparison(reports), staging / "comparison.png")
-            courses = {r["meta"]["run"]: r["courses"][r["meta"]["scheme"]] for r in reports}
-            figures.save(ablation_figures.convergence(courses, data.unit, "as trained"), staging / "convergence.png")
+            ablate_report.write_comparison(staging, reports)
+            ablate_figures.write_comparison(staging, reports)
     return reports
 
 
 def _open(runs: Sequence[str | Path], iterations: Sequence[int], schemes: Sequence[str] | None) -> list[Run]:
-    """All runs, under names of their own; raises InputError for one that is no trained unroll."""
+    """All runs, each under a name of its own; raises InputError for one that is no trained unroll."""
     opened: list[Run] = []
     for spec in runs:
         loaded = load_estimator(spec)
-        if not isinstance(loaded.model, configs.Proximal):
+        if not isinstance(loaded.model, Proximal):
             raise InputError(f"ablate: {spec} has no trained unroll to take apart; give a run folder or a weights file")
         label, taken = loaded.label, {run.label for run in opened}
         if label in taken:
@@ -137,65 +125,190 @@ def _open(runs: Sequence[str | Path], iterations: Sequence[int], schemes: Sequen
         while label in taken:
             label, number = f"{loaded.label}_{number}", number + 1
         K = tuple(sorted({*iterations, loaded.model.num_iterations}))
-        opened.append(Run(loaded, label, variants(loaded, schemes), K))
+        opened.append(Run(loaded, label, variants(loaded, loaded.model, schemes), K))
     return opened
 
 
 def _one_run(
-    run: Run, folder: Path, batches: Batches, data: Any, known: Evaluation | None, label: str, total: int
-) -> tuple[dict[str, Any], Evaluation]:
-    """Evaluates one run, writes its folder, and returns its report and the evaluation as trained."""
+    run: Run, folder: Path, batches: Callable[[], Iterator[LoadedBatch]], source: StackSource, known: Evaluation | None,
+    label: str, total: int,
+) -> tuple[dict[str, Any], Evaluation]:  # fmt: skip
+    """Evaluates one run and writes its folder; returns its report and the evaluation as trained."""
     start = time.perf_counter()
     variables, passes = run.loaded.variables, {}
-    as_trained = sweep(run.variants[0].estimator, run.iterations)
-    for number, variant in enumerate(run.variants):
+    first, *others = run.variants
+    as_trained = sweep(first.estimator, run.iterations)
+    for i, variant in enumerate(run.variants, 1):
         # the refined depth of another scheme at the largest K only: each K more is a program of its own
-        K = run.iterations if number == 0 else run.iterations[-1:]
-        estimator = as_trained if number == 0 else sweep(variant.estimator, K)
-        with ProgressBar(f"{label}, pass {number + 1}/{len(run.variants)}, {variant.name}", total) as bar:
+        K = run.iterations if variant is first else run.iterations[-1:]
+        estimator = as_trained if variant is first else sweep(variant.estimator, K)
+        with ProgressBar(f"{label}, pass {i}/{len(run.variants)}, {variant.name}", total) as bar:
             passes[variant.name] = run_pass(
-                variant, estimator, variables, batches(), unit=data.unit, iterations=K,
-                baselines=number == 0 and known is None, bar=bar,
+                variant, estimator, variables, batches(), unit=source.unit, iterations=K,
+                baselines=variant is first and known is None, bar=bar,
             )  # fmt: skip
-    own = passes[run.variants[0].name]
-    evaluation = _with_untrained(own.evaluation, known)
-    passes[run.variants[0].name] = own._replace(evaluation=evaluation)
-    report = ablation_tables.report(
+    own = passes[first.name]
+    evaluation = own.evaluation if known is None else _with_baselines(own.evaluation, known)
+    passes[first.name] = own._replace(evaluation=evaluation)
+    report = ablate_report.report(
         passes, label=run.label, model=configs.to_dict(run.loaded.model), info=run.loaded.info,
-        trained=run.trained, iterations=run.iterations, dataset=data.name, unit=data.unit,
-        parameters=sum(x.size for x in jax.tree.leaves(variables["params"])),
-        seconds=time.perf_counter() - start,
+        trained=first.model.num_iterations, iterations=run.iterations, dataset=source.name, unit=source.unit,
+        parameters=sum(x.size for x in jax.tree.leaves(variables["params"])), seconds=time.perf_counter() - start,
     )  # fmt: skip
-    chosen = _choose(evaluation, report["meta"]["answer"])
-    shown = _predictions(as_trained, variables, batches(), chosen)
-    shown = {role: shown[role] for role in SHOWN if role in shown}
-    names = {role: evaluation.stacks[position] for position, role in chosen.items()}
+    chosen = ablate_figures.choose(evaluation, report["meta"]["answer"])
+    again = answers_for([Task(as_trained, variables)], batches(), chosen)  # reads the data a second time
+    shown = {chosen[position]: (batch, prediction) for position, _, batch, (prediction,) in again}
     with staged_output(folder, last="ablation.json") as staging:
-        ablation_tables.write(staging, report, passes)
-        ablation_figures.write(staging, report, shown, names, own.mean_weights, evaluation)
+        ablate_report.write(staging, report, passes)
+        ablate_figures.write(staging, report, shown, chosen, own.mean_weights, evaluation)
     return report, evaluation
 
 
-def _with_untrained(evaluation: Evaluation, known: Evaluation | None) -> Evaluation:
-    """With the rows of the methods that need no training, from the first run's evaluation of the same data."""
-    if known is None:
-        return evaluation
-    names = [name for name in known.rows if name not in evaluation.rows and name.isalpha()]
+def _with_baselines(evaluation: Evaluation, known: Evaluation) -> Evaluation:
+    """With the rows of the baselines from the first run's evaluation of the same data."""
+    names = [name for name in BASELINES if name in known.rows]
     rows = evaluation.rows | {name: known.rows[name] for name in names}
     per_stack = (*evaluation.per_stack, *(one for one in known.per_stack if one["row"] in names))
     return evaluation._replace(rows=rows, per_stack=per_stack)
 
 
-def _choose(evaluation: Evaluation, answer: str) -> dict[int, str]:
-    """Position -> role of the stacks to show."""
-    final = tuple(one | {"row": "final"} for one in evaluation.per_stack if one["row"] == answer)
-    chosen = figures.choose(evaluation._replace(per_stack=final))
-    return {position: role for position, role in chosen.items() if role in SHOWN}
+# Ways to use the parameters -------------------------------------------------------------------------------
 
 
-def _predictions(
-    estimator: Estimator, variables: Variables, batches: Iterator[LoadedBatch], chosen: dict[int, str]
-) -> dict[str, tuple[Batch, Prediction]]:
-    """Role -> (batch, prediction) [1,...] on the host, of the chosen stacks; reads the data a second time."""
-    again = answers_for([Task(estimator, variables)], batches, chosen)  # as compiled before
-    return {chosen[position]: (batch, prediction) for position, _, batch, (prediction,) in again}
+def variants(loaded: LoadedEstimator, trained: Proximal, schemes: Sequence[str] | None) -> tuple[Variant, ...]:
+    """The run as trained, then through other schemes, each "scheme" or "scheme+prox"; None: those that suit it.
+
+    A scheme that needs a prox's dual form has no place for a network. One that is not in COMPARED (`learned_gradient`,
+    a user's own) trained its network for another part; such a run gets only DATA_TERM by default.
+
+    Raises:
+      InputError: no such scheme or prox, or one that these weights cannot run.
+    """
+    # rolled, because K is large and nothing is differentiated: the same numbers, compiled in a third of the time
+    own = replace(trained, gradient="remat")
+    found = {own: Variant(own.scheme, own, estimators.build(own))}
+    if schemes is None:
+        schemes = (*COMPARED, DATA_TERM) if own.scheme in COMPARED else (DATA_TERM,)
+    for text in schemes:
+        scheme, _, prox = text.partition("+")
+        model = replace(own, scheme=scheme, prox=prox or own.prox)
+        if model in found:
+            continue
+        try:
+            estimator = estimators.build(model)
+        except ConfigError as error:
+            raise InputError(f"--schemes {text}: {error}") from None
+        if scheme not in SCHEMES or model.prox not in (own.prox, *PROXES):
+            _check_fits(text, estimator, loaded, trained)
+        found[model] = Variant(text, model, estimator)
+    return tuple(found.values())
+
+
+def _check_fits(text: str, estimator: Estimator, loaded: LoadedEstimator, trained: Proximal) -> None:
+    """Raises InputError if `estimator` wants parameters that the run does not have."""
+    frames = loaded.info.get("num_frames") or trained.num_planes or 15
+    shapes = (jax.ShapeDtypeStruct((1, frames, 64, 64, 3), jnp.float32), jax.ShapeDtypeStruct((1, frames), jnp.float32))
+    trees = jax.eval_shape(estimator.init, jax.random.key(0), *shapes), loaded.variables
+    wanted, given = ({key: np.shape(x) for key, x in flatten_dict(tree, sep="/").items()} for tree in trees)
+    missing = [key for key, shape in wanted.items() if given.get(key) != shape]
+    if missing:
+        raise InputError(
+            f"--schemes {text}: needs parameters that {loaded.label} does not have ({', '.join(missing[:3])}); "
+            "train it with model.scheme and model.prox of that name"
+        )
+
+
+def sweep(estimator: Estimator, iterations: tuple[int, ...]) -> Estimator:
+    """`estimator` at the last K of `iterations` (ascending); its refined stages are those after each K.
+
+    It is one program for all K: the compiler keeps one of the encoders, which are equal.
+    """
+
+    def apply(
+        variables: Variables, frames: Array, focus: Array, *, train: bool = False, num_iterations: int | None = None
+    ) -> tuple[Prediction, Any]:
+        last, stats = estimator.apply(variables, frames, focus, num_iterations=iterations[-1])
+        if not _history(last).refined.shape[1]:
+            return last, stats
+        before = [estimator.apply(variables, frames, focus, num_iterations=K)[0] for K in iterations[:-1]]
+        refined = jnp.concatenate([_history(one).refined[:, -1:] for one in (*before, last)], 1)
+        return last._replace(history=_history(last)._replace(refined=refined)), stats
+
+    return Estimator(estimator.init, apply)
+
+
+def _history(prediction: Prediction) -> History:
+    assert prediction.history is not None  # every unroll has one
+    return prediction.history
+
+
+# One pass ---------------------------------------------------------------------------------------------
+
+
+def run_pass(
+    variant: Variant, estimator: Estimator, variables: Variables, batches: Iterable[LoadedBatch], *, unit: str,
+    iterations: tuple[int, ...], baselines: bool, bar: ProgressBar,
+) -> Pass:  # fmt: skip
+    """Evaluates `estimator` (a `sweep` of the variant's over `iterations`) on all batches."""
+    measured, courses = [], []
+    sums: dict[tuple[int, ...], np.ndarray] = {}  # of W_i^2, by size of the image
+    counts: dict[tuple[int, ...], int] = {}
+    settings = variables["params"].get("unroll", {})
+    for one, loaded, prediction in evaluated(estimator, variables, batches, unit=unit, baselines=baselines):
+        measured.append(one)
+        keep = np.array([bool(name) for name in loaded.names]) & np.asarray(loaded.batch.mask).any((1, 2))
+        course = jax.device_get(_course(variant.model, settings, prediction, loaded.batch.focus))
+        courses.append({name: np.asarray(value, np.float64)[keep] for name, value in course.items()})
+        maps = np.asarray(_history(prediction).weights, np.float64)[keep]
+        sums[maps.shape[1:]] = sums.get(maps.shape[1:], 0.0) + maps.sum(0)
+        counts[maps.shape[1:]] = counts.get(maps.shape[1:], 0) + len(maps)
+        bar.advance(one.count)
+    evaluation = ablate_report.renamed(gather(measured, unit), iterations)
+    course = {name: np.concatenate([part[name] for part in courses]).mean(0).tolist() for name in courses[0]}
+    course["MAE"] = [evaluation.rows[f"D({k})"]["MAE"] for k in range(iterations[-1] + 1)]
+    course["change"] = [evaluation.dynamics["step"][f"D({k})"] for k in range(1, iterations[-1] + 1)]
+    commonest = max(counts, key=counts.__getitem__)
+    return Pass(evaluation, course, (sums[commonest] / counts[commonest]).astype(np.float32))
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _course(model: Proximal, settings: dict, prediction: Prediction, focus: Array) -> dict[str, Array]:
+    """How each stack of the batch went, over all pixels: [B], [B,K] (residual and steps) or [B,K+1] (energy).
+
+    Depths count in shares of the focus range. `data_energy` is the data term's excess over its minimum D(0),
+    1/2 S (D(k) - D(0))^2; `residual` is the root mean square of D(k) - D(k-1). For proximal gradient, `data_step` and
+    `prox_step` are the means of |z - D(k-1)| and |D(k) - z| with z = D(k-1) - eta S (D(k-1) - D(0)).
+    """
+    h = _history(prediction)
+    depth = h.iterates / span(focus)[:, None, None, None]
+    S = h.weights.sum(-1)
+    away, moved = depth - depth[:, :1], jnp.diff(depth, axis=1)
+
+    def mean(x: Array) -> Array:
+        return x.mean((-2, -1))
+
+    found = {
+        "S_mean": mean(S), "S_std": S.std((-2, -1)), "weights": h.weights.mean((1, 2)),
+        "data_energy": mean(0.5 * S[:, None] * away**2), "residual": jnp.sqrt(mean(moved**2)),
+    }  # fmt: skip
+    eta = _step_sizes(model, settings, Problem(h.candidates, h.weights), moved.shape[1])
+    if eta is not None:
+        eta_S = jnp.broadcast_to(eta * S[:, None], moved.shape)
+        pull = eta_S * away[:, :-1]
+        found |= {"step_size": mean(jnp.broadcast_to(eta, moved.shape)), "eta_S": mean(eta_S)}
+        found |= {"data_step": mean(jnp.abs(pull)), "prox_step": mean(jnp.abs(moved + pull))}
+    return found
+
+
+def _step_sizes(model: Proximal, settings: dict, problem: Problem, num_iterations: int) -> Array | None:
+    """eta of each iteration, broadcastable to [B,K,H,W]; None for other schemes and for a predicted eta."""
+    if model.scheme != "proximal_gradient" or model.step_size == "per_pixel" or not num_iterations:
+        return None
+    if model.step_size == "constant":
+        return jnp.minimum(model.step_size_init, 1.9 / problem.S.max((-2, -1), keepdims=True))[:, None]
+    own, shared = settings.get("per_iteration", {}), settings.get("shared", {})
+    if "step_size" not in own and "step_size" not in shared:
+        return None
+    raw = resize_stack(own["step_size"], num_iterations) if "step_size" in own else shared["step_size"][None]
+    eta = [stable(jax.nn.softplus(one), problem) for one in raw]
+    return jnp.stack(jnp.broadcast_arrays(*eta), 1)

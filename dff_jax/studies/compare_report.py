@@ -1,14 +1,15 @@
-"""The comparison as text and picture: the paper's Table 3 with what it lacks.
+"""The comparison as text and figure: the paper's Table 3 with what it lacks.
 
-Means over stacks as everywhere; over seeds, the mean and half the distance between the extremes.
+Means over stacks; over seeds, the mean and half the distance between the extremes.
 """
 
 from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -17,9 +18,8 @@ from dff_jax.evaluation import paper_figures
 from dff_jax.evaluation.figures import save
 from dff_jax.evaluation.metrics import COUNTS, LARGER_IS_BETTER, METRICS
 from dff_jax.evaluation.tables import finite
-
-if TYPE_CHECKING:
-    from dff_jax.studies.costs import Trained
+from dff_jax.studies.bench.measuring import table as table_lines
+from dff_jax.studies.costs import Trained
 
 FILES = ("table.md", "table.json", "per_stack.csv", "figure.png")
 TRANSFER = ("MAE", "RMS", "AbsRel", "Acc_1")
@@ -50,10 +50,10 @@ def table(
       "in_range": Values, "stages": {stage: Values}}}}], "ratio", "costs", "notes", "test", "zero_shot"}.
     """
     rows = []
-    for entrant in comparison.methods:
-        runs = [results for one, results in found.items() if one.method == entrant]
+    for method in comparison.methods:
+        runs = [results for one, results in found.items() if one.method == method]
         tests = {name: _joined([results[name] for results in runs]) for name in runs[0]}
-        rows.append({"label": entrant.label, "recipe": entrant.recipe, "seeds": len(runs), "tests": tests})
+        rows.append({"label": method.label, "recipe": method.recipe, "seeds": len(runs), "tests": tests})
     main = comparison.test.name
     result: dict[str, Any] = {
         "name": comparison.name,
@@ -118,16 +118,17 @@ def markdown(result: dict[str, Any]) -> str:
     spread = f"; of {seeds} seeds the mean and, behind ±, half the distance between the extremes" if seeds > 1 else ""
     lines += [f"Metrics of each stack, averaged over stacks, in {unit}{spread}. Acc in percent. Best in bold.", ""]
     for region, title in (("all", "all valid pixels"), ("in_range", "pixels within the focus range")):
-        lines += [f"## {main}: {title}", "", *_table(rows, main, region, METRICS), ""]
+        lines += [f"## {main}: {title}", "", *_table(rows, main, [(region, metric) for metric in METRICS]), ""]
     if result.get("ratio"):
         first, second = result["ratio"]["labels"]
         lines += [f"MAE of {first} / MAE of {second}: {_number(result['ratio']['MAE'], '.3f')}", ""]
     if stages := _stages(rows, main):
         lines += ["## What its stages contribute", "", *stages, ""]
+    transfer = [(region, metric) for region in ("all", "in_range") for metric in TRANSFER]
     if result["zero_shot"]:
         lines += ["## Never seen in training", ""]
     for name in result["zero_shot"]:
-        lines += [f"### {name}", "", *_table(rows, name, "all", TRANSFER, in_range=True), ""]
+        lines += [f"### {name}", "", *_table(rows, name, transfer), ""]
     lines += ["## What each costs", "", *_costs(result["costs"]), ""]
     notes = [*result["notes"], *_refusals(rows)]
     if notes:
@@ -135,27 +136,18 @@ def markdown(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _table(
-    rows: list[dict[str, Any]], test: str, region: str, metrics: tuple[str, ...], in_range: bool = False
-) -> list[str]:
-    columns = [(region, metric) for metric in metrics] + ([("in_range", m) for m in metrics] if in_range else [])
-    best = {}
-    for column in columns:
-        means = [cell["mean"] for row in rows if (cell := _cell(row, test, *column))]
-        if len(means) > 1:
-            best[column] = (max if column[1] in LARGER_IS_BETTER else min)(means)
-    heads = [metric + (" in range" if in_range and where == "in_range" else "") for where, metric in columns]
-    lines = [f"| method | recipe | {' | '.join(heads)} |", "|---|---|" + "---:|" * len(columns)]
-    for row in rows:
-        cells = []
-        for column in columns:
-            cell = _cell(row, test, *column)
-            text = "-" if cell is None else _number(cell["mean"], _FORMATS.get(column[1], ".4g"))
-            if cell is not None and cell["seeds"] > 1:
-                text += f" ± {_number(cell['spread'], '.2g')}"
-            cells.append(f"**{text}**" if cell is not None and cell["mean"] == best.get(column) else text)
-        lines.append(f"| {row['label']} | {row['recipe'] or '-'} | {' | '.join(cells)} |")
-    return lines
+def _table(rows: list[dict[str, Any]], test: str, columns: list[tuple[str, str]]) -> list[str]:
+    """A line for each method; columns are (region, metric), the best of each in bold."""
+    cells: dict[str, Callable[[dict[str, Any]], str]] = {
+        "method": lambda row: row["label"],
+        "recipe": lambda row: row["recipe"] or "-",
+    }
+    for region, metric in columns:
+        means = [cell["mean"] for row in rows if (cell := _cell(row, test, region, metric))]
+        best = (max if metric in LARGER_IS_BETTER else min)(means) if len(means) > 1 else None
+        head = metric + (" in range" if region == "in_range" and ("all", metric) in columns else "")
+        cells[head] = lambda row, at=(region, metric), best=best: _text(_cell(row, test, *at), at[1], best)
+    return table_lines(rows, cells)
 
 
 def _cell(row: dict[str, Any], test: str, region: str, metric: str) -> dict[str, Any] | None:
@@ -163,33 +155,43 @@ def _cell(row: dict[str, Any], test: str, region: str, metric: str) -> dict[str,
     return cell if cell and cell["mean"] is not None else None
 
 
+def _text(cell: dict[str, Any] | None, metric: str, best: float | None) -> str:
+    if cell is None:
+        return "-"
+    text = format(cell["mean"], _FORMATS.get(metric, ".4g"))
+    text += f" ± {cell['spread']:.2g}" if cell["seeds"] > 1 else ""
+    return f"**{text}**" if cell["mean"] == best else text
+
+
 def _stages(rows: list[dict[str, Any]], test: str) -> list[str]:
     """MAE of Dbar, D(0), .., refined of the methods that have them."""
-    lines = [f"| MAE | {' | '.join(STAGES)} |", "|---|" + "---:|" * len(STAGES)]
-    for row in rows:
-        stages = row["tests"][test].get("stages", {})
-        if "refined" in stages or "D(1)" in stages:
-            cells = [_number(((stages.get(s) or {}).get("MAE") or {}).get("mean"), ".4g") for s in STAGES]
-            lines.append(f"| {row['label']}{', ' + row['recipe'] if row['recipe'] else ''} | {' | '.join(cells)} |")
-    return lines if len(lines) > 2 else []
+    stages = {row["label"] + (f", {row['recipe']}" if row["recipe"] else ""): row["tests"][test].get("stages", {})
+              for row in rows}  # fmt: skip
+    stages = {name: found for name, found in stages.items() if "refined" in found or "D(1)" in found}
+    cells: dict[str, Callable[[str], str]] = {"MAE": str}
+    cells |= {stage: lambda name, s=stage: _text((stages[name].get(s) or {}).get("MAE"), "", None) for stage in STAGES}
+    return table_lines(stages, cells) if stages else []
 
 
 def _costs(costs: dict[str, Any]) -> list[str]:
     z, h, w = costs["shape"]
-    steps = {tuple(row["step_shape"]) for row in costs["methods"].values() if "step_shape" in row}
-    lines = [f"| method | {' | '.join(head for head, _ in _COSTS.values())} |", "|---|" + "---:|" * len(_COSTS)]
-    for label, row in costs["methods"].items():
-        cells = [_number(row.get(key), form) for key, (_, form) in _COSTS.items()]
-        lines.append(f"| {label} | {' | '.join(cells)} |")
-    shapes = ", ".join(" x ".join(map(str, shape)) for shape in sorted(steps))
-    told = f"Inference of 1 x {z} x {h} x {w}" + (f", training steps of {shapes}" if shapes else "")
+    methods = costs["methods"]
+    cells: dict[str, Callable[[str], str]] = {"method": str}
+    cells |= {
+        head: lambda label, key=key, form=form: _number(methods[label].get(key), form)
+        for key, (head, form) in _COSTS.items()
+    }
+    steps = sorted({tuple(row["step_shape"]) for row in methods.values() if "step_shape" in row})
+    shapes = ", ".join(" x ".join(map(str, shape)) for shape in steps)
     versions = ", ".join(f"{name} {version}" for name, version in costs["machine"]["versions"].items())
+    told = f"Inference of 1 x {z} x {h} x {w}" + (f", training steps of {shapes}" if shapes else "")
     told += f"; medians of {costs['rounds']} rounds, methods in turn; FLOPs as the program is written, memory beside"
-    return [*lines, "", f"{told} arguments and results. {costs['machine']['device']}; {versions}."]
+    told += f" arguments and results. {costs['machine']['device']}; {versions}."
+    return [*table_lines(methods, cells), "", told]
 
 
 def _refusals(rows: list[dict[str, Any]]) -> list[str]:
-    found = {}
+    found: dict[str, list[str]] = {}
     for row in rows:
         for name, of_test in row["tests"].items():
             if "refused" in of_test:

@@ -8,35 +8,35 @@ import jax
 import numpy as np
 import pytest
 import training_fakes as fakes
+from networks import variables
 from PIL import Image
 
 from dff_jax import cli, estimators
 from dff_jax import config as configs
+from dff_jax.config import DataSpec
 from dff_jax.data import pipeline
 from dff_jax.errors import InputError
 from dff_jax.estimators.weights import load_estimator, save_weights
 from dff_jax.evaluation import metrics
-from dff_jax.studies import ablation_tables
+from dff_jax.studies import ablate_report
 from dff_jax.studies.ablate import COMPARISON_FILES, FILES, ablate
 
-MODEL = dataclasses.replace(configs.tiny(), width=0.13, head_width=0.13, num_iterations=1)
+MODEL = fakes.small_model(prox_levels=1, measure_prior="none")
 
 
 def save_run(folder, model, estimator, **info):
     """A run folder with random weights, so that every part of the network moves something."""
-    batch = fakes.batch(1)
-    variables = estimator.init(jax.random.key(1), batch.frames, batch.focus)
-    leaves, tree = jax.tree.flatten(variables["params"])
+    given = variables(estimator, (1, fakes.FRAMES, 32, 32))
     rng = np.random.default_rng(2)
-    leaves = [np.float32(x + 0.03 * rng.normal(size=np.shape(x))) for x in leaves]
-    variables = {"params": jax.tree.unflatten(tree, leaves), "batch_stats": jax.device_get(variables["batch_stats"])}
-    save_weights(folder / "weights.safetensors", model, variables, {"num_frames": fakes.FRAMES, **info})
+    given["params"] = jax.tree.map(lambda x: np.float32(x + 0.03 * rng.normal(size=np.shape(x))), given["params"])
+    save_weights(folder / "weights.safetensors", model, given, {"num_frames": fakes.FRAMES, **info})
     return folder
 
 
 @pytest.fixture(scope="module")
 def stacks(tmp_path_factory):
-    return fakes.write_stacks(tmp_path_factory.mktemp("stacks"), train=0, val=3) / "val"
+    """Three stacks to measure on."""
+    return DataSpec(source=str(fakes.write_stacks(tmp_path_factory.mktemp("stacks"), train=0, val=3) / "val"))
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +47,7 @@ def small_run(tmp_path_factory):
 def fake(monkeypatch, build):
     """`build` in the place of the real network, which takes long to compile; the methods without training are real."""
     real = estimators.build
-    monkeypatch.setattr(
-        estimators, "build", lambda model, *a: (build if model.method == "proximal" else real)(model, *a)
-    )
+    monkeypatch.setattr(estimators, "build", lambda model: (build if model.method == "proximal" else real)(model))
 
 
 @pytest.fixture
@@ -67,13 +65,13 @@ def depths(model, variables, batch, K):
 def test_every_number_is_the_estimators_own(tmp_path, stacks, small_run):
     run = small_run
     schemes = ["exact_prox", "proximal_gradient+identity"]
-    (report,) = ablate([run], tmp_path / "out", source=stacks, iterations=[2], schemes=schemes, batch_size=2)
+    (report,) = ablate([run], tmp_path / "out", data=stacks, iterations=[2], schemes=schemes, batch_size=2)
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(FILES)
     assert json.loads((tmp_path / "out" / "ablation.json").read_text()) == report
     assert report["meta"]["iterations"] == [1, 2] and report["meta"]["answer"] == "refined(1)"
 
     loaded = load_estimator(run)
-    (everything,) = pipeline.evaluation_batches(pipeline.open_data(configs.DataSpec(source=str(stacks))), 3)
+    (everything,) = pipeline.evaluation_batches(pipeline.open_data(stacks), 3)
     batch = everything.batch
 
     def mae(depth):
@@ -111,7 +109,7 @@ def test_every_number_is_the_estimators_own(tmp_path, stacks, small_run):
         assert course["data_step"][k - 1] == pytest.approx(data, rel=1e-3, abs=1e-7)
         assert course["eta_S"][k - 1] == pytest.approx((eta * S).mean(), rel=1e-3)
         assert course["prox_step"][k - 1] == pytest.approx(prox, rel=1e-3)
-        assert ablation_tables.data_share(course, k) == pytest.approx(data / (data + prox), rel=1e-3, abs=1e-4)
+        assert ablate_report.data_share(course, k) == pytest.approx(data / (data + prox), rel=1e-3, abs=1e-4)
         residual = np.sqrt(((D[:, k] - D[:, k - 1]) ** 2).mean((1, 2))).mean()
         assert course["residual"][k - 1] == pytest.approx(residual, rel=1e-3)
         energy = (0.5 * S * (D[:, k] - D[:, 0]) ** 2).mean()
@@ -141,7 +139,7 @@ def test_runs_side_by_side(tmp_path, stacks, faked):
         save_run(tmp_path / where / "run", c.model, fakes.build(c.model), config=configs.to_dict(c), step=7)
         for where, c in (("a", one), ("b", two))
     ]
-    reports = ablate(runs, tmp_path / "out", source=stacks, iterations=[2], schemes=[])
+    reports = ablate(runs, tmp_path / "out", data=stacks, iterations=[2], schemes=[])
     assert [report["meta"]["run"] for report in reports] == ["run", "b_run"]
     names = sorted(p.name for p in (tmp_path / "out").iterdir())
     assert names == sorted(["run", "b_run", *COMPARISON_FILES])
@@ -174,7 +172,7 @@ def test_a_run_without_refiner_answers_with_its_last_iterate(tmp_path, stacks, m
 
     fake(monkeypatch, build)
     model = dataclasses.replace(MODEL, refiner_steps=0)
-    (report,) = ablate([save_run(tmp_path / "run", model, build(model))], tmp_path / "out", source=stacks, schemes=[])
+    (report,) = ablate([save_run(tmp_path / "run", model, build(model))], tmp_path / "out", data=stacks, schemes=[])
     assert report["meta"]["answer"] == "D(1)" and not [row for row in report["rows"] if row.startswith("refined")]
     assert "Refined" not in (tmp_path / "out" / "table.md").read_text().replace("FlyingThings3D: Refined", "")
 
@@ -188,14 +186,13 @@ def test_a_run_without_refiner_answers_with_its_last_iterate(tmp_path, stacks, m
         ({"schemes": ["fista+residual_cnn"]}, "needs parameters that run does not have .params/prox/"),
         ({"iterations": [2, -1]}, "--iterations: give numbers of iterations, 0 or more"),
         ({"iterations": []}, "--iterations"),
-        ({"limit": 0}, "--limit: must be at least 1, got 0"),
-        ({"dataset": "procedural/tiny"}, "exactly one of"),
+        ({"batch_size": 0}, "--batch-size: must be at least 1, got 0"),
         ({"runs": ["classical"]}, "classical has no trained unroll"),
         ({"runs": ["nowhere"]}, "nowhere"),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(tmp_path, stacks, small_run, arguments, match):
-    arguments = {"runs": [small_run], "source": stacks, "output": tmp_path / "out"} | arguments
+    arguments = {"runs": [small_run], "data": stacks, "output": tmp_path / "out"} | arguments
     with pytest.raises(InputError, match=match) as caught:
         ablate(**arguments)
     assert "\n" not in str(caught.value)
@@ -207,14 +204,14 @@ def test_weights_of_another_number_of_frames_are_found_before_the_first_run_is_m
     fixed = dataclasses.replace(MODEL, num_planes=None, prox_inputs="with_confidence")
     bad = save_run(tmp_path / "bad", fixed, fakes.build(fixed), num_frames=5)
     with pytest.raises(InputError, match="bad: weights for stacks of exactly 5 frames"):
-        ablate([good, bad], tmp_path / "out", source=stacks)
+        ablate([good, bad], tmp_path / "out", data=stacks)
     assert not (tmp_path / "out").exists()
 
 
 def test_from_the_command_line(tmp_path, stacks, faked, capsys, monkeypatch):
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "kept as conftest set it")
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "as conftest set it")
     run = save_run(tmp_path / "run", MODEL, fakes.build(MODEL))
-    common = ["ablate", str(run), "--source", str(stacks), "--output", str(tmp_path / "out")]
+    common = ["ablate", str(run), "--source", stacks.source, "--output", str(tmp_path / "out")]
     assert cli.main([*common, "--iterations", "2", "--schemes", "--limit", "2"]) == 0
     out = capsys.readouterr()
     assert "## Table 1" in out.out and "2 stacks" in out.out and "pass 1/1" in out.err

@@ -17,7 +17,7 @@ from dff_jax.studies import compare_report as report
 from dff_jax.studies.compare import compare
 
 
-def _entrant(label, data_dir, **loss):
+def _method(label, data_dir, **loss):
     data = cfg.DataConfig(dataset="procedural/tiny", data_dir=str(data_dir), batch_size=2, crop=(32, 32), eval_limit=1)
     training = cfg.TrainingConfig(
         num_steps=3, log_every=1, eval_every=3, save_every=3, num_devices=1, tensorboard=False
@@ -36,8 +36,8 @@ def setting(tmp_path_factory):
     comparison = cfg.Comparison(
         name="two",
         methods=(
-            _entrant("ours", root / "data"),
-            _entrant("theirs", root / "data", kind="mse_final"),
+            _method("ours", root / "data"),
+            _method("theirs", root / "data", kind="mse_final"),
             cfg.Method("sml", "no training", weights="sml"),
         ),
         test=cfg.TestSet(name="test set", dataset="procedural/tiny", data_dir=str(root / "data"), limit=2),
@@ -138,7 +138,7 @@ def test_a_method_that_cannot_take_the_stacks_is_named():
     values = {"refused": "weights for stacks of exactly 15 frames"}
     row = {"label": "paper", "recipe": "", "seeds": 2, "tests": {"5 frames": report._joined([values, values])}}
     assert report._refusals([row]) == ["paper cannot take the stacks of 5 frames"]
-    assert report._table([row], "5 frames", "all", ("MAE",))[2:] == ["| paper | - | - |"]
+    assert report._table([row], "5 frames", [("all", "MAE")])[2:] == ["| paper | - | - |"]
 
 
 @pytest.mark.parametrize(

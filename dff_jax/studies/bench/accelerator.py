@@ -132,12 +132,14 @@ def memory(sizes: Sizes, folder: Path) -> Found:
 
 def scaling(sizes: Sizes, folder: Path) -> Found:
     """Inference of one stack over K, pixels and Z, and the largest distance from a fitted line."""
-    rows, fixed = [], {"sizes": (sizes.size,), "frames": (sizes.frames,), "rounds": sizes.rounds}
+    fixed = {"sizes": (sizes.size,), "frames": (sizes.frames,), "rounds": sizes.rounds}
+    rows: list[dict[str, Any]] = []
     lines: dict[str, Sequence[int]] = {
         "iterations": sizes.iterations, "sizes": sizes.sizes, "frames": sizes.numbers_of_frames
     }  # fmt: skip
     for over, values in lines.items():
-        measured = bench_model((sizes.subject,), **(fixed | {over: values}))["rows"]
+        options: dict[str, Any] = {**fixed, over: values}
+        measured = bench_model((sizes.subject,), **options)["rows"]
         x, y = np.array(values, float) ** (2 if over == "sizes" else 1), [row["inference_s"] for row in measured]
         slope, start = np.polyfit(x, y, 1)
         deviation = float(np.abs((start + slope * x) / y - 1).max())
