@@ -6,15 +6,15 @@ Exit status: 0 done, 2 bad input or usage (one line says what to do; nothing was
 
 from __future__ import annotations
 
-import dataclasses
 import functools
+import importlib
 import inspect
 import os
 import sys
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, NoReturn
+from typing import Annotated, Any, Literal, NamedTuple, NoReturn
 
 import tyro
 from tyro._errors import on_parse_error
@@ -33,13 +33,15 @@ class UsageError(Exception):
 
 
 class Command(NamedTuple):
-    """What a command runs."""
+    """A function that can be run from the command line."""
 
-    function: Callable[..., Any]
-    show: Callable[[Any, dict[str, Any]], int | None] | None = None
-    """Prints the result, given the arguments too, and may return an exit status; None: the result is the status."""
-    types: Mapping[str, Any] = {}
-    """Parameter -> type, where tyro needs another one than the signature's."""
+    summary: str
+    function: Callable[..., Any] | str
+    """The function, or "module:function", which is imported when the command runs."""
+    show: Callable[[Any, dict[str, Any]], None] | None = None
+    """Prints the result, given the arguments too; None: the result is the exit status."""
+    positional: str | None = None
+    """The parameter that is given without its name; a function of this module says so itself."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -47,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     name, *words = (sys.argv[1:] if argv is None else argv) or [""]
     if name in ("-h", "--help"):
         print("usage: dff-jax COMMAND ...\n\nDepth from focus in JAX. dff-jax COMMAND --help shows its options.\n")
-        print("\n".join(f"  {command:<16}{summary}" for command, (summary, _) in COMMANDS.items()))
+        print("\n".join(f"  {command:<16}{summary}" for command, (summary, *_) in COMMANDS.items()))
         return 0
     if name == "--version":
         print(f"dff-jax {__version__}")
@@ -72,11 +74,14 @@ def main(argv: list[str] | None = None) -> int:
 def _run(name: str, words: list[str]) -> tuple[int, bool]:
     """The exit status, and whether the command came to its own end."""
     try:
-        command, given = parse(name, words)
+        function, given = parse(name, words)
         if name != "bench":  # which times compilation
             _keep_compiled_programs()
-        result = command.function(**given)
-        return (command.show(result, given) if command.show else result) or 0, True
+        result = function(**given)
+        if (show := COMMANDS[name].show) is None:
+            return result or 0, True
+        show(result, given)
+        return 0, True
     except UsageError as error:
         return _refused(f"dff-jax {name}", str(error)), True
     except InputError as error:
@@ -112,18 +117,24 @@ def _keep_compiled_programs() -> None:
 # From words to arguments --------------------------------------------------------------------------------------
 
 
-def parse(name: str, words: list[str]) -> tuple[Command, dict[str, Any]]:
-    """The command of that name, and the words as arguments of its function, by tyro; raises UsageError."""
-    command = COMMANDS[name][1]()
-    signature = inspect.signature(command.function)
-    hints = typing.get_type_hints(command.function, include_extras=True)
-    hints |= {parameter: kind for parameter, kind in command.types.items() if parameter in hints}
+def parse(name: str, words: list[str]) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """The function of a command, and the words as its arguments, by tyro; raises UsageError."""
+    function, positional = COMMANDS[name].function, COMMANDS[name].positional
+    if isinstance(function, str):
+        module, _, attribute = function.partition(":")
+        function = getattr(importlib.import_module(module), attribute)
+    signature = inspect.signature(function)
+    hints = typing.get_type_hints(function, include_extras=True)
+    if positional:
+        hints[positional] = Positional[hints[positional]]
+    if "page_stacks" in hints:
+        hints["page_stacks"] = Annotated[int, arg(name="report")]
     parameters = [p.replace(annotation=hints[p.name]) for p in signature.parameters.values()]
 
     def keep(*args: Any, **kwargs: Any) -> dict[str, Any]:
         return dict(zip(signature.parameters, args, strict=False)) | kwargs
 
-    functools.update_wrapper(keep, command.function)
+    functools.update_wrapper(keep, function)
     del keep.__wrapped__  # whose types tyro would take
     keep.__annotations__ = hints
     keep.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
@@ -133,9 +144,8 @@ def parse(name: str, words: list[str]) -> tuple[Command, dict[str, Any]]:
         if word in WITHOUT_VALUE and after.startswith("--"):
             found.append(WITHOUT_VALUE[word])
     with on_parse_error(_explain):
-        given, rest = tyro.cli(
-            keep, prog=f"dff-jax {name}", args=found, return_unknown_args=True, config=[tyro.conf.OmitArgPrefixes]
-        )
+        config = [tyro.conf.OmitArgPrefixes, tyro.conf.AvoidSubcommands]
+        given, rest = tyro.cli(keep, prog=f"dff-jax {name}", args=found, return_unknown_args=True, config=config)
     required = [p.name for p in parameters if p.default is p.empty]
     if missing := [parameter for parameter in required if given[parameter] in ((), [])]:
         raise UsageError(f"missing: {', '.join(missing)}")
@@ -143,7 +153,7 @@ def parse(name: str, words: list[str]) -> tuple[Command, dict[str, Any]]:
         given["changes"] = tuple(rest)
     elif rest:
         raise UsageError(f"unrecognized arguments: {' '.join(rest)}")
-    return command, given
+    return function, given
 
 
 def _explain(event: Any) -> NoReturn:
@@ -231,9 +241,10 @@ def compare(comparison: Positional[str], *, output: str | None = None, only: tup
     except TrainingDiverged as error:
         print(f"dff-jax: {one_line(error, None)}", file=sys.stderr)
         return 1
-    if table is not None:
-        _print_table(table, {"output": folder})
-    return 130 if table is None else 0
+    if table is None:
+        return 130
+    _show_table(table, {"output": folder})
+    return 0
 
 
 def prepare(
@@ -257,7 +268,7 @@ def prepare(
       export: Folder in which to write stacks as folders of PNG frames and disp.npy, too.
       split: Split to export.
       limit: Export only the first so many stacks.
-      unit: stacks, rgbd: unit of focus settings and truth; default as the files say.
+      unit: stacks, rgbd: disparity, diopter, metre or index, of focus settings and truth; default as the files say.
       reverse: stacks: count the frame index from the end.
       max_size: stacks: shrink frames whose longer side exceeds this many pixels.
       align: stacks: align the frames; without a value by similarity, else translation, affine or homography.
@@ -314,92 +325,58 @@ def pack(weights: Positional[str], *, output: str, score: UseAppendAction[tuple[
     print(f"{output}: {info['parameters']:,} parameters, {size:.2f} MB, scores of {scores}")
 
 
-# Functions of other rooms, and what is printed of their results --------------------------------------------------
+# What is printed of the results of other rooms' functions ---------------------------------------------------------
 
 
-def _stacks() -> type:
-    """The class of stacks to measure on, without the worlds that a command line cannot describe."""
-    from dff_jax.config import DataSpec
-
-    @dataclasses.dataclass(frozen=True)
-    class Stacks(DataSpec):
-        world: ClassVar[None] = None  # type: ignore[misc]
-
-    return Stacks
-
-
-def _predict() -> Command:
-    from dff_jax.focus_axis import Unit
-    from dff_jax.prediction.predict import Source, predict_to_folder
-
-    def show(summary: dict[str, Any], given: dict[str, Any]) -> None:
-        for note in summary["notes"]:
-            print(f"note: {note}")
-        height, width = summary["size"]
-        memory = summary["memory"]
-        if memory["tiles"] > 1:
-            (rows, columns), disk = memory["tile"], ", frames kept on disk" if memory["frames_on_disk"] else ""
-            print(f"{memory['tiles']} tiles of {columns} x {rows}, within {memory['bound_gb']:g} GB of memory{disk}")
-        print(
-            f"{len(summary['frames'])} frames of {width} x {height}, {summary['method']}, unit {summary['unit']}: "
-            f"{summary['seconds']:.1f} s; look at {Path(given['output']) / 'overview.png'}"
-        )
-
-    types = {"source": Positional[Source], "unit": Unit | None, "progress": Suppress[bool]}
-    return Command(predict_to_folder, show, types)
+def _show_prediction(summary: dict[str, Any], given: dict[str, Any]) -> None:
+    for note in summary["notes"]:
+        print(f"note: {note}")
+    height, width = summary["size"]
+    memory = summary["memory"]
+    if memory["tiles"] > 1:
+        (rows, columns), disk = memory["tile"], ", frames kept on disk" if memory["frames_on_disk"] else ""
+        print(f"{memory['tiles']} tiles of {columns} x {rows}, within {memory['bound_gb']:g} GB of memory{disk}")
+    print(
+        f"{len(summary['frames'])} frames of {width} x {height}, {summary['method']}, unit {summary['unit']}: "
+        f"{summary['seconds']:.1f} s; look at {Path(given['output']) / 'overview.png'}"
+    )
 
 
-def _evaluate() -> Command:
-    from dff_jax.evaluation.evaluate import evaluate_to_folder
-
-    types = {"spec": Positional[str], "data": _stacks(), "page_stacks": Annotated[int, arg(name="report")]}
-    return Command(evaluate_to_folder, _print_table, types)
+def _show_import(done: Any, given: dict[str, Any]) -> None:
+    unused = f"; never used, and left out: {', '.join(done.idle)}" if done.idle else ""
+    print(f"{given['model']}: {done.parameters:,} parameters written to {done.output}{unused}")
 
 
-def _ablate() -> Command:
-    from dff_jax.studies.ablate import ablate
-
-    def show(reports: list, given: dict[str, Any]) -> None:
-        _print_table(reports, given, "comparison.md" if len(reports) > 1 else "table.md")
-
-    return Command(ablate, show, {"runs": Positional[tuple[str, ...]], "data": _stacks()})
-
-
-def _import_weights() -> Command:
-    from dff_jax.estimators.torch_weights import import_weights
-
-    def show(done: Any, given: dict[str, Any]) -> None:
-        unused = f"; never used, and left out: {', '.join(done.idle)}" if done.idle else ""
-        print(f"{given['model']}: {done.parameters:,} parameters written to {done.output}{unused}")
-
-    return Command(import_weights, show, {"source": Positional[str]})
-
-
-def _bench() -> Command:
-    from dff_jax.studies.bench import bench
-
-    def show(table: str, given: dict[str, Any]) -> None:
-        print(table)
-
-    return Command(bench, show, {"subject": Positional[Literal["model", "unroll", "loader"]]})
-
-
-def _print_table(result: Any, given: dict[str, Any], file: str = "table.md") -> None:
-    print((Path(given["output"]) / file).read_text())
+def _show_table(result: Any, given: dict[str, Any]) -> None:
+    several = len(given.get("runs", ())) > 1
+    print((Path(given["output"]) / ("comparison.md" if several else "table.md")).read_text())
     print(f"written to {given['output']}")
 
 
-COMMANDS: dict[str, tuple[str, Callable[[], Command]]] = {
-    "train": ("Train a network.", lambda: Command(train)),
-    "evaluate": ("Measure a network, or a method without one, on stacks with ground truth.", _evaluate),
-    "predict": ("Depth of your own photographs.", _predict),
-    "ablate": ("What the unroll contributes: trained runs at many K and schemes.", _ablate),
-    "compare": ("Methods side by side: train each, measure all.", lambda: Command(compare)),
-    "prepare": ("Make or convert a dataset.", lambda: Command(prepare)),
-    "import-weights": ("Use weights published for PyTorch.", _import_weights),
-    "pack": ("Weights to give away: half precision, scores inside.", lambda: Command(pack)),
-    "bench": ("Speed, memory and compile time, measured side by side.", _bench),
-}
+COMMANDS = {
+    "train": Command("Train a network.", train),
+    "evaluate": Command(
+        "Measure a network, or a method without one, on stacks with ground truth.",
+        "dff_jax.evaluation.evaluate:evaluate_to_folder", _show_table, "spec",
+    ),
+    "predict": Command(
+        "Depth of your own photographs.", "dff_jax.prediction.predict:predict_to_folder", _show_prediction, "source"
+    ),
+    "ablate": Command(
+        "What the unroll contributes: trained runs at many K and schemes.", "dff_jax.studies.ablate:ablate",
+        _show_table, "runs",
+    ),
+    "compare": Command("Methods side by side: train each, measure all.", compare),
+    "prepare": Command("Make or convert a dataset.", prepare),
+    "import-weights": Command(
+        "Use weights published for PyTorch.", "dff_jax.estimators.torch_weights:import_weights", _show_import, "source"
+    ),
+    "pack": Command("Weights to give away: half precision, scores inside.", pack),
+    "bench": Command(
+        "Speed, memory and compile time, measured side by side.", "dff_jax.studies.bench:bench",
+        lambda table, _: print(table), "subject",
+    ),
+}  # fmt: skip
 
 
 if __name__ == "__main__":
