@@ -75,6 +75,9 @@ def dfv(config: configs.DFV) -> Estimator:
     return soft_depth.in_order(estimator, config.frame_order)
 
 
+TORCH_IDLE = r"feature_extraction\.encoder\.fc\.(weight|bias)"  # published keys that the network never uses
+
+
 def torch_key(path: str) -> str:
     """Where the published code keeps a variable: "params/decoder4/Residual3d_0/Conv3d_0/kernel" ->
     "decoder6.convs.0.conv1.0.weight".

@@ -15,7 +15,7 @@ import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -29,24 +29,9 @@ from dff_jax.errors import InputError, WeightsError, one_line
 from dff_jax.estimators.weights import differences, save_weights
 from dff_jax.types import Variables
 
-MODELS = ("dfv_fv", "dfv_diff", "aifdnet", "dwild", "resnet18")
+Published = Literal["dfv_fv", "dfv_diff", "aifdnet", "dwild", "resnet18"]
+MODELS: tuple[str, ...] = get_args(Published)
 """What can be imported: presets, and the encoder."""
-
-
-class Layout(NamedTuple):
-    """How a network is published."""
-
-    module: str  # whose function `torch_key` takes a flat path to a key
-    idle: str = r"(?!)"  # pattern of keys that the network never uses; they may be there or not
-
-
-LAYOUTS = {
-    "dfv": Layout("dff_jax.estimators.dfv", r"feature_extraction\.encoder\.fc\.(weight|bias)"),
-    "aifdnet": Layout("dff_jax.estimators.aifdnet"),
-    "dwild": Layout("dff_jax.estimators.dwild"),
-    "resnet18": Layout("dff_jax.network.encoder", r"fc\.(weight|bias)"),
-}
-"""By method, and of the encoder."""
 
 
 class Imported(NamedTuple):
@@ -58,15 +43,21 @@ class Imported(NamedTuple):
 
 
 def import_weights(
-    source: str | Path, model: str, output: str | Path | None = None, *, frame_order: str = "ascending"
+    source: str | Path,
+    model: Published,
+    output: str | Path | None = None,
+    *,
+    frame_order: Literal["ascending", "descending"] = "ascending",
 ) -> Imported:
-    """A published checkpoint as one of our weights files.
+    """Converts a published checkpoint (.safetensors, or what torch.save wrote) to a weights file.
 
     Args:
-      source: see `read_state_dict`.
-      model: of MODELS. `dfv_fv` and `dfv_diff` have the same keys and shapes: a file cannot tell which it is.
-      output: None: `<model>.safetensors` in the working directory.
-      frame_order: in which order of q the network saw its frames in training; see `config.DFV`.
+      source: The checkpoint.
+      model: The network that it belongs to. A file cannot tell dfv_fv from dfv_diff; resnet18 (torchvision, timm) is an
+        encoder for training.encoder_weights.
+      output: The weights file to write; default <model>.safetensors.
+      frame_order: Order of the frames in training: far first, or (descending, --near-first) near first, as
+        DDFF-12 and FoD500 come.
 
     Returns:
       Imported. A compared network's file is for `load_estimator`; that of `resnet18` is an encoder alone, for
@@ -106,12 +97,15 @@ def place(
       where: what to call the file in an error.
       state: arrays by published key, in PyTorch's axes.
       shapes: the variables to fill, as shapes (of any width).
-      layout: of LAYOUTS.
+      layout: name of a method, whose file says how it is published: `torch_key` maps the flat path of a variable to its
+        key, and the pattern `TORCH_IDLE` matches keys that the network never uses; "resnet18": the encoder alone.
 
     Raises:
       WeightsError: a key without a place, a place without a key, or a wrong shape; lists them all.
     """
-    torch_key, idle = importlib.import_module(LAYOUTS[layout].module).torch_key, re.compile(LAYOUTS[layout].idle)
+    home = "dff_jax.network.encoder" if layout == "resnet18" else f"dff_jax.estimators.{layout}"
+    module = importlib.import_module(home)
+    torch_key, idle = module.torch_key, re.compile(getattr(module, "TORCH_IDLE", r"(?!)"))
     flat = {path: x.shape for path, x in flatten_dict(shapes, sep="/").items()}
     keys = {path: torch_key(path) for path in flat}
     used = set(keys.values())

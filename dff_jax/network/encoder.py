@@ -72,6 +72,9 @@ class TinyEncoder(nn.Module):
 ENCODERS = {"resnet18": ResNet18, "tiny": TinyEncoder}
 
 
+TORCH_IDLE = r"fc\.(weight|bias)"  # published keys that an encoder does not use
+
+
 def torch_key(path: str) -> str:
     """Where torchvision and timm keep a variable of ResNet18: "params/layer2_0/downsample_conv/Conv_0/kernel" ->
     "layer2.0.downsample.0.weight".
