@@ -75,17 +75,6 @@ def tables(report: dict[str, Any]) -> list[dict[str, Any]]:
     return []
 
 
-def markdown(found: list[dict[str, Any]]) -> list[str]:
-    """Lines for `table.md`: a section a table."""
-    lines: list[str] = []
-    for table in found:
-        lines += ["", f"## Table {table['number']} of the paper: {table['title']}", ""]
-        lines += [f"| row | from | {' | '.join(COLUMNS)} |", "|---|---|" + "---:|" * len(COLUMNS)]
-        lines += [f"| {row['row']} | {row['from']} | {' | '.join(row['text'])} |" for row in table["rows"]]
-        lines += ["", *(f"* {note}" for note in table["notes"])]
-    return lines
-
-
 def _table_1(rows: dict[str, dict[str, Any]], variant: str) -> dict[str, Any]:
     lines: list[dict[str, Any]] = []
     for stage, printed in TABLE_1.items():

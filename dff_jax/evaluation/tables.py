@@ -1,38 +1,59 @@
-"""What an evaluation writes as text: `metrics.json`, `per_stack.csv` and `table.md`."""
+"""The texts that an evaluation writes: `metrics.json`, `per_stack.csv` and `table.md`."""
 
 from __future__ import annotations
 
 import csv
 import json
-import math
-import platform
-from collections.abc import Iterable
-from importlib import metadata
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import jax
-
-from dff_jax import __version__
-from dff_jax.evaluation import conventions
-from dff_jax.evaluation import paper as paper_tables
+from dff_jax.evaluation import conventions, paper
 from dff_jax.evaluation.metrics import COUNTS, LARGER_IS_BETTER, METRICS
-from dff_jax.evaluation.rows import BASELINES
-
-if TYPE_CHECKING:
-    from dff_jax.evaluation.rows import Evaluation
+from dff_jax.evaluation.rows import BASELINES, Evaluation
+from dff_jax.runtime.files import finite, machine
 
 FILES = ("metrics.json", "per_stack.csv", "table.md")
-_COUNTED = ("stacks", "valid_pixels", "clipped_pixels")
-_FORMATS = {"Acc_1": ".2f", "Acc_2": ".2f", "Acc_3": ".2f", "Corr": ".4f", "BadPix": ".2f"}
+FORMATS = {"Acc_1": ".2f", "Acc_2": ".2f", "Acc_3": ".2f", "Corr": ".4f", "BadPix": ".2f"}
+"""How metrics are written; the others have four digits."""
+_COUNTED = {"valid_pixels": "valid pixels", "clipped_pixels": "clipped"}  # column of a row -> heading
+
+
+def markdown(
+    rows: Iterable[Sequence[Any]],
+    columns: Sequence[str],
+    formats: Mapping[str, str] = FORMATS,
+    best: Mapping[str, Callable[[list[float]], float]] | None = None,
+) -> list[str]:
+    """A table as lines of Markdown. Columns of numbers are aligned to the right.
+
+    Args:
+      rows: a cell for each column: a number, a text, or None, which becomes "-".
+      columns: the headings.
+      formats: heading -> format of its floats, where that is not ".4g".
+      best: heading -> `min` or `max`: what equals the best number of the column, as written, is bold.
+    """
+    cells = list(zip(*rows, strict=True)) or [()] * len(columns)
+    written, marks = [], []
+    for column, of_column in zip(columns, cells, strict=True):
+        form = formats.get(column, ".4g")
+        texts = ["-" if x is None else format(x, form) if isinstance(x, float) else str(x) for x in of_column]
+        numbers = [x for x in of_column if isinstance(x, int | float)]
+        if best and column in best and len(numbers) > 1:
+            top = format(best[column](numbers), form)
+            texts = [f"**{text}**" if text == top else text for text in texts]
+        written.append(texts)
+        plain = (text.replace(".", "").lstrip("-") for text in texts)
+        marks.append("---:" if numbers or all(text.isdigit() or not text for text in plain) else "---")
+    return [f"| {' | '.join(line)} |" for line in (columns, marks, *zip(*written, strict=True))]
 
 
 def report(evaluation: Evaluation, **meta: Any) -> dict[str, Any]:
-    """The contents of `metrics.json`: `rows`, `dynamics`, `literature`, `paper` and `meta`.
+    """The contents of `metrics.json`: `rows`, `dynamics`, `literature`, `calibration`, `paper` and `meta`.
 
     Metrics are at `rows.<name>.<metric>`, `.in_range.<metric>`, `.pooled.<metric>` and
     `.in_range.pooled.<metric>`, by a variant of the literature at `literature.<variant>.<row>.<metric>`; `paper` holds
-    the tables of `paper_tables`. NaN becomes null, which JSON can hold; `meta.notes` says which rows had any.
+    the tables of `paper.tables`. NaN becomes null, which JSON can hold; `meta.notes` says which rows had any.
 
     Args:
       meta: what to say of the run: at least label, dataset, unit and iterations.
@@ -45,34 +66,16 @@ def report(evaluation: Evaluation, **meta: Any) -> dict[str, Any]:
         "convention": evaluation.convention.name,
     }
     out = {"rows": evaluation.rows, "dynamics": evaluation.dynamics, "literature": evaluation.literature}
-    out["calibration"] = evaluation.calibration
-    out = finite(out | {"meta": meta | machine()})
-    return out | {"paper": paper_tables.tables(out)}
+    out |= {"calibration": evaluation.calibration, "meta": meta | machine()}
+    out = finite(out)
+    return out | {"paper": paper.tables(out)}
 
 
 def report_without_truth(**meta: Any) -> dict[str, Any]:
-    """The same of data without ground truth: no number, but what was run."""
-    notes = ["the dataset has no ground truth: there is nothing to measure, only pictures to look at"]
-    meta |= {"stacks": 0, "excluded": [], "notes": notes}
-    empty = {"rows": {}, "dynamics": {}, "literature": {}, "calibration": {}, "paper": []}
-    return finite(empty | {"meta": meta | machine()})
-
-
-def machine() -> dict[str, Any]:
-    versions = {name: metadata.version(name) for name in ("jax", "jaxlib", "flax", "numpy")}
-    return {
-        "device": jax.devices()[0].device_kind,
-        "versions": {"python": platform.python_version(), "dff-jax": __version__} | versions,
-    }
-
-
-def finite(value: Any) -> Any:
-    """The same with null for every NaN and infinity, which JSON cannot hold."""
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    """The contents of `metrics.json` for data without ground truth: no number, but what was run."""
+    notes = ["the dataset has no ground truth: there is nothing to measure, only figures to look at"]
+    meta |= {"stacks": 0, "excluded": [], "notes": notes} | machine()
+    return finite({"rows": {}, "dynamics": {}, "literature": {}, "calibration": {}, "paper": [], "meta": meta})
 
 
 def write(folder: Path, report: dict[str, Any], per_stack: Iterable[dict[str, Any]]) -> None:
@@ -83,32 +86,40 @@ def write(folder: Path, report: dict[str, Any], per_stack: Iterable[dict[str, An
         writer = csv.DictWriter(file, ["stack", "row", "region", *METRICS, *COUNTS])
         writer.writeheader()
         writer.writerows(per_stack)
-    (folder / "table.md").write_text(markdown(report), encoding="utf-8")
+    (folder / "table.md").write_text(summary(report), encoding="utf-8")
 
 
-def markdown(report: dict[str, Any]) -> str:
+def summary(report: dict[str, Any]) -> str:
     """`table.md`: metrics over all valid and over in-range pixels, best in bold, then what the unroll did."""
+    meta = report["meta"]
+    lines = [f"# {meta['label']} on {meta['dataset']}", ""]
     if not report["rows"]:
-        return _without_truth(report["meta"])
-    meta, (rows, labels) = report["meta"], distinct(report["rows"])
-    lines = [
-        f"# {meta['label']} on {meta['dataset']}",
-        "",
-        f"{meta['stacks']} stacks, unit {meta['unit']}, iterations {_or_dash(meta['iterations'])}. "
+        lines += [f"* {note}" for note in meta["notes"]]
+        if "figure" in meta:
+            lines += ["", f"{meta['figure']['file']} shows {', '.join(meta['figure']['stacks'])}."]
+        return "\n".join(lines) + "\n"
+    rows, labels = distinct(report["rows"])
+    iterations = "-" if meta["iterations"] is None else meta["iterations"]
+    lines += [
+        f"{meta['stacks']} stacks, unit {meta['unit']}, iterations {iterations}. "
         "Metrics of each stack, averaged over stacks. Best in bold; Acc in percent.",
-        "",
-        "## All valid pixels",
-        "",
-        *_table(rows, labels),
-        "",
-        "## Pixels within the focus range",
-        "",
-        *_table({name: row["in_range"] for name, row in rows.items()}, labels),
-        *_literature(report),
-        *paper_tables.markdown(report["paper"]),
     ]
-    if report["dynamics"] and report["dynamics"]["step"]:
-        lines += ["", "## What each step does", "", *_dynamics_table(report["dynamics"])]
+    in_range = {name: row["in_range"] for name, row in rows.items()}
+    best = {metric: max if metric in LARGER_IS_BETTER else min for metric in METRICS}
+    for title, part in (("All valid pixels", rows), ("Pixels within the focus range", in_range)):
+        cells = [[labels[name], *(row[key] for key in (*METRICS, *_COUNTED))] for name, row in part.items()]
+        lines += ["", f"## {title}", "", *markdown(cells, ["row", *METRICS, *_COUNTED.values()], best=best)]
+    lines += _literature(report, rows, labels)
+    for table in report["paper"]:
+        lines += ["", f"## Table {table['number']} of the paper: {table['title']}", ""]
+        cells = [[row["row"], row["from"], *row["text"]] for row in table["rows"]]
+        lines += [*markdown(cells, ["row", "from", *paper.COLUMNS]), "", *(f"* {note}" for note in table["notes"])]
+    dynamics = report["dynamics"]
+    if dynamics and dynamics["step"]:
+        stages = {name: gain for name, gain in dynamics["gain"].items() if name.startswith(("D(", "refined"))}
+        cells = [[name, dynamics["step"].get(name), gain] for name, gain in stages.items()]
+        columns = ["row", "mean change from the stage before", "MAE gained over D(0)"]
+        lines += ["", "## What each step does", "", *markdown(cells, columns)]
     half = report["calibration"].get("half")
     if half is not None:
         lines += ["", f"The most confident half of all pixels has {half:.2f} times the mean error of all."]
@@ -120,33 +131,23 @@ def markdown(report: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _without_truth(meta: dict[str, Any]) -> str:
-    lines = [f"# {meta['label']} on {meta['dataset']}", "", *(f"* {note}" for note in meta["notes"])]
-    shown = meta.get("figure")
-    if shown:
-        lines += ["", f"{shown['file']} shows {', '.join(shown['stacks'])}."]
-    return "\n".join(lines) + "\n"
-
-
-def _literature(report: dict[str, Any]) -> list[str]:
+def _literature(report: dict[str, Any], rows: dict[str, dict[str, Any]], labels: dict[str, str]) -> list[str]:
     """The answer and the baselines by each variant of the convention, beside our own two regions."""
-    convention = conventions.CONVENTIONS[report["meta"]["convention"]]
     if not report["literature"]:
         return []
-    rows, labels = distinct(report["rows"])
+    convention = conventions.CONVENTIONS[report["meta"]["convention"]]
     answer = next(name for name in rows if rows[name] == report["rows"]["final"])
     chosen = [answer, *(name for name in BASELINES if name in rows and name != answer)]
-    lines = ["", "## As the literature measures", ""]
-    lines += [f"| pixels | row | {' | '.join(METRICS)} | stacks | valid pixels | clipped |"]
-    lines += ["|---|---|" + "---:|" * (len(METRICS) + 3)]
     ours = {"ours: all valid": report["rows"]}
     ours["ours: within the focus range"] = {name: row["in_range"] for name, row in report["rows"].items()}
-    for pixels, found in (ours | report["literature"]).items():
-        for name in chosen:
-            row = found[name]
-            cells = [*(_format(metric, row[metric]) for metric in METRICS), *(str(row[n]) for n in _COUNTED)]
-            lines.append(f"| {pixels} | {labels[name]} | {' | '.join(cells)} |")
-    lines += ["", "Definitions and averaging are the same in all rows; who measures so:", ""]
+    cells = [
+        [pixels, labels[name], *(found[name][key] for key in (*METRICS, "stacks", *_COUNTED))]
+        for pixels, found in (ours | report["literature"]).items()
+        for name in chosen
+    ]
+    lines = ["", "## As the literature measures", ""]
+    lines += markdown(cells, ["pixels", "row", *METRICS, "stacks", *_COUNTED.values()])
+    lines += ["", "Definitions and averaging are the same in all rows. Who measures so:", ""]
     lines += [f"* {variant.label}: {variant.who}" for variant in convention.variants]
     return lines + [f"* {note}" for note in convention.notes]
 
@@ -156,38 +157,3 @@ def distinct(rows: dict[str, dict[str, Any]]) -> tuple[dict[str, dict[str, Any]]
     same = [name for name, row in rows.items() if row == rows["final"]]
     kept = {name: row for name, row in rows.items() if name not in same[1:]}
     return kept, {name: " = ".join(same) if name == same[0] else name for name in kept}
-
-
-def _table(rows: dict[str, dict[str, Any]], labels: dict[str, str]) -> list[str]:
-    best = {}
-    for metric in METRICS:
-        values = [row[metric] for row in rows.values() if row[metric] is not None]
-        if len(values) > 1:
-            best[metric] = _format(metric, (max if metric in LARGER_IS_BETTER else min)(values))
-    lines = [
-        "| row | " + " | ".join(METRICS) + " | valid pixels | clipped |",
-        "|---|" + "---:|" * (len(METRICS) + 2),
-    ]
-    for name, row in rows.items():
-        cells = [_format(metric, row[metric]) for metric in METRICS]
-        is_best = [cell == best.get(metric) for metric, cell in zip(METRICS, cells, strict=True)]
-        cells = [f"**{cell}**" if bold else cell for bold, cell in zip(is_best, cells, strict=True)]
-        cells += [str(row["valid_pixels"]), str(row["clipped_pixels"])]
-        lines.append(f"| {labels[name]} | {' | '.join(cells)} |")
-    return lines
-
-
-def _dynamics_table(dynamics: dict[str, Any]) -> list[str]:
-    lines = ["| row | mean change from the stage before | MAE gained over D(0) |", "|---|---:|---:|"]
-    for name, gain in dynamics["gain"].items():
-        if name.startswith(("D(", "refined")):
-            lines.append(f"| {name} | {_format('', dynamics['step'].get(name))} | {_format('', gain)} |")
-    return lines
-
-
-def _format(metric: str, value: float | None) -> str:
-    return _or_dash(value) if value is None else format(value, _FORMATS.get(metric, ".4g"))
-
-
-def _or_dash(value: Any) -> str:
-    return "-" if value is None else str(value)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
+import platform
 import secrets
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
+from importlib import metadata
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from dff_jax.errors import InputError
 
@@ -124,3 +127,23 @@ def _make_hidden(parent: Path) -> Path:
 
 def _reason(error: OSError) -> str:
     return error.strerror or str(error)
+
+
+def finite(value: Any) -> Any:
+    """The same with null for every NaN and infinity, which JSON cannot hold."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def machine() -> dict[str, Any]:
+    """The device and the versions, for a report."""
+    import jax
+
+    from dff_jax import __version__
+
+    versions = {"python": platform.python_version(), "dff-jax": __version__}
+    versions |= {name: metadata.version(name) for name in ("jax", "jaxlib", "flax", "numpy")}
+    return {"device": jax.devices()[0].device_kind, "versions": versions}

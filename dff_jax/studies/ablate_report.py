@@ -16,7 +16,7 @@ from dff_jax.config import Proximal
 from dff_jax.evaluation.metrics import COUNTS, METRICS
 from dff_jax.evaluation.paper import COLUMNS, TABLE_1
 from dff_jax.evaluation.rows import BASELINES, Evaluation
-from dff_jax.evaluation.tables import finite
+from dff_jax.runtime.files import finite
 from dff_jax.studies.bench.measuring import table
 from dff_jax.types import Estimator
 

@@ -30,8 +30,7 @@ from dff_jax.estimators import weights
 from dff_jax.evaluation import conventions, paper_figures
 from dff_jax.evaluation.evaluate import evaluated
 from dff_jax.evaluation.rows import gather
-from dff_jax.evaluation.tables import finite
-from dff_jax.runtime.files import check_output, staged_output
+from dff_jax.runtime.files import check_output, finite, staged_output
 from dff_jax.runtime.progress import ProgressBar, say
 from dff_jax.studies import compare_report as report
 from dff_jax.studies import costs

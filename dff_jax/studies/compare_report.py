@@ -17,7 +17,7 @@ from dff_jax.config import Comparison
 from dff_jax.evaluation import paper_figures
 from dff_jax.evaluation.figures import save
 from dff_jax.evaluation.metrics import COUNTS, LARGER_IS_BETTER, METRICS
-from dff_jax.evaluation.tables import finite
+from dff_jax.runtime.files import finite
 from dff_jax.studies.bench.measuring import table as table_lines
 from dff_jax.studies.costs import Trained
 

@@ -21,8 +21,8 @@ from dff_jax.config import DataConfig, Method, ModelConfig
 from dff_jax.data.parts import StackSource, to_batch
 from dff_jax.errors import InputError
 from dff_jax.estimators import weights
-from dff_jax.evaluation.tables import machine
 from dff_jax.runtime.compile import jit
+from dff_jax.runtime.files import machine
 from dff_jax.runtime.progress import say
 from dff_jax.studies.bench import measuring, subjects
 from dff_jax.types import Array, Batch, Estimator, Prediction

@@ -187,7 +187,7 @@ def test_signed_disparity_has_ratios_only_in_the_shifted_unit():
     assert shifted["final"]["AbsRel"] == pytest.approx(np.mean(relative), rel=1e-3)
     regions = {one["region"] for one in found.per_stack}
     assert regions == {"all", "in_range", *found.literature}
-    text = tables.markdown(tables.report(found, label="x", dataset="y", unit="disparity", iterations=2))
+    text = tables.summary(tables.report(found, label="x", dataset="y", unit="disparity", iterations=2))
     lines = [line.split("|") for line in text.splitlines() if line.startswith("| -2.5 < gt <= 2.5, unit q + 2.5")]
     assert len(lines) == 1 and "-" not in [cell.strip() for cell in lines[0][3:-1]]
     assert "truth is signed in this unit" in text and "compare them with nothing" in text

@@ -181,7 +181,7 @@ def test_times_hold_no_compilation():
 def test_table_marks_the_best_and_says_which_row_is_the_answer():
     estimator, _ = fake_estimator(refiner_steps=0)
     found = evaluate(estimator, VARIABLES, [loaded_batch(["a"])], baselines=False)
-    text = tables.markdown(tables.report(found, label="x", dataset="y", unit="disparity", iterations=2))
+    text = tables.summary(tables.report(found, label="x", dataset="y", unit="disparity", iterations=2))
     lines = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("|")}
     cells = [cell.strip() for cell in lines["D(2) = final"].split("|")]
     assert cells[2] == "**1**" and "final" not in lines  # MAE

@@ -28,8 +28,7 @@ import numpy as np
 
 from dff_jax.config import DTYPES, Config, DataConfig, OptimizerConfig, TrainingConfig, WorldConfig
 from dff_jax.errors import InputError
-from dff_jax.evaluation.tables import finite, machine
-from dff_jax.runtime.files import check_output
+from dff_jax.runtime.files import check_output, finite, machine
 from dff_jax.studies.bench import measuring, subjects
 from dff_jax.studies.bench.measuring import table
 from dff_jax.studies.bench.model import bench_model

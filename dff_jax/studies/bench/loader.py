@@ -17,8 +17,7 @@ from dff_jax.data import pipeline
 from dff_jax.data.loading import PartLoader
 from dff_jax.data.parts import FilePart, Share
 from dff_jax.errors import InputError
-from dff_jax.evaluation.tables import machine
-from dff_jax.runtime.files import check_output
+from dff_jax.runtime.files import check_output, machine
 from dff_jax.studies.bench import measuring
 
 FILES = ("loader.json", "loader.md")

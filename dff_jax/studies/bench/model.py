@@ -19,9 +19,8 @@ from dff_jax import config as configs
 from dff_jax import estimators
 from dff_jax.config import ModelConfig, Proximal
 from dff_jax.errors import InputError
-from dff_jax.evaluation.tables import machine
 from dff_jax.runtime.compile import jit
-from dff_jax.runtime.files import check_output
+from dff_jax.runtime.files import check_output, machine
 from dff_jax.studies.bench import measuring, subjects
 from dff_jax.studies.bench.measuring import number, table
 from dff_jax.types import Array, History, Prediction, Variables
