@@ -14,11 +14,11 @@ import sys
 import typing
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, NoReturn
+from typing import Any, Literal, NamedTuple, NoReturn
 
 import tyro
 from tyro._errors import on_parse_error
-from tyro.conf import Positional, Suppress, UseAppendAction, arg
+from tyro.conf import Positional, Suppress, UseAppendAction
 
 from dff_jax import __version__
 from dff_jax.errors import InputError, one_line
@@ -127,8 +127,6 @@ def parse(name: str, words: list[str]) -> tuple[Callable[..., Any], dict[str, An
     hints = typing.get_type_hints(function, include_extras=True)
     if positional:
         hints[positional] = Positional[hints[positional]]
-    if "page_stacks" in hints:
-        hints["page_stacks"] = Annotated[int, arg(name="report")]
     parameters = [p.replace(annotation=hints[p.name]) for p in signature.parameters.values()]
 
     def keep(*args: Any, **kwargs: Any) -> dict[str, Any]:
