@@ -1,9 +1,7 @@
 """RGB-D scenes photographed while training: crops, lenses, truth; and a run that mixes them with other stacks."""
 
 import dataclasses
-import os
 import pickle
-import signal
 
 import jax
 import numpy as np
@@ -166,25 +164,8 @@ def test_the_cache_keeps_scenes_within_its_budget(scenes, monkeypatch):
 
 
 def _run(config, output, stop_after=None):
-    make = pipeline.training_loader
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, fakes.interrupting(stop_after):
         patch.setattr(estimators, "build", fakes.build)
-
-        def stopping(*args, **kwargs):
-            loader = make(*args, **kwargs)
-            inner, count = type(loader).__next__, [0]
-
-            class Stopping(type(loader)):
-                def __next__(self):
-                    count[0] += 1
-                    if count[0] == stop_after:
-                        os.kill(os.getpid(), signal.SIGINT)
-                    return inner(self)
-
-            loader.__class__ = Stopping
-            return loader
-
-        patch.setattr(pipeline, "training_loader", stopping)
         return loop.train(config, output)
 
 

@@ -1,6 +1,12 @@
 """A network of a few hundred parameters and a folder of small stacks: what the training tests train."""
 
 import dataclasses
+import itertools
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -8,8 +14,9 @@ import numpy as np
 
 from dff_jax import config as configs
 from dff_jax import estimators
+from dff_jax.data import pipeline
 from dff_jax.network.layers import device_axis
-from dff_jax.types import Batch, Estimator, History, Prediction
+from dff_jax.types import Batch, Estimator, History, LoadedBatch, Prediction
 
 FRAMES, SIZE = 3, 24
 BUILD = estimators.build
@@ -17,7 +24,6 @@ BUILD = estimators.build
 
 class Net(nn.Module):
     """Scores for each frame -> Dbar -> two candidates -> K identical steps towards their mean -> refined."""
-
 
     @nn.compact
     def __call__(self, frames, focus, train, num_iterations):
@@ -72,6 +78,41 @@ def build(model: configs.ModelConfig) -> Estimator:
 def small_model(**changes) -> configs.Proximal:
     """`tiny` with 4 to 8 channels, for tests of the real network."""
     return dataclasses.replace(configs.tiny(), **({"width": 0.13, "head_width": 0.13, "num_iterations": 1} | changes))
+
+
+@contextmanager
+def loading(change: Callable[[Any, Callable[[], LoadedBatch]], LoadedBatch]) -> Iterator[None]:
+    """Lets `change(loader, next)` give the batches of every training loader that is opened inside."""
+    make = pipeline.training_loader
+
+    def opened(*args, **kwargs):
+        loader = make(*args, **kwargs)
+        following = type(loader).__next__
+
+        class Changed(type(loader)):
+            def __next__(self):
+                return change(self, lambda: following(self))
+
+        loader.__class__ = Changed
+        return loader
+
+    pipeline.training_loader = opened
+    try:
+        yield
+    finally:
+        pipeline.training_loader = make
+
+
+def interrupting(after: int | None, number: int = signal.SIGINT):
+    """`loading` that sends this process a signal before batch `after`, counted from 1; None: never."""
+    count = itertools.count(1)
+
+    def change(loader, following):
+        if next(count) == after:
+            os.kill(os.getpid(), number)
+        return following()
+
+    return loading(change)
 
 
 def batch(size: int, seed: int = 0, num_frames: int = FRAMES, side: int = 16) -> Batch:

@@ -33,27 +33,6 @@ def network(monkeypatch):
     monkeypatch.setattr(estimators, "build", fakes.build)
 
 
-def interrupting(loader, after, number=signal.SIGINT):
-    """The loader, raising a signal when it hands out batch `after` (counted from now)."""
-    inner = type(loader).__next__
-    count = [0]
-
-    class Interrupting(type(loader)):
-        def __next__(self):
-            count[0] += 1
-            if count[0] == after:
-                os.kill(os.getpid(), number)
-            return inner(self)
-
-    loader.__class__ = Interrupting
-    return loader
-
-
-def patch_loader(monkeypatch, change):
-    make = pipeline.training_loader
-    monkeypatch.setattr(pipeline, "training_loader", lambda *a, **k: change(make(*a, **k)))
-
-
 def without_times(lines):
     times = ("step_seconds", "stacks_per_second", "seconds")
     return [{k: v for k, v in line.items() if k not in times} for line in lines]
@@ -126,12 +105,11 @@ def test_a_finished_run_is_left_alone(finished, stacks, network):
     ("after", "number"), [(3, signal.SIGINT), (6, signal.SIGTERM), (13, signal.SIGINT)]
 )
 def test_interrupted_and_resumed_is_uninterrupted(
-    finished, stacks, network, tmp_path, monkeypatch, capsys, after, number
+    finished, stacks, network, tmp_path, capsys, after, number
 ):
     """Bit for bit, logs included. The loader's first batch is the look at the shapes, so batch n+1 is step n."""
     config = fakes.small_config(stacks)
-    with pytest.MonkeyPatch.context() as patch:
-        patch_loader(patch, lambda loader: interrupting(loader, after, number))
+    with fakes.interrupting(after, number):
         summary = loop.train(config, tmp_path / "run")
     assert summary["interrupted"] and summary["step"] == after - 1
     said = capsys.readouterr().err
@@ -147,8 +125,7 @@ def test_interrupted_and_resumed_is_uninterrupted(
 def test_a_running_average_is_resumed_and_is_what_is_exported(stacks, network, tmp_path):
     config = fakes.small_config(stacks, average=0.9)
     loop.train(config, tmp_path / "whole")
-    with pytest.MonkeyPatch.context() as patch:
-        patch_loader(patch, lambda loader: interrupting(loader, 7))
+    with fakes.interrupting(7):
         assert loop.train(config, tmp_path / "cut")["interrupted"]
     loop.train(config, tmp_path / "cut")
     assert_equal_trees(stored(tmp_path / "cut"), stored(tmp_path / "whole"))
@@ -192,26 +169,22 @@ def test_ctrl_c_during_an_evaluation(finished, stacks, network, tmp_path, monkey
     assert without_times(lines) == without_times(want)
 
 
-def poisoned(loader, at):
-    """The loader, with frames that are not numbers in batch `at`."""
-    inner = type(loader).__next__
+def poisoned(at):
+    """Frames that are not numbers in batch `at`."""
 
-    class Poisoned(type(loader)):
-        def __next__(self):
-            item, here = inner(self), self.get_state()["next_index"]
-            frames = item.batch.frames * (np.nan if here == at else 1.0)
-            return item._replace(batch=item.batch._replace(frames=np.asarray(frames, np.float32)))
+    def change(loader, following):
+        item, here = following(), loader.get_state()["next_index"]
+        frames = np.float32(item.batch.frames * (np.nan if here == at else 1.0))
+        return item._replace(batch=item.batch._replace(frames=frames))
 
-    loader.__class__ = Poisoned
-    return loader
+    return fakes.loading(change)
 
 
-def test_nan_stops_and_names_the_stacks(stacks, network, tmp_path, monkeypatch):
+def test_nan_stops_and_names_the_stacks(stacks, network, tmp_path):
     config = fakes.small_config(stacks)
     want = pipeline.training_loader(config.data, config.seed)
     names = [next(want).names for _ in range(7)][-1]
-    patch_loader(monkeypatch, lambda loader: poisoned(loader, 7))
-    with pytest.raises(loop.TrainingDiverged) as caught:
+    with poisoned(7), pytest.raises(loop.TrainingDiverged) as caught:
         loop.train(config, tmp_path)
     message = str(caught.value)
     assert message.startswith("step 7:") and ", ".join(names) in message
@@ -223,11 +196,10 @@ def test_nan_stops_and_names_the_stacks(stacks, network, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("every", ["eval_every", "save_every"])
-def test_no_evaluation_and_no_save_of_a_bad_state(stacks, network, tmp_path, monkeypatch, every):
+def test_no_evaluation_and_no_save_of_a_bad_state(stacks, network, tmp_path, every):
     """The bad step is the very one at which they are due."""
     config = fakes.small_config(stacks, **{"eval_every": 100, "save_every": 100, "log_every": 100} | {every: 2})
-    patch_loader(monkeypatch, lambda loader: poisoned(loader, 2))
-    with pytest.raises(loop.TrainingDiverged, match="step 2:.*there is no checkpoint yet"):
+    with poisoned(2), pytest.raises(loop.TrainingDiverged, match="step 2:.*there is no checkpoint yet"):
         loop.train(config, tmp_path)
     assert not any((tmp_path / checkpoint.FOLDER).iterdir())
     assert not (tmp_path / validation.BEST_WEIGHTS).exists()
@@ -238,8 +210,7 @@ def test_switching_devices_between_interruption_and_resumption(finished, stacks,
     """jit on one device, then pmap on two, then jit on two: one run."""
     plans = [(4, {}), (5, {"parallel": "pmap", "num_devices": 2}), (99, {"num_devices": 2})]
     for after, training in plans:
-        with pytest.MonkeyPatch.context() as patch:
-            patch_loader(patch, lambda loader, after=after: interrupting(loader, after))
+        with fakes.interrupting(after):
             summary = loop.train(fakes.small_config(stacks, **training), tmp_path)
     assert not summary["interrupted"]
     got, want = logging.read_log(tmp_path), logging.read_log(finished[0])
