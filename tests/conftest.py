@@ -42,14 +42,6 @@ def forget_programs():
     gc.collect()
 
 
-@pytest.fixture(autouse=True)
-def nothing_kept(monkeypatch):
-    """Some tests put a network of their own in the place of a preset's: its programs must not outlive them."""
-    from dff_jax.runtime import program_cache as kept
-
-    monkeypatch.setattr(kept, "folder", lambda: None)
-
-
 @pytest.fixture
 def default_signals():
     """Python's own handlers, for tests of interrupts: SIGINT is ignored in what a script starts in the background."""

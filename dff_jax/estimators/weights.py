@@ -22,7 +22,7 @@ import numpy as np
 from dff_jax import config as configs
 from dff_jax.config import ModelConfig, Proximal
 from dff_jax.errors import ConfigError, InputError, WeightsError
-from dff_jax.runtime import program_cache as kept
+from dff_jax.runtime.compile import read_cached, write_cached
 from dff_jax.types import Estimator, Variables
 
 FORMAT = "dff_jax"
@@ -178,9 +178,11 @@ def _whole(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def identity(model: ModelConfig) -> str | None:
-    """A name that stands for the estimator of `model` with this version of the code (`kept`); None if code of the
-    user's own is part of it."""
+    """Names the estimator of `model` in the cache on disk; None if code of the user's own is part of it."""
+    from dff_jax import estimators
+
     own = isinstance(model, Proximal) and any(mark in name for name in (model.scheme, model.prox) for mark in ".:")
+    own = own or estimators.build.__module__ != estimators.__name__
     return None if own else configs.to_json(model)
 
 
@@ -191,7 +193,7 @@ def _structure(model: ModelConfig, num_frames: int) -> dict[str, tuple[int, ...]
     from dff_jax import estimators
 
     name = "structure", identity(model), num_frames
-    if name[1] and (found := kept.load(*name)) is not None:
+    if name[1] and (found := read_cached(*name)) is not None:
         return {key: shape if shape is None else tuple(shape) for key, shape in json.loads(found).items()}
     shapes = (
         jax.ShapeDtypeStruct((1, num_frames, 64, 64, 3), jnp.float32),
@@ -201,7 +203,7 @@ def _structure(model: ModelConfig, num_frames: int) -> dict[str, tuple[int, ...]
     flat = flatten_dict(tree, sep="/", keep_empty_nodes=True)
     structure = {key: None if x is empty_node else x.shape for key, x in flat.items()}
     if name[1]:
-        kept.store(json.dumps(structure).encode(), *name)
+        write_cached(json.dumps(structure).encode(), *name)
     return structure
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -15,9 +15,7 @@ from dff_jax.pictures import page as report
 from dff_jax.pictures import panels as pictures
 from dff_jax.pictures.panels import Panel
 from dff_jax.pictures.pointcloud import write_points
-
-if TYPE_CHECKING:
-    from dff_jax.prediction.predict import Result
+from dff_jax.prediction.result import Result
 
 FILES = (
     "depth.npy", "depth.png", "depth_color.png", "confidence.npy", "disagreement.npy", "all_in_focus.png",
@@ -88,7 +86,7 @@ def _page(
     distinct = [one for i, one in enumerate(stages) if i == 0 or not np.array_equal(one.depth, stages[i - 1].depth)]
     facts = f"{len(frames)} frames of {q.shape[1]} x {q.shape[0]}"
     stack = report.shown_stack(
-        title, frames, result.focus, names, distinct, result.confidence, sharp, unit=result.unit, facts=facts
+        title, frames, result.focus.tolist(), names, distinct, result.confidence, sharp, unit=result.unit, facts=facts
     )
     notes = [report.Table("Notes", ["what was assumed"], [[note] for note in result.notes])] if result.notes else []
     return report.page("Depth from focus", f"dff_jax {__version__}, unit {result.unit}", result.unit, [stack], notes)
@@ -120,7 +118,7 @@ def _overview(
     top = [
         Panel(
             pictures.to_uint8(frames[i]),
-            f"{names[i]}\nfocus {_number(result.focus[i])}{suffix}{ends.get(i, '')}",
+            f"{names[i]}\nfocus {_number(float(result.focus[i]))}{suffix}{ends.get(i, '')}",
         )
         for i in shown
     ]

@@ -1,7 +1,7 @@
-"""A stack of photographs to maps: units, memory, and the files written.
+"""A stack of photographs to maps: what answers, units, memory, and the files.
 
-The estimator works in q; large pictures go through it in tiles (`tiled`), while the frames stay on the host, or on
-disk, as they were photographed.
+An estimator works in q. Large images go through it in tiles (`tiled`), while the frames stay as they were photographed,
+in memory or on disk.
 """
 
 from __future__ import annotations
@@ -10,81 +10,50 @@ import functools
 import json
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 
 from dff_jax import config, estimators, focus_axis
-from dff_jax.data.files.align import Aligned, align_stack, remarks, report
+from dff_jax.data.files.align import align_stack, remarks, report
 from dff_jax.data.files.arrays import stack_from_arrays
 from dff_jax.data.files.folder import Source, read_stack
 from dff_jax.data.files.frame_store import Allocate, allocator, on_disk
 from dff_jax.errors import InputError
-from dff_jax.pictures import panels as pictures
+from dff_jax.estimators.weights import PRETRAINED, LoadedEstimator, identity, load_named
+from dff_jax.focus_axis import Unit
+from dff_jax.pictures import panels
 from dff_jax.prediction.files import ALIGNMENT, FILES, write_alignment, write_maps
-from dff_jax.prediction.tiled import Work, check_devices, estimate, left_for_programs
-from dff_jax.prediction.tiles import check_tiling
+from dff_jax.prediction.result import Result
+from dff_jax.prediction.tiled import check_devices, estimate, memory_for_programs
+from dff_jax.prediction.tiles import TilingOptions
 from dff_jax.runtime.files import check_output, staged_output
 from dff_jax.runtime.progress import track
-from dff_jax.types import Estimator, FocalStack, Variables
+from dff_jax.types import Estimator, FocalStack
 
-STAGES_UP_TO = 2**22  # pixels of pictures of which the way to the answer is kept, too
-MEMORY = 4.0  # GB, unless told otherwise
-IN_MEMORY = 1 / 8  # of the memory: more than that of frames is kept on disk
+STAGES_UP_TO = 2**22  # pixels of images of which the depths on the way to the answer are kept, too
+IN_MEMORY = 1 / 8  # of `memory`: more than that of frames is kept on disk
 
-
-class Result(NamedTuple):
-    """Depth of one stack, on the host."""
-
-    depth: np.ndarray  # [H,W] float32, in `unit`
-    confidence: np.ndarray  # [H,W] float32 in [0,1]
-    disagreement: np.ndarray  # [H,W] float32 >= 0: V of the candidates, in q^2 (for metres: 1/metre^2)
-    all_in_focus: np.ndarray  # [H,W,3] float32 in [0,1]
-    focus: np.ndarray  # [Z] float64, in `unit`, in the order used: ascending q
-    unit: str
-    order: np.ndarray  # [Z] which of the given frames stands where in `focus`
-    notes: tuple[str, ...]  # what was assumed
-    aligned: Aligned | None = None  # with `align`: the frames used, their motions, where all of them see
-    work: Work | None = None  # the tiles and the memory they took
-    stages: Mapping[str, np.ndarray] = {}  # [H,W] in q: Dbar, D(0)..D(K), refined; none of large pictures
-
-
-class _Means(NamedTuple):
-    """How large stacks are worked on."""
-
-    tile: int
-    overlap: int | None
-    memory: float  # GB
-    devices: int
-    progress: bool
-
-
-class _Method(NamedTuple):
-    model: config.ModelConfig
-    estimator: Estimator
-    variables: Variables
-    weights: str | None
-    iterations: int | None
-    num_frames: int | None  # the only Z it can take; None: any
-    notes: tuple[str, ...]
-    identity: str | None  # see `tiled.estimate`
+Method = Literal["classical", "sml", "rdf", "rfvr_like"]
+"""Methods without weights."""
+Alignment = Literal["similarity", "translation", "affine", "homography"]
 
 
 def predict(
     frames: np.ndarray | Sequence[np.ndarray],
     focus: Sequence[float] | None = None,
     *,
-    unit: str | None = None,
-    method: str | None = None,
+    unit: Unit | None = None,
+    method: Method | None = None,
     weights: str | Path | None = None,
     iterations: int | None = None,
     tile: int = 1024,
     overlap: int | None = None,
-    memory: float = MEMORY,
+    memory: float = 4.0,
     devices: int = 1,
-    align: str | None = None,
+    align: Alignment | None = None,
     progress: bool = False,
 ) -> Result:
     """Depth from a focal stack in memory.
@@ -92,27 +61,26 @@ def predict(
     Args:
       frames: [Z,H,W,3], grey [Z,H,W], or a list of such frames; uint8, uint16, or float in [0,1]; any order.
       focus: [Z] focus settings in `unit`, one a frame; None: the frame index.
-      unit: "disparity", "diopter", "metre" or "index"; None: disparity if `focus` is given, else index.
-      method: one of `config.UNTRAINED`, estimators without weights; None: `weights` decide.
-      weights: a `.safetensors` file or a run folder; without, the network of this package answers.
+      unit: None: disparity if `focus` is given, otherwise index.
+      method: a method without weights; None: `weights` decide.
+      weights: a `.safetensors` file or a run folder; None: the network of this package.
       iterations: K of the unroll; None: as trained.
-      tile, overlap: side of a tile and how far neighbours overlap, pixels; pictures up to about 1.5 tiles
-        square go in one piece. `overlap` None: by how far the method looks.
-      memory: GB within which the process keeps beside the given frames; on an accelerator the programs have as much
-        for themselves. Tiles become smaller for it.
-      devices: so many tiles are worked on at a time.
-      align: brings the frames onto the middle one first: "similarity", "translation", "affine" or "homography";
-        confidence is 0 where not all frames see. Needs the extra `align`.
+      tile: longest side of a tile, pixels; an image of up to about 1.5 tiles square is not cut.
+      overlap: overlap of neighbouring tiles, pixels; None: as the method needs.
+      memory: GB that the process may take beside the given frames, and on an accelerator the programs as much there.
+        Tiles become smaller for it.
+      devices: number of tiles that are worked on at a time, each on a device of its own.
+      align: first brings the frames onto the middle one, by this kind of motion. Confidence is 0 where not all frames
+        see. Needs the extra `align`.
       progress: shows a bar on a terminal, plain lines elsewhere (stderr).
 
     Raises:
       InputError: frames of several sizes or outside [0,1], focus settings that do not fit, unusable weights.
     """
-    means = _Means(tile, overlap, memory, devices, progress)
-    _check(means)
-    chosen = _choose(method, weights, iterations)
-    stack, notes = stack_from_arrays(frames, focus, unit)
-    return _predict(stack, chosen, means, notes, align)
+    options = TilingOptions(tile, overlap, memory, devices, progress)
+    chosen, notes = _choose(method, weights, iterations, options)
+    stack, assumed = stack_from_arrays(frames, focus, unit)
+    return _predict(stack, chosen, iterations, options, notes + assumed, align)
 
 
 def predict_to_folder(
@@ -120,41 +88,53 @@ def predict_to_folder(
     output: str | Path,
     *,
     focus: Sequence[float] | None = None,
-    unit: str | None = None,
+    unit: Unit | None = None,
     reverse: bool = False,
-    method: str | None = None,
+    method: Method | None = None,
     weights: str | Path | None = None,
     iterations: int | None = None,
     max_size: int | None = None,
     tile: int = 1024,
     overlap: int | None = None,
-    memory: float = MEMORY,
+    memory: float = 4.0,
     devices: int = 1,
-    align: str | None = None,
+    align: Alignment | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Depth of a folder, glob or list of photographs, written to `output`; `dff-jax predict`.
+    """Depth of a folder, glob or list of photographs, written to a folder: the command `dff-jax predict`.
 
-    Writes depth.npy [H,W] float32 in the unit of the focus axis, depth.png (16 bit, scale in the summary),
-    depth_color.png, confidence.npy, disagreement.npy, all_in_focus.png, overview.png, report.html, points.ply
-    and summary.json; with `align` also alignment.png, before and after.
-    Arguments are those of `predict` and `folder.read_stack`; `max_size` makes all outputs smaller too. The frames are
-    decoded one by one, and many of them kept in a file without a name on the disk of `output`, so that the process
-    stays within `memory` with them.
+    Writes the files of `files.FILES`, and with `align` also alignment.png, before and after. The frames are decoded one
+    by one. A large stack is kept in a file without a name on the disk of `output`.
+
+    Args:
+      source: a folder of frames, a quoted glob, or the frames themselves.
+      output: folder for the maps.
+      focus: focus settings, one a frame, in natural order of the file names.
+      unit: unit of the focus settings; default: from where they are read.
+      reverse: counts the frame index from the other end, for a first file that is the nearest.
+      method: a method without weights.
+      weights: a .safetensors file or a run folder; default: the network that comes with the package.
+      iterations: iterations K of the unroll; default: as trained.
+      max_size: longest side in pixels that the frames, and so all maps, are scaled down to.
+      tile: longest side in pixels of the tiles in which larger images are worked on.
+      overlap: overlap of neighbouring tiles in pixels; default: as the method needs.
+      memory: GB within which the process stays.
+      devices: number of devices, each of which works on a tile.
+      align: first brings the frames onto the middle one, by this kind of motion.
+      progress: shows progress on stderr.
 
     Returns:
       The summary, as in summary.json.
 
     Raises:
-      InputError: bad photographs, focus settings, weights or output folder, found before anything is computed
-        or written, save a disk that fills up meanwhile, which leaves nothing behind either.
+      InputError: bad photographs, focus settings, weights or output folder. They are found before anything is written;
+        a disk that becomes full later leaves nothing behind either.
     """
     start = time.perf_counter()
-    means = _Means(tile, overlap, memory, devices, progress)
-    _check(means)
+    options = TilingOptions(tile, overlap, memory, devices, progress)
     files = FILES if align is None else (*FILES, ALIGNMENT)
     check_output(output, files)
-    chosen = _choose(method, weights, iterations)
+    chosen, notes = _choose(method, weights, iterations, options)
     allocate = allocator(output, IN_MEMORY * memory * 1e9)
     stack, read = read_stack(source, focus=focus, unit=unit, reverse=reverse, max_size=max_size, allocate=allocate)
     if Path(output).resolve() in {file.resolve().parent for file in read.files}:
@@ -162,10 +142,10 @@ def predict_to_folder(
     pixels = int(np.prod(stack.frames.shape[1:3]))
     check_output(output, files, needed=50 * pixels + 2**18 * (len(read.files) + 8))
     names = [file.name for file in read.files]
-    loading = threading.Thread(target=pictures.load)
+    loading = threading.Thread(target=panels.load, daemon=True)  # an interrupted program does not wait for it
     loading.start()
-    result = _predict(stack, chosen, means, read.notes, align, names, allocate)
-    loading.join()  # half a module is what two threads would see that import it at once
+    result = _predict(stack, chosen, iterations, options, notes + read.notes, align, names, allocate)
+    loading.join()  # two threads that import one module at once would see half of it
     summary = {
         "source": str(source) if isinstance(source, str | Path) else [str(item) for item in source],
         "frames": names,
@@ -173,24 +153,23 @@ def predict_to_folder(
         "unit": result.unit,
         "near": {True: "larger", False: "smaller", None: "unknown"}[focus_axis.larger_is_nearer(result.unit)],
         "method": chosen.model.method,
-        "weights": chosen.weights,
-        "iterations": chosen.iterations,
+        "weights": chosen.label or None,
+        "iterations": _iterations(chosen, iterations),
         "size": list(result.depth.shape),
         "photograph_size": list(read.full_size),
         "notes": list(result.notes),
         "memory": {
             "bound_gb": memory,
-            "programs_gb": round(result.work.memory / 1e9, 3),
-            "tile": list(result.work.tile),
-            "tiles": result.work.tiles,
+            "programs_gb": round(result.tiling.memory / 1e9, 3),
+            "tile": list(result.tiling.tile),
+            "tiles": result.tiling.tiles,
             "devices": devices,
             "frames_on_disk": on_disk(stack.frames),
         },
     }
     with staged_output(output, last="summary.json") as staging:
-        title = f"{stack.name}, {chosen.model.method}"
         frames = stack.frames if result.aligned is None else result.aligned.frames
-        summary |= write_maps(staging, frames, names, result, title)
+        summary |= write_maps(staging, frames, names, result, f"{stack.name}, {chosen.model.method}")
         if result.aligned is not None:
             summary["alignment"] = report(result.aligned, names)
             write_alignment(staging, stack.frames, names, result.aligned)
@@ -202,7 +181,7 @@ def predict_to_folder(
 
 @functools.lru_cache(maxsize=8)
 def _built(model: config.ModelConfig) -> Estimator:
-    """The estimator of `model`. A network has no `global_statistics` and is built when it is traced: a kept program
+    """The estimator of `model`. A network has no `global_statistics` and is built when it is traced: a cached program
     needs neither it nor flax."""
     if not model.trained:
         return estimators.build(model)
@@ -210,9 +189,12 @@ def _built(model: config.ModelConfig) -> Estimator:
     return Estimator(lambda *a, **more: build().init(*a, **more), lambda *a, **more: build().apply(*a, **more))
 
 
-def _choose(method: str | None, weights: str | Path | None, iterations: int | None) -> _Method:
-    from dff_jax.estimators.weights import PRETRAINED, identity, load_named
-
+def _choose(
+    method: str | None, weights: str | Path | None, iterations: int | None, options: TilingOptions
+) -> tuple[LoadedEstimator, tuple[str, ...]]:
+    """What answers, labelled with its weights (or ""), and notes on the choice; raises InputError for bad options."""
+    options.check()
+    check_devices(options.devices)
     if method not in (None, *config.UNTRAINED):
         choices = ", ".join(config.UNTRAINED)
         raise InputError(f"method: {method!r} is unknown; choose one of {choices}, or give weights")
@@ -221,74 +203,68 @@ def _choose(method: str | None, weights: str | Path | None, iterations: int | No
     if iterations is not None and iterations < 0:
         raise InputError(f"iterations: must be at least 0, got {iterations}")
     notes: tuple[str, ...] = ()
-    if method is None and weights is None:
-        weights = PRETRAINED
-        notes = ("the network of this package answers; --method classical does without one, --weights takes another",)
-    model, variables, label = config.model_preset(method or "classical"), {}, None
-    num_frames = None
-    if weights is not None:
-        loaded, _ = load_named(weights)
-        model, variables, label = loaded.model, loaded.variables, str(weights)
-        num_frames = None if model.any_length else loaded.info.get("num_frames")
-    used = model.num_iterations
-    if iterations is not None:
-        if used is None:
-            notes += (f"iterations has no effect on {model.method}",)
-        else:
-            used = iterations
-    return _Method(model, _built(model), variables, label, used, num_frames, notes, identity(model))
+    if method is not None:
+        model = config.model_preset(method)
+        chosen = LoadedEstimator(model, _built(model), {}, "")
+    else:
+        if weights is None:
+            notes = (
+                "the network of this package answers; --method classical does without one, --weights takes another",
+            )
+        loaded, _ = load_named(weights or PRETRAINED)
+        label = str(weights or PRETRAINED)
+        chosen = LoadedEstimator(loaded.model, _built(loaded.model), loaded.variables, label, loaded.info)
+    if iterations is not None and chosen.model.num_iterations is None:
+        notes += (f"iterations has no effect on {chosen.model.method}",)
+    return chosen, notes
 
 
-def _check(means: _Means) -> None:
-    check_tiling(means.tile, means.overlap)
-    check_devices(means.devices)
-    if not means.memory > 0:
-        raise InputError(f"memory: must be more than 0 GB, got {means.memory}")
+def _iterations(chosen: LoadedEstimator, wanted: int | None) -> int | None:
+    """K of the unroll; None for a method without one."""
+    configured = chosen.model.num_iterations
+    return configured if wanted is None or configured is None else wanted
 
 
 def _predict(
-    stack: FocalStack, chosen: _Method, means: _Means, notes: tuple[str, ...], align: str | None = None,
-    names: Sequence[str] | None = None, allocate: Allocate | None = None,
+    stack: FocalStack, chosen: LoadedEstimator, iterations: int | None, options: TilingOptions, notes: tuple[str, ...],
+    align: str | None, names: Sequence[str] | None = None, allocate: Allocate | None = None,
 ) -> Result:  # fmt: skip
-    """`allocate`, which the frames come from too, counts their memory; None: they are the caller's."""
-    if chosen.num_frames not in (None, len(stack.focus)):
+    """`allocate` made the frames, so their memory counts; None: they are the caller's."""
+    count, trained_on = len(stack.focus), chosen.info.get("num_frames")
+    if not chosen.model.any_length and trained_on not in (None, count):
         raise InputError(
-            f"{chosen.weights}: this network takes stacks of {chosen.num_frames} frames, as in its training, "
-            f"and here are {len(stack.focus)}"
+            f"{chosen.label}: this network takes stacks of {trained_on} frames, as in training, not of {count}"
         )
+    pixels, K = int(np.prod(stack.frames.shape[1:3])), _iterations(chosen, iterations)
     held = 0 if allocate is None or on_disk(stack.frames) else stack.frames.nbytes * (1 if align is None else 2)
-    pixels = int(np.prod(stack.frames.shape[1:3]))
-    size = 4 * pixels * ((chosen.iterations or 0) + 3)
-    stages = pixels <= STAGES_UP_TO and size <= means.memory * 1e9 / 16
-    held += size * stages
-    left = left_for_programs(means.memory, pixels, held)
+    way = 4 * pixels * ((K or 0) + 3)  # bytes of the depths on the way to the answer
+    stages = pixels <= STAGES_UP_TO and way <= options.memory * 1e9 / 16
+    available = memory_for_programs(options.memory, pixels, held + way * stages)
     order = focus_axis.sort_order(stack.focus, stack.unit)
-    if not np.array_equal(order, np.arange(len(order))):
+    if not np.array_equal(order, np.arange(count)):
         stack = stack._replace(frames=stack.frames[order], focus=stack.focus[order])
     aligned = None
     if align is not None:
-        each = functools.partial(track, label="aligning", total=len(order) - 1, unit="frame", shown=means.progress)
+        each = functools.partial(track, label="aligning", total=count - 1, unit="frame", shown=options.progress)
         aligned = align_stack(stack.frames, align, each=each, allocate=allocate or np.empty)
         stack = stack._replace(frames=aligned.frames)
-        notes = (*notes, *remarks(aligned, names or [f"frame {i}" for i in order]))
-    overlap = min(chosen.model.tile_overlap, means.tile // 2) if means.overlap is None else means.overlap
-    maps, work = estimate(
-        chosen.estimator, chosen.variables, stack, iterations=chosen.iterations, tile=means.tile, overlap=overlap,
-        memory=left, expected=chosen.model.bytes_per_pixel, devices=means.devices, progress=means.progress,
-        identity=chosen.identity, stages=stages,
+        notes += remarks(aligned, list(names or [f"frame {i}" for i in order]))
+    if options.overlap is None:
+        options = options._replace(overlap=min(chosen.model.tile_overlap, options.tile // 2))
+    maps, tiling = estimate(
+        chosen.estimator, chosen.variables, stack, options, iterations=K, available=available,
+        bytes_per_pixel=chosen.model.bytes_per_pixel, identity=identity(chosen.model), stages=stages,
     )  # fmt: skip
     for name in ("depth", "confidence", "disagreement"):
         if not np.isfinite(getattr(maps, name)).all():
-            source = chosen.weights or chosen.model.method
-            raise InputError(f"weights: {source} gives a {name} that is NaN or infinite")
-    depth = focus_axis.from_q(maps.depth, stack.unit).astype(np.float32, copy=False)
+            raise InputError(f"weights: {chosen.label or chosen.model.method} gives a {name} that is NaN or infinite")
     if aligned is not None:
         maps.confidence[~aligned.mask] = 0
     np.clip(maps.confidence, 0, 1, out=maps.confidence)
     np.maximum(maps.disagreement, 0, out=maps.disagreement)
     np.clip(maps.all_in_focus, 0, 1, out=maps.all_in_focus)
+    depth = np.asarray(focus_axis.from_q(maps.depth, stack.unit), np.float32)
     return Result(
-        depth, maps.confidence, maps.disagreement, maps.all_in_focus, stack.focus, stack.unit, order,
-        chosen.notes + tuple(notes), aligned, work,
-        dict(zip(work.stages, np.moveaxis(maps.stages, -1, 0), strict=True)),
+        depth, maps.confidence, maps.disagreement, maps.all_in_focus, stack.focus, stack.unit, order, notes, tiling,
+        aligned, maps.stages(),
     )  # fmt: skip

@@ -1,81 +1,59 @@
 """A stack through an estimator, tile by tile: within a bound of memory, on one device or several.
 
-One program of one shape serves all tiles. Several devices work on a tile each: nothing passes between them, so
-that the answer is that of one device. The compiler could also cut one tile into rows for several devices, with an
-exchange of halos that it makes itself; with four that lowered the memory of each to between 28 % and 52 %, and took
-twice to four times as long to compile, while a smaller tile costs only its overlap.
+One program of one shape serves all tiles. With several devices each one works on a tile of its own, and nothing passes
+between them, so the answer is that of one device.
 """
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
-import functools
 import math
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
+from jax.stages import Compiled
 
 from dff_jax import focus_axis
-from dff_jax.data.files.frame_store import let_go
+from dff_jax.data.files.frame_store import release_pages
 from dff_jax.errors import InputError
-from dff_jax.prediction.tiles import LEAST, STRIDE, Tile, split
-from dff_jax.runtime import program_cache as kept
-from dff_jax.runtime.compile import jit
-from dff_jax.runtime.progress import ProgressBar
+from dff_jax.prediction.result import TilingReport
+from dff_jax.prediction.tiles import LEAST, STRIDE, Tile, TilingOptions, split
+from dff_jax.runtime.compile import cache_folder, exported, jit
+from dff_jax.runtime.progress import ProgressBar, say
 from dff_jax.runtime.stopping import interrupt_held_back
-from dff_jax.types import Estimator, FocalStack, History, Variables
+from dff_jax.types import Estimator, FocalStack, Variables
 
 RUNTIME = 0.7e9  # bytes of Python, JAX and its compiler
 MAPS = 24  # bytes a pixel: those of `Maps`
-DRAWING = 30  # bytes a pixel more while pictures of them are drawn
+DRAWING = 30  # bytes a pixel more while images of them are drawn
+PROGRAMS = 8
+"""Compiled programs that stay in memory for the next call."""
 
-_tell = contextvars.ContextVar("tell", default=False)  # of compiling; as an argument it would keep programs apart
+_programs: dict[Any, Compiled] = {}
 
 
 class Maps(NamedTuple):
-    """What an estimator says of a stack, on the host; numpy float32."""
+    """The answer for a stack, on the host; NumPy float32."""
 
     depth: np.ndarray  # [H,W] in q
     confidence: np.ndarray  # [H,W]
     disagreement: np.ndarray  # [H,W] in q^2
     all_in_focus: np.ndarray  # [H,W,3]
-    stages: np.ndarray  # [H,W,n] in q, if asked for: Dbar, D(0)..D(K), Dhat(1)..Dhat(T)
+    # Depths in q on the way to the answer, if they were asked for, else none (n = 0)
+    expected: np.ndarray  # [H,W,1] Dbar
+    iterates: np.ndarray  # [H,W,K+1]
+    refined: np.ndarray  # [H,W,T]
 
-
-class Work(NamedTuple):
-    """How the picture was cut."""
-
-    tile: tuple[int, int]  # H, W
-    tiles: int
-    memory: int  # bytes of the program with what goes in and comes out: of all devices on CPU, else of each
-    devices: int
-    stages: tuple[str, ...]  # names of `Maps.stages`
-
-
-class _Method(NamedTuple):
-    estimator: Estimator
-    identity: str | None
-    iterations: int | None
-    stages: bool
-
-
-class _Program(NamedTuple):
-    run: Any
-    memory: int  # bytes, with what goes in and comes out
-    stages: tuple[str, ...]
-
-
-class _Programs(NamedTuple):
-    apply: Any
-    survey: Any  # None: not needed
-    memory: int
-    stages: tuple[str, ...]
+    def stages(self) -> dict[str, np.ndarray]:
+        """Name -> [H,W] in q."""
+        steps = self.refined.shape[-1]
+        names = ["Dbar"] * self.expected.shape[-1] + [f"D({k})" for k in range(self.iterates.shape[-1])]
+        names += [f"refined {t + 1}" if steps > 1 else "refined" for t in range(steps)]
+        maps = (values[..., i] for values in self[4:] for i in range(values.shape[-1]))
+        return dict(zip(names, maps, strict=True))
 
 
 def check_devices(count: int) -> None:
@@ -86,11 +64,11 @@ def check_devices(count: int) -> None:
         raise InputError(f"devices: must lie between 1 and the {have} that JAX sees here, got {count}{more}")
 
 
-def left_for_programs(memory: float, pixels: int, frames: float) -> float:
-    """Bytes of `memory` GB that are left to the programs beside a picture's maps and `frames` bytes of frames.
+def memory_for_programs(memory: float, pixels: int, frames: float) -> float:
+    """Bytes of `memory` GB that remain for the programs beside the maps of an image and `frames` bytes of frames.
 
     Raises:
-      InputError: not even the pictures can be drawn.
+      InputError: too little even for drawing the maps.
     """
     least = RUNTIME + (MAPS + DRAWING) * pixels + frames
     if memory * 1e9 < least:
@@ -107,182 +85,188 @@ def estimate(
     estimator: Estimator,
     variables: Variables,
     stack: FocalStack,
+    options: TilingOptions,
     *,
     iterations: int | None = None,
-    tile: int = 512,
-    overlap: int = 64,
-    memory: float = math.inf,
-    expected: float = 0.0,
-    devices: int = 1,
-    progress: bool = False,
+    available: float = math.inf,
+    bytes_per_pixel: float = 0.0,
     identity: str | None = None,
     stages: bool = False,
-) -> tuple[Maps, Work]:
+) -> tuple[Maps, TilingReport]:
     """Runs an estimator over a stack whose frames are sorted, in tiles.
 
     Args:
-      tile, overlap: as `tiles.split`; tiles become smaller where `memory` demands it.
-      memory: bytes that programs may need, as `Work.memory` counts them.
-      expected: of which, about, for each pixel of a frame, so that no program is compiled in vain.
-      devices: so many tiles at a time, each on a device.
-      identity: names the estimator among all, so that its programs may be kept between runs (`kept`); None: they are
-        not.
-      stages: also keeps the depths on the way to the answer.
+      options: with an `overlap`; tiles become smaller where `available` demands it.
+      iterations: K of the unroll; None: as configured.
+      available: bytes that programs may need, as `TilingReport.memory` counts them.
+      bytes_per_pixel: about how many of them for each pixel of a frame, so that no program is compiled in vain.
+      identity: names the estimator among all others, for the cache on disk; None: its programs are not written there.
+      stages: also returns the depths on the way to the answer.
 
     Raises:
       InputError: even the smallest tile needs more memory.
     """
+    devices = options.devices
     q = np.asarray(focus_axis.to_q(stack.focus, stack.unit), np.float32)[None]
     height, width = stack.frames.shape[1:3]
     variables = jax.device_put(variables, _everywhere(devices))
+    method = (estimator, identity, iterations, stages)
+
+    def programs(tiles: tuple[Tile, ...]) -> tuple[Compiled, Compiled | None]:
+        """For tiles of this shape: `apply`, and `global_statistics` where it is needed."""
+        shape = (devices, len(stack.frames), *tiles[0].shape, 3)
+        frames = jax.ShapeDtypeStruct(shape, stack.frames.dtype)
+        focus, given, first = jax.ShapeDtypeStruct(q.shape, q.dtype), variables, None
+        if len(tiles) > 1 and estimator.global_statistics is not None:
+            first = _compiled((estimator, identity), _statistics, ({}, frames, focus), options.progress)
+            whole = jax.ShapeDtypeStruct((1, *shape[1:]), np.float32)
+            count = jax.eval_shape(estimator.global_statistics, whole, focus).shape[-1]
+            given = {**variables, "global_statistics": jax.ShapeDtypeStruct((count,), np.float32)}
+        quickly = len(tiles) == 1
+        return _compiled(method, _answer, (given, frames, focus), options.progress, quickly), first
+
     with interrupt_held_back():
-        wanted = (tile, overlap, memory, expected * _sharers(devices))
-        method = _Method(estimator, identity, iterations, stages)
-        told = _tell.set(progress)
-        try:
-            tiles, programs = _plan(method, variables, stack.frames, wanted, devices)
-        finally:
-            _tell.reset(told)
-    if programs.survey is not None:
+        tiles, (apply, statistics), memory = _plan(programs, stack.frames.shape, options, available, bytes_per_pixel)
+    if statistics is not None:
         means = 0.0
-        for part, found in _answers(programs.survey, ({}, q), stack.frames, tiles, devices, "measuring", progress):
+        for part, found in _run(statistics, ({}, q), stack.frames, tiles, options, "measuring"):
             means += np.einsum("hwn,h,w->n", found, part.down, part.across, dtype=np.float64) / (height * width)
-        variables = {**variables, "global_statistics": jax.device_put(means.astype(np.float32), _everywhere(devices))}
-    shapes = ((), (), (), (3,), (len(programs.stages),))
-    total = Maps(*(np.zeros((height, width, *more), np.float32) for more in shapes))
-    doing = "estimating depth"
-    for part, answer in _answers(programs.apply, (variables, q), stack.frames, tiles, devices, doing, progress):
-        for sums, values in zip(total, answer, strict=True):
+        variables = {**variables, "global_statistics": jax.device_put(np.float32(means), _everywhere(devices))}
+    total = None
+    for part, found in _run(apply, (variables, q), stack.frames, tiles, options, "estimating depth"):
+        if total is None:
+            total = Maps(*(np.zeros((height, width, *values.shape[2:]), np.float32) for values in found))
+        for sums, values in zip(total, found, strict=True):
             weight = part.weight.reshape(part.shape + (1,) * (values.ndim - 2))
             sums[part.rows, part.columns] += weight * values
-    return total, Work(tiles[0].shape, len(tiles), programs.memory, devices, programs.stages)
-
-
-def _answers(
-    program: Any, given: tuple[Variables, np.ndarray], frames: np.ndarray, tiles: tuple[Tile, ...], devices: int,
-    doing: str, progress: bool,
-) -> Iterator[tuple[Tile, Any]]:  # fmt: skip
-    """Each tile and what the program says of it, without the axis of the batch."""
-    variables, q = given
-    sharding = None if devices == 1 else NamedSharding(_mesh(devices), PartitionSpec("tiles"))
-    with ProgressBar(doing, len(tiles), "tile", shown=progress) as bar:
-        for start in range(0, len(tiles), devices):
-            parts = tiles[start : start + devices]
-            full = parts + parts[-1:] * (devices - len(parts))  # the last devices repeat a tile
-            crops = np.stack([frames[:, part.rows, part.columns] for part in full])
-            let_go(frames)
-            with interrupt_held_back():
-                answer = jax.device_get(program(variables, jax.device_put(crops, sharding), q))
-            for i, part in enumerate(parts):
-                yield part, jax.tree.map(lambda values, i=i: values[i], answer)
-            bar.advance(len(parts))
+    assert total is not None  # there is at least one tile
+    return total, TilingReport(tiles[0].shape, len(tiles), memory, devices)
 
 
 def _plan(
-    method: _Method, variables: Variables, frames: np.ndarray, wanted: tuple[int, int, float, float], devices: int
-) -> tuple[tuple[Tile, ...], _Programs]:
-    """The largest tiles whose programs keep within the memory: as wanted if possible, else as measured allows."""
-    side, overlap, memory, expected = wanted
-    count, height, width = frames.shape[:3]
+    programs: Callable, shape: tuple[int, ...], options: TilingOptions, available: float, bytes_per_pixel: float
+) -> tuple[tuple[Tile, ...], tuple[Compiled, Compiled | None], int]:
+    """The largest tiles whose programs need no more than `available` bytes, these programs and what they need.
+
+    Args:
+      programs: compiles for given tiles.
+      shape: Z, H, W, 3.
+    """
+    count, height, width = shape[:3]
+    side, overlap = options.tile, options.overlap or 0
     tiles, cut = split(height, width, side, overlap), False
-    need = expected * count * math.prod(tiles[0].shape)
+    need = bytes_per_pixel * _sharers(options.devices) * count * math.prod(tiles[0].shape)
     while True:
-        if need <= memory:
-            shape = (devices, count, *tiles[0].shape, 3)
-            programs = _programs(method, variables, shape, frames.dtype, len(tiles) > 1)
-            need = programs.memory
-            if need <= memory:
-                return tiles, programs
+        if need <= available:
+            found = programs(tiles)
+            need = max(_bytes(program) for program in found if program) * _sharers(options.devices)
+            if need <= available:
+                return tiles, found, need
         if cut and side == LEAST:
             raise InputError(
                 f"memory: tiles of {tiles[0].shape[1]} x {tiles[0].shape[0]} pixels of {count} frames need "
-                f"{need / 1e9:.2f} GB, and {memory / 1e9:.2f} GB are left for them; allow more "
+                f"{need / 1e9:.2f} GB, and {available / 1e9:.2f} GB are left for them; allow more "
                 "(--memory), or scale the frames down (--max-size)"
             )
-        fitting = int(math.sqrt(math.prod(tiles[0].shape) * memory / need)) // STRIDE * STRIDE
+        fitting = int(math.sqrt(math.prod(tiles[0].shape) * available / need)) // STRIDE * STRIDE
         side = max(LEAST, min(fitting, side if len(tiles) == 1 else side - STRIDE))
         tiles = split(height, width, side, min(overlap, side // 2), may_be_whole=False)
         need, cut = 0, True
 
 
-def _programs(method: _Method, variables: Variables, shape: tuple[int, ...], dtype: Any, tiled: bool) -> _Programs:
-    """For tiles [N,Z,h,w,3]; global statistics only if there are others."""
-    frames, q = jax.ShapeDtypeStruct(shape, dtype), jax.ShapeDtypeStruct((1, shape[1]), np.float32)
-    survey, look_over = None, method.estimator.global_statistics
-    if tiled and look_over is not None:
-        bare = method._replace(iterations=None, stages=False)
-        survey = _compiled(bare, "global_statistics", *_structure(({}, frames, q)))
-        means = jax.eval_shape(look_over, jax.ShapeDtypeStruct((1, *shape[1:]), jnp.float32), q)
-        variables = {**variables, "global_statistics": jax.ShapeDtypeStruct(means.shape[-1:], np.float32)}
-    apply = _compiled(method, "apply", *_structure((variables, frames, q)), quickly=not tiled)
-    need = max(program.memory for program in (survey, apply) if program)
-    return _Programs(apply.run, survey and survey.run, need * _sharers(shape[0]), apply.stages)
+def _run(
+    program: Compiled, given: tuple[Variables, np.ndarray], frames: np.ndarray, tiles: tuple[Tile, ...],
+    options: TilingOptions, label: str,
+) -> Iterator[tuple[Tile, Any]]:  # fmt: skip
+    """Each tile and the program's output for it, without the axis of the batch."""
+    variables, q = given
+    devices = options.devices
+    sharding = None if devices == 1 else NamedSharding(_mesh(devices), PartitionSpec("tiles"))
+    with ProgressBar(label, len(tiles), "tile", shown=options.progress) as bar:
+        for start in range(0, len(tiles), devices):
+            parts = tiles[start : start + devices]
+            full = parts + parts[-1:] * (devices - len(parts))  # the last devices repeat a tile
+            crops = np.stack([frames[:, part.rows, part.columns] for part in full])
+            release_pages(frames)
+            with interrupt_held_back():
+                found = jax.device_get(program(variables, jax.device_put(crops, sharding), q))
+            for i, part in enumerate(parts):
+                yield part, jax.tree.map(lambda values, i=i: values[i], found)
+            bar.advance(len(parts))
 
 
-def _structure(arguments: Any) -> tuple[Any, tuple[jax.ShapeDtypeStruct, ...]]:
-    leaves, tree = jax.tree.flatten(arguments)
-    return tree, tuple(jax.ShapeDtypeStruct(np.shape(x), x.dtype) for x in leaves)
-
-
-@functools.lru_cache(maxsize=8)
 def _compiled(
-    method: _Method, part: str, tree: Any, shapes: tuple[jax.ShapeDtypeStruct, ...], quickly: bool = False
-) -> _Program:
-    """`apply` without its history, or `global_statistics`, of tiles as photographed, each on a device of its own."""
-    identity = method.identity
-    devices, count, height, width = jax.tree.unflatten(tree, shapes)[1].shape[:4]
-    sizes = [(x.shape, x.dtype.name) for x in shapes]
-    key = (identity, part, method.iterations, method.stages, str(tree), sizes, quickly)
-    keep = identity is not None and devices == 1
-    if keep and (found := kept.load_program(*key)) is not None:
-        return _Program(found[0], found[1]["memory"], tuple(found[1]["stages"]))
-    store = keep and kept.folder() is not None
-    if _tell.get():
-        kept_how = ", kept for the next time" if store else ""
-        print(f"compiling for {count} frames of {width} x {height} pixels{kept_how}", file=sys.stderr, flush=True)
-    with kept.compiled_anew() if store else contextlib.nullcontext():
-        compiled, names = _compile(method, part, jax.tree.unflatten(tree, shapes), quickly)
-    found = compiled.memory_analysis()
-    memory = found.temp_size_in_bytes + 2 * (found.argument_size_in_bytes + found.output_size_in_bytes)
-    if store:
-        kept.store_program(compiled, {"memory": memory, "stages": names}, *key)
-    return _Program(compiled, memory, names)
+    method: tuple, make: Callable[..., Callable], arguments: tuple[Variables, Any, Any], progress: bool,
+    quickly: bool = False,
+) -> Compiled:  # fmt: skip
+    """The program `make(*method)` for these arguments: from memory, from the cache on disk, or compiled now.
+
+    Args:
+      method: the estimator, its identity, and what else decides on the program.
+      arguments: variables, frames [N,Z,h,w,3] with a tile for each of N devices, focus [1,Z]; arrays or their shapes.
+    """
+    leaves, tree = jax.tree.flatten(arguments)
+    shapes = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves)
+    key = (method, make, tree, shapes, quickly)
+    if key not in _programs:
+        devices, count, height, width = arguments[1].shape[:4]
+        run, arguments = make(*method), jax.tree.unflatten(tree, shapes)
+        kept = devices == 1 and method[1] is not None and cache_folder() is not None
+
+        def traced(*given: Any) -> Any:
+            if progress:
+                later = ", kept for the next time" * kept
+                say(f"compiling for {count} frames of {width} x {height} pixels{later}")
+            return run(*given)
+
+        if kept:
+            sizes = [(x.shape, x.dtype.name) for x in shapes]
+            program = jit(exported(traced, arguments, make.__name__, method[1:], str(tree), sizes), quickly)
+        elif devices == 1:
+            program = jit(traced, quickly)
+        else:
+            specs = PartitionSpec(), PartitionSpec("tiles"), PartitionSpec()
+            each = jax.shard_map(
+                traced, mesh=_mesh(devices), in_specs=specs, out_specs=PartitionSpec("tiles"), check_vma=False
+            )
+            program = jit(each, in_shardings=tuple(NamedSharding(_mesh(devices), spec) for spec in specs))
+        while len(_programs) >= PROGRAMS:
+            del _programs[next(iter(_programs))]
+        _programs[key] = program.lower(*arguments).compile()
+    return _programs[key]
 
 
-def _compile(
-    method: _Method, part: str, arguments: tuple[Variables, Any, Any], quickly: bool
-) -> tuple[jax.stages.Compiled, tuple[str, ...]]:
-    """The program, and the names of the stages that it gives."""
-    estimator, names = method.estimator, []
+def _answer(estimator: Estimator, identity: str | None, iterations: int | None, stages: bool) -> Callable:
+    """`Maps` [B,...] as a tuple, of frames as they were photographed."""
 
-    def run(variables, frames, focus):
-        if jnp.issubdtype(frames.dtype, jnp.integer):
-            frames = frames.astype(jnp.float32) / jnp.iinfo(frames.dtype).max
-        if part == "global_statistics":
-            return estimator.global_statistics(frames, focus)
-        answer, _ = estimator.apply(variables, frames, focus, train=False, num_iterations=method.iterations)
-        found = _stages(answer.history) if method.stages and answer.history is not None else {}
-        names[:] = found
-        stages = jnp.stack([*found.values()], -1) if found else jnp.zeros((*answer.depth.shape, 0))
-        return answer.depth, answer.confidence, answer.disagreement, answer.all_in_focus, stages
+    def run(variables: Variables, frames: jax.Array, focus: jax.Array) -> tuple[jax.Array, ...]:
+        found, _ = estimator.apply(variables, _scaled(frames), focus, train=False, num_iterations=iterations)
+        history, way = found.history, (jnp.zeros((*found.depth.shape, 0)),) * 3
+        if stages and history is not None:
+            way = history.expected[..., None], *(jnp.moveaxis(x, 1, -1) for x in (history.iterates, history.refined))
+        return found.depth, found.confidence, found.disagreement, found.all_in_focus, *way
 
-    devices = arguments[1].shape[0]
-    if devices == 1:
-        return jit(run, quickly).lower(*arguments).compile(), tuple(names)
-    mesh, tiles = _mesh(devices), PartitionSpec("tiles")
-    each = jax.shard_map(
-        run, mesh=mesh, in_specs=(PartitionSpec(), tiles, PartitionSpec()), out_specs=tiles, check_vma=False
-    )
-    where = _everywhere(devices), NamedSharding(mesh, tiles), _everywhere(devices)
-    return jit(each, in_shardings=where).lower(*arguments).compile(), tuple(names)
+    return run
 
 
-def _stages(history: History) -> dict[str, jax.Array]:
-    """Name -> [B,H,W] in q."""
-    found = {"Dbar": history.expected}
-    found |= {f"D({k})": history.iterates[:, k] for k in range(history.iterates.shape[1])}
-    steps = history.refined.shape[1]
-    return found | {f"refined {t + 1}" if steps > 1 else "refined": history.refined[:, t] for t in range(steps)}
+def _statistics(estimator: Estimator, identity: str | None) -> Callable:
+    """The maps [B,h,w,n] of `global_statistics`, of frames as they were photographed."""
+    assert estimator.global_statistics is not None
+    return lambda variables, frames, focus: estimator.global_statistics(_scaled(frames), focus)  # pyright: ignore
+
+
+def _scaled(frames: jax.Array) -> jax.Array:
+    """Integers as floats in [0,1]."""
+    if jnp.issubdtype(frames.dtype, jnp.integer):
+        return frames.astype(jnp.float32) / jnp.iinfo(frames.dtype).max
+    return frames
+
+
+def _bytes(program: Compiled) -> int:
+    """Memory of a program with its inputs and outputs."""
+    found = program.memory_analysis()
+    assert found is not None  # only a device that is not there has none
+    return found.temp_size_in_bytes + 2 * (found.argument_size_in_bytes + found.output_size_in_bytes)
 
 
 def _sharers(devices: int) -> int:

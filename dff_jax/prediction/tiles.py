@@ -1,8 +1,8 @@
-"""Cutting a large picture into overlapping tiles of one shape, and the weights that put it together again.
+"""Cutting a large image into overlapping tiles of one shape, and the weights that put it together again.
 
-Tiles start at multiples of STRIDE, so that a network that halves its picture five times sees every pixel in the phase
-in which it would see it in the whole picture; and the last ones end where the picture ends, so that its border is
-treated as it would be there. So their sides leave the same remainder as the picture's.
+Tiles start at multiples of STRIDE. A network that halves its image five times then sees each pixel in the same phase as
+in the whole image. The last tiles end where the image ends, so that its border is treated as in the whole image. Hence
+the sides of a tile leave the same remainder, divided by STRIDE, as the sides of the image.
 """
 
 from __future__ import annotations
@@ -13,14 +13,35 @@ import numpy as np
 
 from dff_jax.errors import InputError
 
-WHOLE = 1.5  # a picture of up to (WHOLE * tile)^2 pixels is done in one piece
+WHOLE = 1.5  # an image of up to (WHOLE * tile)^2 pixels is not cut
 STRIDE = 32
-LEAST = 4 * STRIDE  # of a tile's side: less is mostly overlap
-SHARED = 8  # from one tile to the next in this part of their overlap
+LEAST = 4 * STRIDE  # smallest side of a tile: less is mostly overlap
+SHARED = 8  # the weights pass from one tile to the next within the middle 1/SHARED of their overlap
+
+
+class TilingOptions(NamedTuple):
+    """How a stack is worked on that may be too large for one piece."""
+
+    tile: int = 1024  # longest side of a tile, pixels
+    overlap: int | None = None  # of neighbouring tiles, pixels; None: as the method needs
+    memory: float = 4.0  # GB for the process, without the frames that the caller gave
+    devices: int = 1  # tiles that are worked on at a time
+    progress: bool = False  # shows progress on stderr
+
+    def check(self) -> None:
+        """Raises InputError for values outside their bounds."""
+        if self.tile < LEAST:
+            raise InputError(f"tile: must be at least {LEAST} pixels, got {self.tile}")
+        if self.overlap is not None and not 0 < self.overlap <= self.tile // 2:
+            raise InputError(
+                f"overlap: must lie between 1 and half a tile ({self.tile // 2}), got {self.overlap}"
+            )
+        if not self.memory > 0:
+            raise InputError(f"memory: must be more than 0 GB, got {self.memory}")
 
 
 class Tile(NamedTuple):
-    """A rectangle of the picture and its share of every pixel in it, the product of two vectors."""
+    """A rectangle of the image, and its share of each pixel there as the product of two vectors."""
 
     rows: slice
     columns: slice
@@ -29,7 +50,7 @@ class Tile(NamedTuple):
 
     @property
     def weight(self) -> np.ndarray:
-        """[h,w]; at every pixel of the picture the tiles' weights sum to 1."""
+        """[h,w]; at each pixel of the image the weights of the tiles sum to 1."""
         return self.down[:, None] * self.across[None, :]
 
     @property
@@ -37,22 +58,16 @@ class Tile(NamedTuple):
         return len(self.down), len(self.across)
 
 
-def check_tiling(tile: int, overlap: int | None) -> None:
-    """Raises InputError for sizes that cannot be cut; `overlap` None is the method's own."""
-    if tile < LEAST:
-        raise InputError(f"tile: must be at least {LEAST} pixels, got {tile}")
-    if overlap is not None and not 0 < overlap <= tile // 2:
-        raise InputError(f"overlap: must lie between 1 and half a tile ({tile // 2}), got {overlap}")
-
-
 def split(height: int, width: int, tile: int, overlap: int, *, may_be_whole: bool = True) -> tuple[Tile, ...]:
-    """Covers height x width pixels with tiles of one shape, `tile` a side at most, overlapping by `overlap` at least.
+    """Covers height x width pixels with tiles of one shape.
 
-    Pictures a little larger than a tile stay whole, if they may.
+    Along the overlap of two tiles the weights are constant but for its middle eighth, where they pass linearly from one
+    tile to the next. So a method that sees at most 7/16 of the overlap gives the same with and without tiles.
 
-    From one tile to the next the weights pass linearly over the middle eighth of the overlap. To both sides of it an
-    estimator's answer near a border that is none counts nothing: what looks no farther than 7/16 of the overlap
-    gives the same with and without tiles.
+    Args:
+      tile: longest side of a tile.
+      overlap: least overlap of neighbours.
+      may_be_whole: leaves an image that is a little larger than a tile in one piece.
     """
     whole = may_be_whole and height * width <= (WHOLE * tile) ** 2
     rows, columns = (
@@ -63,11 +78,11 @@ def split(height: int, width: int, tile: int, overlap: int, *, may_be_whole: boo
 
 
 def _spans(length: int, tile: int, overlap: int) -> list[tuple[slice, np.ndarray]]:
-    """Places along one side, and the weights there."""
+    """Where tiles lie along one side, and their weights there."""
     if length <= tile:
         return [(slice(0, length), np.ones(length, np.float32))]
     size = tile - (tile - length) % STRIDE
-    step = (size - overlap) // STRIDE  # as far apart as two starts may be, in strides
+    step = (size - overlap) // STRIDE  # largest distance of two starts, in strides
     count = -(-((length - size) // STRIDE) // step) + 1
     size -= _spare(length, size, overlap, count)
     strides = (length - size) // STRIDE
@@ -85,7 +100,7 @@ def _spans(length: int, tile: int, overlap: int) -> list[tuple[slice, np.ndarray
 
 
 def _spare(length: int, size: int, overlap: int, count: int) -> int:
-    """By how much tiles may be smaller with no more of them: a multiple of STRIDE."""
+    """By how many pixels `count` tiles may be smaller: a multiple of STRIDE."""
     spare = 0
     while True:
         smaller = size - spare - STRIDE

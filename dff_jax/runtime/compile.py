@@ -1,20 +1,33 @@
-"""How programs are compiled on this device."""
+"""How programs are compiled on this device, and a cache on disk of traced programs.
+
+JAX's compilation cache holds what the compiler made. To find it there, JAX must first trace the network and lower it to
+StableHLO, which takes seconds. So that text is cached too, by `jax.export`, in a folder inside JAX's cache. Its key
+covers this package's code, the versions of JAX, flax and NumPy, JAX's settings, and what the caller adds. A file that
+cannot be read or written counts as missing, and without JAX's cache nothing is written.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import hashlib
 import os
+import secrets
 from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import jax
 
-# XLA's newer CPU convolutions (YNNPACK) run on one core wherever a row of the picture is little work, which is most of
+# XLA's newer CPU convolutions (YNNPACK) run on one core wherever a row of the image is little work, which is most of
 # this package; without them all cores work. Measured with `dff-jax bench model`.
-_CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": ""}
-# For a program that runs once or twice: the network of this package compiles in .7 of the time and runs 4 % slower (ten
-# frames of 640 x 480 on two cores; `XLA_FLAGS=--xla_backend_optimization_level=1 dff-jax bench` shows it of others).
+_CPU_OPTIONS: dict[str, Any] = {"xla_cpu_experimental_ynn_fusion_type": ""}
+# For a program that runs once or twice: the network of this package compiles in 0.7 of the time and runs 4 % slower
+# (ten frames of 640 x 480 on two cores; `XLA_FLAGS=--xla_backend_optimization_level=1 dff-jax bench` measures others).
 _QUICKLY = {"xla_backend_optimization_level": 1, "xla_cpu_parallel_codegen_split_count": os.cpu_count() or 1}
+
+_SETTINGS = ("jax_enable_x64", "jax_default_matmul_precision", "jax_default_prng_impl")  # on which tracing depends
 
 
 @functools.cache
@@ -35,16 +48,103 @@ def compiler_options(quickly: bool = False) -> dict[str, Any] | None:
     return options
 
 
-def jit(function: Callable, quickly: bool = False, **options: Any) -> Callable:
+class jit:  # noqa: N801  (used as a function)
     """`jax.jit` with `compiler_options`, chosen at the first call, as choosing them starts JAX's backend."""
 
-    @functools.cache
-    def compiled() -> Callable:
-        return jax.jit(function, compiler_options=compiler_options(quickly), **options)
+    def __init__(self, function: Callable, quickly: bool = False, **options: Any):
+        functools.update_wrapper(self, function)
+        self._function, self._quickly, self._options = function, quickly, options
 
-    @functools.wraps(function)
-    def call(*args, **kwargs):
-        return compiled()(*args, **kwargs)
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._compiled(*args, **kwargs)
 
-    call.lower = lambda *args, **kwargs: compiled().lower(*args, **kwargs)
-    return call
+    def lower(self, *args: Any, **kwargs: Any) -> jax.stages.Lowered:
+        """As `lower` of what `jax.jit` returns."""
+        return self._compiled.lower(*args, **kwargs)
+
+    @functools.cached_property
+    def _compiled(self) -> Any:
+        return jax.jit(self._function, compiler_options=compiler_options(self._quickly), **self._options)
+
+
+def exported(function: Callable, arguments: tuple[Any, ...], *key: Any) -> Callable:
+    """A function that computes the same and need not be traced: from the cache, or traced now and put there.
+
+    Args:
+      function: takes and returns arrays in tuples, lists and dicts, on one device.
+      arguments: the shapes of its arguments, trees of `jax.ShapeDtypeStruct`.
+      key: names the function and these shapes, in values with a faithful repr.
+
+    Returns:
+      To be compiled by `jit` for these shapes; `function` itself where there is no cache or JAX cannot export it.
+    """
+    from jax import export
+
+    if cache_folder() is None:
+        return function
+    with contextlib.suppress(Exception):  # written by another release of jaxlib, or damaged
+        if (found := read_cached("program", *key)) is not None:
+            return export.deserialize(bytearray(found)).call
+    try:
+        program = export.export(jax.jit(function))(*arguments)
+        write_cached(bytes(program.serialize()), "program", *key)
+    except (ValueError, NotImplementedError, ImportError):  # such as a custom call without a stable form
+        return function
+    return program.call
+
+
+def cache_folder() -> Path | None:
+    """Where `write_cached` writes; None while JAX's own cache is off or not on a disk."""
+    inside = jax.config.values["jax_compilation_cache_dir"]
+    usable = inside and "://" not in str(inside) and jax.config.values["jax_enable_compilation_cache"]
+    return Path(inside) / "dff_jax" if usable else None
+
+
+def read_cached(*key: Any) -> bytes | None:
+    """What `write_cached` wrote under the same key, with the same code and versions."""
+    folder = cache_folder()
+    if folder is None:
+        return None
+    try:
+        found = (folder / _file_name(key)).read_bytes()
+    except OSError:
+        return None
+    content, digest = found[:-32], found[-32:]
+    return content if hashlib.sha256(content).digest() == digest else None
+
+
+def write_cached(content: bytes, *key: Any) -> None:
+    """Keeps `content` under a key of values with a faithful repr."""
+    folder = cache_folder()
+    if folder is None:
+        return
+    trial = folder / f".{os.getpid()}-{secrets.token_hex(4)}"
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            trial.write_bytes(content + hashlib.sha256(content).digest())
+            os.replace(trial, folder / _file_name(key))
+        finally:
+            trial.unlink(missing_ok=True)
+
+
+def _file_name(key: tuple[Any, ...]) -> str:
+    settings = [jax.config.values[name] for name in _SETTINGS]
+    return hashlib.sha256(repr((_CODE, _versions(), jax.default_backend(), settings, key)).encode()).hexdigest()
+
+
+@functools.cache
+def _versions() -> tuple[str, ...]:
+    return tuple(version(name) for name in ("jax", "jaxlib", "flax", "numpy"))
+
+
+def _digest(root: Path) -> str:
+    """A digest of every Python file below `root` and of when it was written."""
+    digest = hashlib.sha256()
+    for file in sorted(root.rglob("*.py")):
+        with contextlib.suppress(OSError):  # deleted meanwhile, or an editor's mark
+            digest.update(f"{file.relative_to(root)} {file.stat().st_mtime_ns} ".encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+_CODE = _digest(Path(__file__).parent.parent)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from dff_jax.data.files.focus_settings import focus_settings
 from dff_jax.data.files.folder import list_stacks, natural_key, read_labelled_stack, read_stack
-from dff_jax.data.files.frame_store import allocator, let_go, on_disk
+from dff_jax.data.files.frame_store import allocator, on_disk, release_pages
 from dff_jax.errors import InputError
 from dff_jax.runtime import files as output
 
@@ -243,7 +243,7 @@ def test_many_frames_lie_on_disk_and_are_the_same(tmp_path):
     size = plain.frames.nbytes
     stored, _ = read_stack(tmp_path / "stack", allocate=allocator(tmp_path / "out", size - 1))
     assert on_disk(stored.frames) and not on_disk(plain.frames) and stored.frames.dtype == np.uint16
-    let_go(stored.frames)
+    release_pages(stored.frames)
     np.testing.assert_array_equal(stored.frames, plain.frames)
     fitting, _ = read_stack(tmp_path / "stack", allocate=allocator(tmp_path / "out", size))
     assert not on_disk(fitting.frames)

@@ -19,6 +19,7 @@ from dff_jax.estimators import weights as weights_module
 from dff_jax.estimators.weights import check_frames, load_estimator, load_weights, save_weights
 
 MODEL = configs.tiny()
+BUILD = estimators.build
 INFO = {"step": 7, "metric": {"MAE": 1.5}, "num_frames": fakes.FRAMES, "name": "small"}
 
 
@@ -217,3 +218,31 @@ def test_flat_keys_become_flaxs_tree():
     assert jax.tree.structure(found) == jax.tree.structure(expected)
     assert found["params"]["c"] == {"d": {}} and found["batch_stats"] == {}
     assert found["params"]["a"]["kernel"].dtype == np.float32
+
+
+def test_a_structure_is_worked_out_once_and_still_checked(monkeypatch, tmp_path):
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+    monkeypatch.setattr(estimators, "build", BUILD)
+    try:
+        model = dataclasses.replace(configs.tiny(), width=0.125, head_width=0.125, num_iterations=0, refiner_steps=0)
+        first = weights_module._structure(model, 15)
+        monkeypatch.setattr(jax, "eval_shape", lambda *given: pytest.fail("worked out again"))
+        assert weights_module._structure(model, 15) == first and len(first) > 50
+        tensors = {key: np.zeros(shape, np.float32) for key, shape in first.items() if shape is not None}
+        weights_module.fit("f", tensors, model, 15)
+        tensors.popitem()
+        with pytest.raises(weights_module.WeightsError, match="missing"):
+            weights_module.fit("f", tensors, model, 15)
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_code_of_the_users_own_is_not_in_the_cache(monkeypatch):
+    monkeypatch.setattr(estimators, "build", BUILD)
+    assert weights_module.identity(configs.tiny())
+    assert weights_module.identity(configs.SML()) != weights_module.identity(configs.RDF())
+    for name in ("scheme", "prox"):
+        assert weights_module.identity(dataclasses.replace(configs.tiny(), **{name: "mine:function"})) is None
+    monkeypatch.setattr(estimators, "build", lambda model: None)
+    assert weights_module.identity(configs.tiny()) is None

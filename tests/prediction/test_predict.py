@@ -5,6 +5,7 @@ import json
 import signal
 from collections import namedtuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from dff_jax.estimators import weights as weights_module
 from dff_jax.pictures import panels as pictures
 from dff_jax.prediction import files as prediction_files
 from dff_jax.prediction import predict as prediction
+from dff_jax.prediction import tiled
 from dff_jax.prediction.files import FILES
 from dff_jax.prediction.predict import predict, predict_to_folder
 from dff_jax.runtime import files as output
@@ -177,7 +179,8 @@ def test_weights_are_used(tmp_path, monkeypatch):
         model = prediction.config.paper() if "paper" in str(spec) else prediction.config.tiny()
         return weights_module.Weights(model, {}, {"num_frames": 15}), "label"
 
-    monkeypatch.setattr(weights_module, "load_named", load)
+    monkeypatch.setattr(prediction, "load_named", load)
+    monkeypatch.setattr(prediction, "identity", lambda model: None)  # its programs must not outlive this test
     monkeypatch.setattr(prediction, "_built", lambda model: built(1.5))
     source = save(tmp_path / "stack", photographs())
     summary = predict_to_folder(source, tmp_path / "out", weights="w.safetensors", progress=False)
@@ -283,7 +286,7 @@ def test_a_large_stack_gives_what_a_small_one_gives(tmp_path, monkeypatch, capsy
     told = summary["memory"]
     assert told["bound_gb"] == 2.5 and told["frames_on_disk"] and told["devices"] == 2
     assert told["tiles"] > 2 and max(told["tile"]) <= 128 and 0 < told["programs_gb"] < 0.1
-    assert result.work.tiles == told["tiles"] and whole.work.tiles == 1
+    assert result.tiling.tiles == told["tiles"] and whole.tiling.tiles == 1
     status = cli.main(["predict", str(source), "--output", str(tmp_path / "out"), "--method", "sml", "--tile", "128",
                        "--memory", "3"])  # fmt: skip
     told = capsys.readouterr().out
@@ -327,11 +330,23 @@ def test_depth_png_of_a_flat_map():
     np.testing.assert_allclose(scale["offset"] + scale["scale"] * coded, flat)
 
 
-def test_compiling_is_told_once(capsys):
+def test_compiling_is_told_once_and_not_when_the_program_is_in_memory_or_on_disk(capsys, tmp_path, monkeypatch):
+    pytest.importorskip("flatbuffers")
     frames = np.random.default_rng(0).random((3, 38, 54, 3), np.float32)
-    for expected in (1, 0):
-        prediction.predict(frames, method="sml", progress=True)
-        assert capsys.readouterr().err.count("compiling for 3 frames of 54 x 38 pixels\n") == expected
+    before, depths = jax.config.jax_compilation_cache_dir, []
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+    try:
+        for expected in (1, 0, 0):
+            found = prediction.predict(frames, method="sml", progress=True)
+            told = capsys.readouterr().err
+            assert told.count("compiling for 3 frames of 54 x 38 pixels, kept for the next time\n") == expected
+            depths.append(found.depth)
+            if not expected:
+                monkeypatch.setattr(tiled, "_programs", {})
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+    np.testing.assert_array_equal(depths[0], depths[1])
+    np.testing.assert_array_equal(depths[0], depths[2])
 
 
 def test_interrupts_wait_for_xla_but_are_not_lost(capfd, default_signals):

@@ -8,8 +8,7 @@ import pytest
 from dff_jax import config, estimators
 from dff_jax.errors import InputError
 from dff_jax.prediction import tiled, tiles
-from dff_jax.prediction.tiled import estimate
-from dff_jax.prediction.tiles import split
+from dff_jax.prediction.tiles import TilingOptions, split
 from dff_jax.types import Estimator, FocalStack, Prediction
 
 
@@ -26,6 +25,13 @@ def local(radius=3):
         return Prediction(mean * focus[0, -1], mean, mean**2, frames[:, 0]), {}
 
     return Estimator(lambda key, frames, focus: {}, apply)
+
+
+def estimate(estimator, variables, stack, *, available=np.inf, **options):
+    """`tiled.estimate` with small tiles unless told otherwise."""
+    return tiled.estimate(
+        estimator, variables, stack, TilingOptions(**({"tile": 512, "overlap": 64} | options)), available=available
+    )
 
 
 def noise_stack(*shape, kind=np.uint8, seed=1):
@@ -152,11 +158,11 @@ def test_tiles_become_smaller_where_memory_demands_it():
     free, wide = estimate(estimator, {}, stack, tile=192)
     assert wide.tiles == 1 and wide.memory > 2 * stack.frames.nbytes
     bound = wide.memory / 2.5
-    narrow, work = estimate(estimator, {}, stack, tile=192, overlap=32, memory=bound)
+    narrow, work = estimate(estimator, {}, stack, tile=192, overlap=32, available=bound)
     assert work.tiles > 1 and work.memory <= bound and max(work.tile) < 192
     np.testing.assert_allclose(free.depth, narrow.depth, atol=1e-5)
     with pytest.raises(InputError, match="memory: tiles of .* of 3 frames need .*--memory"):
-        estimate(estimator, {}, stack, memory=1e5)
+        estimate(estimator, {}, stack, available=1e5)
 
 
 def normalized():

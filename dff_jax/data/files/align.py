@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from dff_jax.data.files.frame_store import Allocate, let_go
+from dff_jax.data.files.frame_store import Allocate, release_pages
 from dff_jax.data.files.registration import Motion, corner_move, describe, opencv, pyramid, register, seen_by, warp
 from dff_jax.errors import InputError
 from dff_jax.pictures.panels import Panel, bands, sheet, to_uint8
@@ -148,7 +148,7 @@ def _chain(frames: np.ndarray, model: str, reference: int, each: Callable) -> tu
     for z in each([*range(reference + 1, count), *range(reference - 1, -1, -1)]):
         inner, fixed = last[z > reference]
         moving = pyramid(frames[z])
-        let_go(frames)
+        release_pages(frames)
         step, correlations[z] = register(fixed, moving, model, size)
         if step is not None:
             matrix = step @ known[inner]
@@ -181,6 +181,6 @@ def _resample(
                 seen = seen_by(matrices[z], frames.shape[1:3])
                 aligned[z] = np.where(seen[..., None], warp(frames[z], matrices[z]), aligned[z + inner])
                 everywhere &= seen
-            let_go(frames)
-            let_go(aligned)
+            release_pages(frames)
+            release_pages(aligned)
     return aligned, everywhere

@@ -16,7 +16,7 @@ import numpy as np
 from dff_jax import focus_axis
 from dff_jax.data.files.depth_maps import read_depth
 from dff_jax.data.files.focus_settings import focus_settings, labelled_settings
-from dff_jax.data.files.frame_store import Allocate, let_go
+from dff_jax.data.files.frame_store import Allocate, release_pages
 from dff_jax.data.files.images import IMAGE_SUFFIXES, downscale, read_image
 from dff_jax.data.files.reading import other_size, reading
 from dff_jax.errors import InputError
@@ -259,9 +259,9 @@ def read_frames(
             narrow, frames = frames, allocate(frames.shape, np.uint16)
             for k in range(z):
                 frames[k] = _widen(narrow[k])
-                let_go(frames)
+                release_pages(frames)
         frames[z] = image if image.dtype == frames.dtype else _widen(image)
-        let_go(frames)
+        release_pages(frames)
     return frames, size
 
 

@@ -1,8 +1,4 @@
-"""Room for the frames of a stack: in memory, or, if it is large, on disk.
-
-A large stack is an ordinary array over a file without a name. `let_go` after each frame or tile keeps its pages from
-piling up in memory.
-"""
+"""Room for the frames of a stack: in memory or, for a large stack, in a file without a name."""
 
 from __future__ import annotations
 
@@ -29,18 +25,24 @@ def allocator(folder: str | Path, limit: float) -> Allocate:
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         if size <= limit:
             return np.empty(shape, dtype)
-        with scratch_file(folder, size) as file:  # which lives on as long as its map
-            return np.ndarray(shape, dtype, mmap.mmap(file.fileno(), size))
+        with scratch_file(folder, size) as file:  # the map keeps the file
+            return np.memmap(file, dtype, "r+", shape=shape)
 
     return allocate
 
 
 def on_disk(frames: np.ndarray) -> bool:
-    """Whether an array of `allocator` lies on disk; of a view, False."""
-    return isinstance(frames.base, mmap.mmap)
+    """Whether these are frames of `allocator` on disk."""
+    return isinstance(frames, np.memmap)
 
 
-def let_go(frames: np.ndarray) -> None:
-    """Takes what was read or written of an array on disk out of this process's memory; it stays as it is."""
-    if on_disk(frames):
-        frames.base.madvise(mmap.MADV_DONTNEED)
+def release_pages(frames: np.ndarray) -> None:
+    """Takes the pages of frames on disk out of this process's memory; their content stays.
+
+    Whoever goes through all frames calls this after each one, or the process would grow to the size of the stack.
+    """
+    base: Any = frames
+    while isinstance(base, np.ndarray):  # of a view, the array
+        base = base.base
+    if isinstance(base, mmap.mmap):
+        base.madvise(mmap.MADV_DONTNEED)
