@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict
+from jax.tree_util import keystr, tree_leaves_with_path
 
 from dff_jax import config as configs
 from dff_jax import estimators
@@ -60,10 +60,9 @@ def ablate(
     schemes: Sequence[str] | None = None,
     batch_size: int = 1,
 ) -> list[dict[str, Any]]:
-    """Evaluates trained runs at every K and through every scheme, and writes tables and figures (`FILES`).
+    """Evaluates trained runs at every K and through every scheme, and writes tables and figures.
 
-    The files of one run go into `output`. Those of several go into `output/<its name>`, and `COMPARISON_FILES` into
-    `output`.
+    Of several runs, each has a folder of its name inside the output folder, with a comparison beside them.
 
     Args:
       runs: Run folders or weights files.
@@ -209,7 +208,8 @@ def _check_fits(text: str, estimator: Estimator, loaded: LoadedEstimator, traine
     frames = loaded.info.get("num_frames") or trained.num_planes or 15
     shapes = (jax.ShapeDtypeStruct((1, frames, 64, 64, 3), jnp.float32), jax.ShapeDtypeStruct((1, frames), jnp.float32))
     trees = jax.eval_shape(estimator.init, jax.random.key(0), *shapes), loaded.variables
-    wanted, given = ({key: np.shape(x) for key, x in flatten_dict(tree, sep="/").items()} for tree in trees)
+    leaves = [tree_leaves_with_path(tree) for tree in trees]
+    wanted, given = ({keystr(path, simple=True, separator="/"): np.shape(x) for path, x in one} for one in leaves)
     missing = [key for key, shape in wanted.items() if given.get(key) != shape]
     if missing:
         raise InputError(

@@ -95,8 +95,8 @@ def checks(sizes: Sizes, folder: Path) -> Found:
     environment = os.environ | ({"DEVICE_CHECKS": "cpu"} if jax.default_backend() == "cpu" else {"JAX_PLATFORMS": ""})
     with tempfile.TemporaryDirectory() as place:
         results = Path(place) / "results.xml"
-        asked = [sys.executable, "-m", "pytest", "tests/device", "-p", "no:cacheprovider", f"--junit-xml={results}"]
-        done = subprocess.run(asked, cwd=ROOT, env=environment, stdout=sys.stderr)
+        asked = [sys.executable, "-m", "pytest", "tests/device", "-p", "no:cacheprovider", "-o", "junit_family=xunit1"]
+        done = subprocess.run([*asked, f"--junit-xml={results}"], cwd=ROOT, env=environment, stdout=sys.stderr)
         cases = list(xml.parse(results).iter("testcase")) if results.exists() else []
     rows = []
     for case in cases:
