@@ -57,4 +57,4 @@ def test_the_example_of_the_unroll_runs(key):
     example = next(code for code in re.findall(r"```python\n(.*?)```", README, re.S) if "unroll" in code)
     names = {"candidates": jax.random.uniform(key, (1, 8, 8, 3)), "weights": jax.numpy.ones((1, 8, 8, 3))}
     exec(example, names)
-    assert names["history"].shape == (6, 1, 8, 8)
+    assert names["history"].shape == (5, 1, 8, 8)
