@@ -85,11 +85,11 @@ def disc_ring_difference(image: Array, disc: int = 0, gap: int = 1, ring: int = 
         rows: dict[int, list[int]] = {}
         for dy in range(-radius, radius + 1):
             rows.setdefault(math.isqrt(radius**2 - dy**2), []).append(ring + dy)
-        total = 0.0
+        total = jnp.zeros_like(image)
         for half, starts in rows.items():
             cut = padded[..., ring - half : ring + half + width]
             run = optimization_barrier(window_sum(cut, 2 * half + 1, image.ndim - 1))
-            total = total + sum(run[..., start : start + height, :] for start in starts)
+            total = total + sum((run[..., start : start + height, :] for start in starts), jnp.zeros_like(image))
         return total, sum((2 * half + 1) * len(starts) for half, starts in rows.items())
 
     (inner, of_inner), (hole, of_hole), (whole, of_whole) = map(disc_sum, (disc, gap, ring))

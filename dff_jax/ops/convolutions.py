@@ -77,8 +77,7 @@ def conv_upsampled(x: Array, kernel: Array) -> Array:
     by_row = phases(kernel)  # [tap,phase,3,C,O]
     both = phases(jnp.moveaxis(by_row, 2, 0))  # [tap,phase] of columns, [tap,phase] of rows, C, O
     small = jnp.transpose(both, (2, 0, 4, 3, 1, 5)).reshape(2, 2, c, 4 * out)
-    y = conv_by_products(x, small, 1, ((1, 1), (1, 1)))
-    y = y.reshape(b, h + 1, w + 1, 2, 2, out)
+    y = jnp.reshape(conv_by_products(x, small, 1, ((1, 1), (1, 1))), (b, h + 1, w + 1, 2, 2, out))
     rows = [jnp.stack([y[:, p : p + h, q : q + w, p, q] for q in range(2)], 3) for p in range(2)]
     return jnp.stack(rows, 2).reshape(b, 2 * h, 2 * w, out)
 
@@ -118,7 +117,7 @@ def conv3d(x: Array, kernel: Array, stride: int = 1, dilation: int = 1) -> Array
 def conv3d_by_lax(x: Array, kernel: Array, stride: int = 1, dilation: int = 1) -> Array:
     """`conv3d` as XLA has it."""
     by_axis = (1, dilation, dilation)
-    padding = [(d * (k // 2),) * 2 for k, d in zip(kernel.shape[:3], by_axis, strict=True)]
+    padding = [(d * (k // 2), d * (k // 2)) for k, d in zip(kernel.shape[:3], by_axis, strict=True)]
     return lax.conv_general_dilated(
         x, kernel, (1, stride, stride), padding, rhs_dilation=by_axis, dimension_numbers=_NDHWC
     )
@@ -141,7 +140,7 @@ def conv3d_by_slices(x: Array, kernel: Array, stride: int = 1, dilation: int = 1
     ky, kx, out = kernel.shape[1], kernel.shape[2], kernel.shape[-1]
     slices = _neighbouring_slices(x, kernel.shape[0])
     flat = jnp.moveaxis(kernel, 0, 2).reshape(ky, kx, -1, out)
-    padding = [(dilation * (k // 2),) * 2 for k in (ky, kx)]
+    padding = [(dilation * (k // 2), dilation * (k // 2)) for k in (ky, kx)]
     if ky == kx == stride == 1:
         y = slices @ flat[0, 0]
     elif dilation == 1:

@@ -86,7 +86,8 @@ def _soften(frames: Array, sigma: Array) -> Array:
         pad = [(0, 0)] * 4
         pad[axis] = (2, 2)
         wide = jnp.pad(frames, pad, mode="edge")
-        frames = sum(weights[i] * lax.slice_in_dim(wide, i, i + size, axis=axis) for i in range(5))
+        taps = (weights[i] * lax.slice_in_dim(wide, i, i + size, axis=axis) for i in range(5))
+        frames = sum(taps, jnp.zeros_like(frames))
     return frames
 
 

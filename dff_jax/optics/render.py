@@ -103,7 +103,8 @@ def continue_behind(values: Array, seen: Array, levels: int) -> tuple[Array, Arr
     """
     pyramid = [(values * seen, seen)]
     for _ in range(levels):
-        pyramid.append(tuple(map(_pool_sum, pyramid[-1])))
+        values, seen = pyramid[-1]
+        pyramid.append((_pool_sum(values), _pool_sum(seen)))
     total, weight = pyramid[-1]
     filled, reach = total / jnp.maximum(weight, 1e-6), (weight > 1e-6).astype(values.dtype)
     for total, weight in reversed(pyramid[:-1]):

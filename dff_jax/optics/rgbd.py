@@ -38,8 +38,8 @@ def fill_holes(depth: np.ndarray, mask: np.ndarray) -> np.ndarray:
         raise InputError("depth: a value that the mask calls valid is not finite")
     if mask.all():
         return depth
-    rows, columns = distance_transform_edt(~mask, return_distances=False, return_indices=True)
-    return depth[rows, columns]
+    nearest = np.asarray(distance_transform_edt(~mask, return_distances=False, return_indices=True))  # [2,H,W]
+    return depth[nearest[0], nearest[1]]
 
 
 def lens_limits(depth: np.ndarray, focus: np.ndarray, blur_per_q: float) -> tuple[int, int]:

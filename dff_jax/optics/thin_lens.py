@@ -33,6 +33,6 @@ def blur_per_diopter(focus_distance: float, focal_length: float, f_number: float
     return 0.5 * aperture * focal_length * focus_distance / (focus_distance - focal_length) / pixel_pitch
 
 
-def blur_radius(q: Array, focus_q: Array, blur_per_q: Array) -> Array:
+def blur_radius(q: Array, focus_q: Array, blur_per_q: Array | float) -> Array:
     """Blur radius in pixels of points at q seen at focus setting focus_q (disparity or diopters); broadcasts."""
     return blur_per_q * jnp.abs(q - focus_q)

@@ -31,7 +31,7 @@ class Dual(NamedTuple):
 class Prox(NamedTuple):
     """A proximal map with a memory and an energy. Called as a plain function it starts with a fresh memory."""
 
-    apply: Callable[[Any, Depth, Problem, Array, Memory], tuple[Depth, Memory]]  # (params, z, problem, eta, memory)
+    apply: Callable[[Any, Depth, Problem, Array | float, Memory], tuple[Depth, Memory]]  # (params, z, problem, eta, memory)
     init: Callable[[Depth, Problem], Memory] = lambda z, problem: ()
     regularizer: Callable[[Depth, Problem], Array] | None = None  # R(D) as a map [B,H,W], without lambda
     dual: Dual | None = None
@@ -40,7 +40,7 @@ class Prox(NamedTuple):
         return self.apply(params, z, problem, eta, self.init(z, problem))[0]
 
 
-PlainProx = Callable[[Any, Depth, Problem, Array], Depth]
+PlainProx = Callable[[Any, Depth, Problem, Any], Depth]  # (params, z, problem, eta); eta a scalar or [B,H,W]
 
 
 def as_prox(prox: Prox | PlainProx) -> Prox:

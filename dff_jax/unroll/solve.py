@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -34,6 +35,8 @@ def solve(
 ) -> tuple[Array, Array | Trace | None]:
     """Runs K iterations of a scheme from d0.
 
+    Each iteration gets its parameters (shared and its own, merged), its lambda and eta, and D(k-1) as problem.previous.
+
     Args:
       scheme: what one iteration does.
       problem: candidates and weights [B,H,W,N], regularization, context.
@@ -41,7 +44,7 @@ def solve(
       step_size: eta, a number or a function of (params, problem, k). Some schemes lower a number or let it fall over k.
       shared: parameters that every iteration uses.
       per_iteration: parameters with a leading axis K, of which each iteration sees its own slice; None if tied.
-      num_iterations: K, static; 0 returns d0 as the scheme reads it.
+      num_iterations: K, static; 0 returns d0.
       tolerance: stop after the first step that moves no pixel of the batch by more than this (in the candidates'
         unit), K at the latest. The trace says after how many.
       gradient: how gradients pass (`gradients`).
@@ -80,16 +83,15 @@ def solve(
         raise ValueError(f"gradient: {gradient} with a tolerance; use jacobian_free or implicit")
     if unroll is None:
         unroll = True if on_cpu and mode != "remat" and K <= MOST_UNROLLED else 1
-
-    step_size = scheme.step_rule(step_size)
+    eta_of = scheme.step_rule(step_size)
 
     def step(state, theta):
         shared, own, problem, k = theta
-        params, problem, eta = settings((shared, own), problem, k, step_size)
+        params, problem, eta = settings((shared, own), problem, k, eta_of)
         return scheme.update(params, state, problem._replace(previous=scheme.depth(state)), eta)
 
     def run(state, shared, problem, start, stop):
-        """Steps start..stop-1; the state and the iterates."""
+        """Steps start..stop-1: the state, and the iterates if wanted."""
 
         def body(state, one):
             k, own = one
@@ -101,57 +103,57 @@ def solve(
         own = jax.tree.map(lambda x: x[start:stop], per_iteration)
         return lax.scan(body, state, (jnp.arange(start, stop), own), length=stop - start, unroll=unroll)
 
-    own_last = jax.tree.map(lambda x: x[-1], per_iteration)
-    theta = (shared, own_last, problem, jnp.int32(max(K - 1, 0)))
+    passing = {"backprop": K, "remat": K, "truncated": min(last, K), "implicit": 0}[mode]  # steps that pass gradients
+    constant = K - passing
+    theta = (shared, jax.tree.map(lambda x: x[-1], per_iteration), problem, jnp.int32(max(K - 1, 0)))  # the last step's
     state = scheme.init(d0, problem)
-    first = scheme.depth(state)
-    frozen = lax.stop_gradient((state, shared, problem))
+    iterates: list[Any] = [scheme.depth(state)[None]]
     taken: Array | int = K
-    parts: list[Array] = []
-    if K == 0:
-        mode = "none"
-    elif mode in ("backprop", "remat") or last >= K:
-        state, iterates = run(state, shared, problem, 0, K)
-        parts = [iterates]
-    else:
-        before = K if mode == "implicit" else K - last
+    if constant:
+        frozen, weights, fixed = lax.stop_gradient((state, shared, problem))
         if tolerance is None:
-            state, iterates = run(*frozen, 0, before)
-            parts = [iterates]
+            state, found = run(frozen, weights, fixed, 0, constant)
         else:
-            state, iterates, taken = _until(scheme, step, *frozen, lax.stop_gradient(per_iteration), before, tolerance,
-                                            bool(return_history))  # fmt: skip
-            parts = [iterates]
+            stack = lax.stop_gradient(per_iteration)
+            at = lambda k: jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, k, keepdims=False), stack)  # noqa: E731
+            one = lambda state, k: step(state, (weights, at(k), fixed, k))  # noqa: E731
+            state, found, taken = _until(one, scheme.depth, frozen, constant, tolerance, bool(return_history))
+            taken = taken + passing
+        iterates.append(found)
         state = lax.stop_gradient(state)
         if mode == "implicit":
             state = attach_implicit(step, state, theta)
-        elif tolerance is None:
-            state, iterates = run(state, shared, problem, before, K)
-            parts.append(iterates)
-        else:
-            state = step(state, theta)
-            taken = taken + 1
-            parts.append(scheme.depth(state)[None])
+    if passing:
+        state, found = run(state, shared, problem, constant, K)
+        iterates.append(found)
     depth = scheme.depth(state)
     if not return_history:
         return depth, None
-    history = jnp.concatenate(parts) if parts else jnp.zeros((0, *depth.shape), depth.dtype)
-    if mode == "implicit":  # the answer carries the gradient, the way there does not
-        history = lax.stop_gradient(history).at[-1].set(depth)
+    history = jnp.concatenate(iterates)  # [K+1,B,H,W]
+    if mode == "implicit" and K:  # the answer carries the gradient, the way there does not
+        history = jnp.concatenate([history[:1], lax.stop_gradient(history[1:-1]), depth[None]])
     if return_history != "trace":
-        return depth, history
-    iterates = jnp.concatenate([first[None], history])
-    settings_at = lambda k, own: settings((shared, own), problem, k, step_size)  # noqa: E731
-    trace = make_trace(settings_at, scheme.regularizer, problem, per_iteration, iterates, taken)
+        return depth, history[1:]
+    settings_at = lambda k, own: settings((shared, own), problem, k, eta_of)  # noqa: E731
+    trace = make_trace(settings_at, scheme.regularizer, problem, per_iteration, history, taken)
     if K and (mode == "implicit" or tolerance is not None):
         trace = trace._replace(contraction=contraction(step, state, theta))
     return depth, trace
 
 
-def _until(scheme, step, state, shared, problem, per_iteration, most, tolerance, keep):
-    """Steps until none moves a pixel by more than `tolerance`; (state, iterates [most,...] or None, steps taken)."""
-    depth = scheme.depth(state)
-    iterates = jnp.zeros((most, *depth.shape), depth.dtype) if keep else None
+def _until(
+    step: Callable[[Any, Array], Any],
+    depth_of: Callable[[Any], Array],
+    state: Any,
+    most: int,
+    tolerance: float,
+    keep: bool,
+) -> tuple[Any, Array | None, Array]:
+    """Steps until none moves a pixel by more than `tolerance`: the state, the iterates [most,...], the steps taken.
+
+    Iterates beyond the last step repeat it; without `keep` they are None.
+    """
+    depth = depth_of(state)
 
     def unfinished(carry):
         _, _, k, moved = carry
@@ -159,17 +161,17 @@ def _until(scheme, step, state, shared, problem, per_iteration, most, tolerance,
 
     def body(carry):
         state, iterates, k, _ = carry
-        own = jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, k, keepdims=False), per_iteration)
-        before = scheme.depth(state)
-        state = step(state, (shared, own, problem, k))
-        depth = scheme.depth(state)
+        before = depth_of(state)
+        state = step(state, k)
+        depth = depth_of(state)
         if keep:
             iterates = lax.dynamic_update_index_in_dim(iterates, depth, k, 0)
         return state, iterates, k + 1, jnp.abs(depth - before).max()
 
+    iterates = jnp.zeros((most, *depth.shape), depth.dtype) if keep else None
     start = (state, iterates, jnp.int32(0), jnp.array(jnp.inf, depth.dtype))
     state, iterates, taken, _ = lax.while_loop(unfinished, body, start)
-    if keep:
+    if iterates is not None:
         done = (jnp.arange(most) < taken).reshape(-1, *[1] * depth.ndim)
-        iterates = jnp.where(done, iterates, scheme.depth(state)[None])
+        iterates = jnp.where(done, iterates, depth_of(state)[None])
     return state, iterates, taken
