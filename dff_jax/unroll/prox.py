@@ -31,7 +31,8 @@ class Dual(NamedTuple):
 class Prox(NamedTuple):
     """A proximal map with a memory and an energy. Called as a plain function it starts with a fresh memory."""
 
-    apply: Callable[[Any, Depth, Problem, Array | float, Memory], tuple[Depth, Memory]]  # (params, z, problem, eta, memory)
+    # (params, z, problem, eta, memory) -> (depth, memory)
+    apply: Callable[[Any, Depth, Problem, Array | float, Memory], tuple[Depth, Memory]]
     init: Callable[[Depth, Problem], Memory] = lambda z, problem: ()
     regularizer: Callable[[Depth, Problem], Array] | None = None  # R(D) as a map [B,H,W], without lambda
     dual: Dual | None = None

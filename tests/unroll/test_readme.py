@@ -5,10 +5,10 @@ import pathlib
 import re
 import sys
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from training_fakes import write_stacks
 
 from dff_jax import cli
@@ -40,16 +40,28 @@ def test_the_page_names_all_there_is():
     assert "dff_jax/unroll/README.md" in (ROOT / "README.md").read_text()
 
 
-@pytest.mark.slow
+class Sharpness(nn.Module):
+    """In the place of the focus volume's network, of which the unroll knows nothing: one convolution."""
+
+    config: object
+
+    @nn.compact
+    def __call__(self, frames, train):
+        score = 10 * nn.Conv(1, (3, 3))(frames)[..., 0]
+        return score, [score]
+
+
 def test_the_variant_outside_the_package_is_trained_and_evaluated_by_its_dotted_name(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "kept as conftest set it")
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("dff_jax.estimators.proximal.FocusVolume", Sharpness, raising=False)
     (tmp_path / "my_unroll.py").write_text(VARIANT)
     write_stacks(tmp_path / "data", train=2, val=1)
     scheme = re.search(r"--model\.scheme (\S+)", PAGE)[1]
     small = "--data.source folder --data.dataset data --data.crop 16 16 --data.num-threads 1 --model.width 0.13"
-    small += " --model.head-width 0.13 --training.num-steps 3 --training.eval-every 3 --training.save-every 3"
+    small += " --model.head-width 0.13 --model.prox residual_cnn --model.refiner-steps 0 --model.num-candidates 2"
+    small += " --training.num-steps 3 --training.eval-every 3 --training.save-every 3"
     small += " --training.num-devices 1 --training.no-tensorboard --optimizer.peak-learning-rate 0.01"
     config = str(ROOT / "configs" / "procedural_tiny.py")
     try:
