@@ -8,7 +8,7 @@ adds up over batches and processes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +16,6 @@ import numpy as np
 
 from dff_jax import focus_axis
 from dff_jax.types import Array, error_of_confidence
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 BINS = 400
 _LOW, _HIGH = -4.0, 1.0  # decimal logarithms of the least and largest expected error that are told apart
@@ -70,26 +67,3 @@ def summarize(parts: Sequence[np.ndarray]) -> dict[str, Any]:
         "expected": [float(x) for x in tenths[:, 2] / tenths[:, 0]],
         "found": [float(x) for x in tenths[:, 1] / tenths[:, 0]],
     }
-
-
-def chart(found: dict[str, Any]) -> Figure:
-    """Error over coverage, and found over expected error."""
-    from dff_jax.evaluation.figures import new_figure
-
-    figure = new_figure(8.0, 3.4)
-    figure.set_layout_engine("constrained")
-    left, right = figure.subplots(1, 2)
-    left.plot(found["coverage"], found["error"], color="#3b6fb6")
-    left.set_xlabel("share of pixels kept, the most confident first")
-    left.set_ylabel("mean |error|, share of the focus range")
-    left.set_ylim(bottom=0)
-    half = found["half"]
-    left.set_title("" if half is None else f"most confident half: {half:.2f} of the error", fontsize=10, loc="left")
-    right.plot(found["expected"], found["found"], "o-", color="#3b6fb6", markersize=4)
-    ends = [min(found["expected"] + found["found"]), max(found["expected"] + found["found"])]
-    right.plot(ends, ends, color="0.6", linewidth=1)
-    right.set(xscale="log", yscale="log", xlabel="expected error (confidence)", ylabel="error found")
-    right.set_title("ten classes of pixels; grey: as expected", fontsize=10, loc="left")
-    for axes in (left, right):
-        axes.spines[["top", "right"]].set_visible(False)
-    return figure

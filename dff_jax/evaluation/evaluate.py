@@ -195,7 +195,7 @@ def evaluate_to_folder(
             raise InputError(f"{name}: must be at least {least}, got {value}")
     from dff_jax.data import pipeline
     from dff_jax.estimators import weights
-    from dff_jax.evaluation import figures, page, paper_figures, resampling
+    from dff_jax.evaluation import figures, page, paper, resampling
 
     loaded = weights.load_estimator(spec)
     method = loaded.model.method
@@ -210,15 +210,15 @@ def evaluate_to_folder(
             weights.check_frames(loaded, batch.batch.frames.shape[1])
             yield batch
 
-    layout = paper_figures.layout_of(measured_by.name, source.has_truth)
+    layout = paper.layout_of(measured_by.name, source.has_truth)
     if layout is not None or figure_stacks is not None:
-        layout = layout or paper_figures.PREDICTIONS
-        numbers = paper_figures.choose(layout, total, figure_stacks)
+        layout = layout or paper.PREDICTIONS
+        numbers = paper.choose_stacks(layout, total, figure_stacks)
         few = dataclasses.replace(source, length=len(numbers), read=lambda i: source.read(numbers[i]))
 
     pictures = Path(output) / "figures"
     check_output(output, (*tables.FILES, page.FILE))
-    check_output(pictures, (*figures.FILES, *paper_figures.FILES))
+    check_output(pictures, (*figures.FILES, *paper.FILES))
     meta = {
         "spec": str(spec),
         "label": loaded.label,
@@ -254,7 +254,7 @@ def evaluate_to_folder(
     if layout is not None:
         for _, name, batch, (answer, *others) in answers_for(tasks, batches(few)):
             depths = {other: one.depth for other, one in zip(BASELINES, others, strict=True)}
-            columns.append(paper_figures.column(name, batch, answer, depths, source.unit, loaded.label))
+            columns.append(paper.column(name, batch, answer, depths, source.unit, loaded.label))
         results["meta"]["figure"] = {"file": f"figures/{layout.file}", "stacks": [one.name for one in columns]}
     pages: dict[int, Shown] = {}
     with staged_output(output, last="metrics.json") as staging, staged_output(pictures) as drawn:
@@ -271,8 +271,8 @@ def evaluate_to_folder(
             shown = [pages[i] for i in paged if i in pages]
             (staging / page.FILE).write_text(page.write(results, shown, evaluation), encoding="utf-8")
         if layout is not None:
-            figures.save(paper_figures.draw(layout, columns), drawn / layout.file)
-        stale = {*figures.FILES, *paper_figures.FILES} - {path.name for path in drawn.iterdir()}
+            paper.save(drawn / layout.file, layout, columns)
+        stale = {*figures.FILES, *paper.FILES} - {path.name for path in drawn.iterdir()}
     for name in stale:  # of an earlier evaluation, of more or of other stacks
         (pictures / name).unlink(missing_ok=True)
     if not pages:

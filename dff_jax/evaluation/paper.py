@@ -1,4 +1,4 @@
-"""Tables 1 to 3 of the paper, its own figures as printed, with ours beside.
+"""Tables 1 to 3 and Figures 5, 6 and 9 of the paper, its own numbers as printed, with ours beside.
 
 M. T. Mahmood, Learning Depth from Focus with Multi-Candidate Estimation and Proximal Refinement, Electronics 2026,
 15, 2548. It does not state its masks; its columns are those of DDL-GRU's evaluation, which takes every pixel with
@@ -7,9 +7,18 @@ truth above 0. So ours are of that variant of the convention; of HCI, where that
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
+
+from dff_jax import focus_axis
+from dff_jax.errors import InputError
 from dff_jax.evaluation.rows import BASELINES
+from dff_jax.pictures import panels
+from dff_jax.pictures.panels import Panel
+from dff_jax.types import Array, Batch, Prediction
 
 COLUMNS = ("MAE", "RMS", "logRMS", "AbsRel", "Acc_1", "Acc_2", "Acc_3", "Corr")
 
@@ -109,3 +118,126 @@ def _ours(row: str, variant: str, found: dict[str, Any]) -> dict[str, Any]:
     values = {name: found.get(name) for name in COLUMNS}
     text = ["-" if v is None else format(v, _FORMATS.get(name, ".3f")) for name, v in values.items()]
     return {"row": row, "from": f"ours: {variant}", "values": values, "text": text}
+
+
+# Figures 5, 6 and 9 ---------------------------------------------------------------------------------------------
+#
+# The paper does not print its colours or scales. Here truth and answers of a column share one: that of the truth, or
+# of the focus range where there is no truth. Figure 9 shows our methods where the paper shows the compared ones.
+
+
+class Layout(NamedTuple):
+    """One figure."""
+
+    file: str
+    title: str
+    stacks: tuple[int, ...] | None  # numbers in the split, from 0; None: some, evenly spaced
+    methods: bool = False  # whether the other methods have rows too
+
+
+LAYOUTS = {
+    "middlebury": Layout("paper_figure_5.png", "Figure 5: Middlebury", (0, 1, 3)),
+    "hci": Layout("paper_figure_6.png", "Figure 6: HCI", (0, 1, 2, 3)),
+    "ddff12": Layout("paper_figure_9.png", "Figure 9: DDFF-12", None, methods=True),
+}
+PREDICTIONS = Layout("predictions.png", "Predictions", None, methods=True)
+"""Of other data, without truth or when asked for."""
+FILES = (*(layout.file for layout in LAYOUTS.values()), PREDICTIONS.file)
+_COLUMNS = 5
+
+
+class Column(NamedTuple):
+    """One stack of a figure; depth maps [H,W] in q, NaN where truth is missing."""
+
+    name: str
+    frame: np.ndarray  # [H,W,3], the middle one
+    all_in_focus: np.ndarray  # [H,W,3], estimated
+    truth: np.ndarray | None
+    answers: dict[str, np.ndarray]  # of the evaluated method, then of others
+    focus_range: tuple[float, float]  # in q
+    unit: str
+
+
+def layout_of(convention: str, has_truth: bool) -> Layout | None:
+    """The figure that goes with a dataset, if any."""
+    return LAYOUTS.get(convention, None if has_truth else PREDICTIONS)
+
+
+def choose_stacks(layout: Layout, length: int, asked: Sequence[int] | None = None) -> list[int]:
+    """Numbers of the stacks to show.
+
+    Args:
+      length: stacks in the split.
+      asked: instead of the layout's.
+
+    Raises:
+      InputError: a number that was asked for and does not exist.
+    """
+    if asked is not None:
+        if not asked or any(not 0 <= number < length for number in asked):
+            raise InputError(f"--figure-stacks: numbers from 0 to {length - 1}, got {' '.join(map(str, asked))}")
+        return list(dict.fromkeys(asked))
+    if layout.stacks is not None:
+        return [number for number in layout.stacks if number < length] or [0]
+    return sorted({int(x) for x in np.linspace(0, length - 1, min(_COLUMNS, length)).round()})
+
+
+def column(
+    name: str, batch: Batch, prediction: Prediction, others: Mapping[str, Array | np.ndarray], unit: str, label: str
+) -> Column:
+    """The column of one stack: arrays [1,...] in q.
+
+    Args:
+      others: depths of other methods, by name.
+      label: what to call the evaluated method.
+    """
+    mask, frames = np.asarray(batch.mask[0]), np.asarray(batch.frames[0])
+    truth = np.where(mask, np.asarray(batch.depth[0]), np.nan) if mask.any() else None
+    answers = {label: np.asarray(prediction.depth[0])}
+    answers |= {other: np.asarray(depth[0]) for other, depth in others.items() if other != label}
+    focus_range = float(batch.focus[0, 0]), float(batch.focus[0, -1])
+    sharp = np.asarray(prediction.all_in_focus[0])
+    return Column(name, frames[len(frames) // 2], sharp, truth, answers, focus_range, unit)
+
+
+def draw(layout: Layout, columns: Sequence[Column]) -> list[list[Panel]]:
+    """The figure as rows of panels: images, truth if there is any, the answers; a stack in each column."""
+    label, *others = columns[0].answers
+    images = {"frame": [one.frame for one in columns]}
+    if not layout.methods:
+        images = {"all in focus (estimated)": [one.all_in_focus for one in columns]}
+    rows: dict[str, Sequence[np.ndarray | None]] = {**images}
+    if any(one.truth is not None for one in columns):
+        rows["ground truth"] = [one.truth for one in columns]
+    shown = [*others, label] if layout.methods else [label]  # ours last, as in the paper
+    rows |= {name: [one.answers[name] for one in columns] for name in shown}
+    found = [[_panel(one, x, name) for one, x in zip(columns, row, strict=True)] for name, row in rows.items()]
+    found[0] = [x._replace(caption=f"{one.name}\n{x.caption}") for one, x in zip(columns, found[0], strict=True)]
+    found[-1] = [x._replace(caption=f"{x.caption}, {_range(one)}") for one, x in zip(columns, found[-1], strict=True)]
+    return found
+
+
+def _panel(one: Column, values: np.ndarray | None, name: str) -> Panel:
+    if values is None:
+        return Panel(np.full((*one.frame.shape[:2], 3), panels.HOLE, np.uint8), f"no {name}")
+    if values.ndim == 3:
+        return Panel(panels.to_uint8(values), name)
+    return Panel(panels.colorize(values, *_scale(one)), name)
+
+
+def _scale(one: Column) -> tuple[float, float]:
+    """The q of the first and the last colour."""
+    if one.truth is None:
+        return one.focus_range
+    return panels.robust_range(one.truth, percentiles=(0.5, 99.5))
+
+
+def _range(one: Column) -> str:
+    low, high = (float(focus_axis.from_q(np.float64(q), one.unit)) for q in _scale(one))
+    return f"blue {low:.3g} to red {high:.3g} {one.unit}"
+
+
+def save(path: Path, layout: Layout, columns: list[Column]) -> None:
+    """Writes the figure as PNG."""
+    rows = draw(layout, columns)
+    panels.save_png(path, panels.sheet(rows, title=layout.title, width=max(600, 260 * len(columns))))

@@ -12,12 +12,15 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from dff_jax import focus_axis
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 COLOUR_MAP = "turbo"  # many distinct steps, and red, which is where near goes, stands out
 HOLE = (96, 96, 96)  # the grey of pixels without a value
@@ -282,6 +285,22 @@ def _draw_bar(page: Image.Image, box: tuple[float, float, float, float], bar: Ba
     label = label.rotate(90, expand=True)
     at = min(round(right + 3 * tick + widest), page.width - label.width), top + (height - label.height) // 2
     page.paste("black", at, label)
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of matplotlib for curves, in inches: without pyplot, so no global state and no display."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height))
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save_figure(path: Path, figure: Figure) -> None:
+    """Writes a figure as PNG."""
+    with any_script():
+        figure.savefig(path, dpi=100, format="png")
 
 
 def pixels(canvas) -> np.ndarray:

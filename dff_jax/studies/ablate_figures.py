@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dff_jax.evaluation import figures
-from dff_jax.evaluation.figures import new_figure
 from dff_jax.evaluation.rows import Evaluation
 from dff_jax.pictures import panels
 from dff_jax.pictures.panels import Bar, Panel
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
 FILES = ("iterates.png", "weights.png", "convergence.png")
 ROLES = ("best", "median", "worst")  # of the stacks drawn, by MAE of the answer
 _ITERATES = (0, 1, 3, 5)  # of Figure 3, and D(0)
-_ABBREVIATIONS = {"disparity": "px", "diopter": "dpt", "metre": "m", "index": "frames"}
 _COLOURS = "#1b1b1b #3b6fb6 #e0913a #3f9b5b #c0504d #8064a2 #7f7f7f #2aa5a5 #b5a02c #d667a8".split()
 Shown = dict[str, tuple[Batch, Prediction]]
 """Role -> batch and prediction of one stack: arrays [1,...] in q, on the host."""
@@ -56,13 +54,13 @@ def write(
     )
     title = f"{meta['run']} on {meta['dataset']}: the same parameters through each scheme"
     chart = convergence(report["courses"], meta["unit"], title, meta["trained_iterations"])
-    figures.save(chart, folder / "convergence.png")
+    panels.save_figure(folder / "convergence.png", chart)
 
 
 def write_comparison(folder: Path, reports: list[dict[str, Any]]) -> None:
     """Writes `convergence.png` of several runs into `folder`."""
     courses = {report["meta"]["run"]: report["courses"][report["meta"]["scheme"]] for report in reports}
-    figures.save(convergence(courses, reports[0]["meta"]["unit"], "as trained"), folder / "convergence.png")
+    panels.save_figure(folder / "convergence.png", convergence(courses, reports[0]["meta"]["unit"], "as trained"))
 
 
 def iterates(
@@ -151,11 +149,11 @@ def convergence(courses: dict[str, dict[str, Any]], unit: str, title: str, train
     Args:
       trained: K as trained, marked; None: not marked.
     """
-    figure = new_figure(11.5, 7.2)
+    figure = panels.new_figure(11.5, 7.2)
     figure.set_layout_engine("constrained")
     figure.suptitle(panels.literal(title), fontsize=11)
     quantities = (  # key, label, first k, smallest value of a logarithmic axis: below is rounding
-        ("MAE", f"MAE of D(k) [{_ABBREVIATIONS[unit]}]", 0, None),
+        ("MAE", f"MAE of D(k) [{figures.UNITS[unit]}]", 0, None),
         ("data_energy", "data term above its minimum at D(0)\n½ S (D(k) - D(0))², mean per pixel", 0, 1e-12),
         ("residual", "root mean square of D(k) - D(k-1)\nshare of the focus range", 1, 1e-7),
         ("eta_S", "mean of η S", 1, None),

@@ -27,7 +27,7 @@ from dff_jax.data import pipeline
 from dff_jax.data.parts import StackSource
 from dff_jax.errors import ConfigError, InputError
 from dff_jax.estimators import weights
-from dff_jax.evaluation import conventions, paper_figures
+from dff_jax.evaluation import conventions, paper
 from dff_jax.evaluation.evaluate import evaluated
 from dff_jax.evaluation.rows import gather
 from dff_jax.runtime.files import check_output, finite, staged_output
@@ -174,7 +174,7 @@ def _distinct(ready: list[Trained]) -> list[Trained]:
     return list({one.method.label: one for one in reversed(ready)}.values())[::-1]
 
 
-def _columns(methods: list[Trained], source: StackSource, comparison: Comparison) -> Iterator[paper_figures.Column]:
+def _columns(methods: list[Trained], source: StackSource, comparison: Comparison) -> Iterator[paper.Column]:
     """The figure's columns: some stacks, evenly spread, with the answer of every method."""
     length = min(len(source), comparison.test.limit or len(source))
     numbers = sorted({int(x) for x in np.linspace(0, length - 1, min(comparison.figure_stacks, length)).round()})
@@ -185,7 +185,7 @@ def _columns(methods: list[Trained], source: StackSource, comparison: Comparison
         frames, focus = jnp.asarray(batch.batch.frames), jnp.asarray(batch.batch.focus)
         ours, *theirs = [costs.infer(one.estimator)(one.variables, frames, focus) for one in loaded]
         depths = {label: np.asarray(one.depth) for label, one in zip(others, theirs, strict=True)}
-        yield paper_figures.column(batch.names[0], batch.batch, ours, depths, source.unit, first)
+        yield paper.column(batch.names[0], batch.batch, ours, depths, source.unit, first)
 
 
 def _checksum(spec: str) -> str:

@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 
 from dff_jax.config import Comparison
-from dff_jax.evaluation import paper_figures
-from dff_jax.evaluation.figures import save
+from dff_jax.evaluation import paper
 from dff_jax.evaluation.metrics import COUNTS, LARGER_IS_BETTER, METRICS
 from dff_jax.runtime.files import finite
 from dff_jax.studies.bench.measuring import table as table_lines
@@ -203,6 +202,6 @@ def _number(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
-def draw(folder: Path, columns: list[paper_figures.Column], title: str) -> None:
+def draw(folder: Path, columns: list[paper.Column], title: str) -> None:
     """Writes `figure.png`: rows methods, columns stacks."""
-    save(paper_figures.draw(paper_figures.PREDICTIONS._replace(title=title), columns), folder / "figure.png")
+    paper.save(folder / "figure.png", paper.PREDICTIONS._replace(title=title), columns)

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from known_errors import VARIABLES, H, W, fake_estimator, loaded_batch
 
-from dff_jax import focus_axis
 from dff_jax.errors import InputError
 from dff_jax.evaluation import evaluate as module
 from dff_jax.evaluation import figures, metrics, programs, tables
 from dff_jax.evaluation.evaluate import evaluate, evaluated
 from dff_jax.evaluation.rows import gather
+from dff_jax.pictures import panels
 from dff_jax.types import Batch, LoadedBatch
 
 
@@ -192,16 +192,23 @@ def test_table_marks_the_best_and_says_which_row_is_the_answer():
 def test_truth_and_depths_share_one_colour_scale_and_warm_is_near():
     estimator, _ = fake_estimator()
     loaded = loaded_batch(["a"])
+    truth, mask = loaded.batch.depth[0], loaded.batch.mask[0]
     prediction = jax.device_get(estimator.apply(VARIABLES, loaded.batch.frames, loaded.batch.focus)[0])
-    for unit, colours in (("disparity", "turbo"), ("metre", "turbo_r")):
-        figure = figures.sheet(
-            loaded.batch, prediction, [1.0 + prediction.depth, 2.0 + prediction.depth], {"D(0)": 4.0}, unit, "a"
-        )
-        images = {axes.get_title(): axes.images[0] for axes in figure.axes if axes.images}
-        depth = [image for title, image in images.items() if "MAE" in title or title == "ground truth"]
+    baselines = [1.0 + prediction.depth, 2.0 + prediction.depth]
+    for unit in ("disparity", "metre"):
+        rows = figures.sheet(loaded.batch, prediction, baselines, {"D(0)": 4.0}, unit)
+        found = {panel.caption: panel for row in rows for panel in row}
+        short = {"disparity": "px", "metre": "m"}[unit]
+        shown = found[f"ground truth [{short}]"]
+        bar = shown.bar
+        assert truth[mask].min() <= bar.low < bar.high <= truth[mask].max()
+        depth = {title: panel for title, panel in found.items() if "MAE" in title or panel is shown}
         assert len(depth) == 10  # truth, expected, D(0)..D(2), refined, classical, sml, two candidates
-        assert {image.get_clim() for image in depth} == {depth[0].get_clim()}
-        assert {image.get_cmap().name for image in depth} == {colours}
-        assert "D(0)  MAE 4" in images and "error of D(0)" in images and any("W_{1}^2" in t for t in images)
-        truth = focus_axis.from_q(loaded.batch.depth[0], unit)[loaded.batch.mask[0]]
-        assert depth[0].get_clim()[0] >= truth.min() and depth[0].get_clim()[1] <= truth.max()
+        assert {panel.bar for panel in depth.values() if panel.bar} == {bar}
+        drawn = panels.colorize(prediction.history.iterates[0, 0], bar.low, bar.high)
+        np.testing.assert_array_equal(found["D(0)  MAE 4"].image, drawn)
+        np.testing.assert_array_equal(shown.image, panels.colorize(truth, bar.low, bar.high, mask=mask))
+        near, far = (shown.image[np.nonzero(mask & (truth == x))] for x in (
+            truth[mask].max(), truth[mask].min()))  # fmt: skip
+        assert near[0, 0] > near[0, 2] and far[0, 2] > far[0, 0]  # q is larger where it is nearer, in every unit
+        assert f"error of D(0) [{short}]" in found and any("weight of candidate_1" in title for title in found)

@@ -20,6 +20,7 @@ from dff_jax.estimators import weights
 from dff_jax.evaluation import evaluate as module
 from dff_jax.evaluation import figures
 from dff_jax.evaluation.evaluate import evaluate_to_folder
+from dff_jax.pictures import panels
 
 Z = 4
 FILES = ["figures", "metrics.json", "per_stack.csv", "table.md"]
@@ -56,8 +57,9 @@ def folder_of(source, **options):
 
 def test_classical_from_folder_to_folder(tmp_path):
     source, output = write_stacks(tmp_path / "data", 3), tmp_path / "deep" / "out"
-    report = evaluate_to_folder("classical", output, folder_of(source), batch_size=2)
-    assert sorted(p.name for p in output.iterdir()) == FILES
+    report = evaluate_to_folder("classical", output, folder_of(source), batch_size=2, report=2)
+    assert sorted(p.name for p in output.iterdir()) == sorted([*FILES, "report.html"])
+    assert (output / "report.html").read_text().count('"confidence"') >= 2
     assert json.loads((output / "metrics.json").read_text()) == report
     assert report["meta"]["stacks"] == 3 and report["meta"]["unit"] == "disparity"
     row = report["rows"]["classical"]
@@ -76,7 +78,7 @@ def test_classical_from_folder_to_folder(tmp_path):
 
     # fewer stacks: nothing of the earlier run stays
     report = evaluate_to_folder("classical", output, folder_of(source, limit=1))
-    assert report["meta"]["stacks"] == 1
+    assert report["meta"]["stacks"] == 1 and sorted(p.name for p in output.iterdir()) == FILES
     assert {p.name for p in (output / "figures").iterdir()} == {"confidence.png", "mae.png", "worst.png"}
 
 
@@ -146,11 +148,11 @@ def test_a_full_disk_or_a_locked_folder_leaves_nothing_half_written(tmp_path, mo
     output.mkdir()
     (output / "mine.txt").write_text("kept")
 
-    def full(figure, path):
+    def full(path, figure):
         path.write_bytes(b"half a picture")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(figures, "save", full)
+    monkeypatch.setattr(panels, "save_figure", full)
     for folder in (output, tmp_path / "new" / "out"):
         with pytest.raises(InputError, match="No space left"):
             evaluate_to_folder("classical", folder, folder_of(source))

@@ -18,9 +18,9 @@ from dff_jax.data import pipeline
 from dff_jax.data.parts import StackSource
 from dff_jax.errors import InputError
 from dff_jax.evaluation import evaluate as module
-from dff_jax.evaluation import paper as paper_tables
-from dff_jax.evaluation import paper_figures, resampling
+from dff_jax.evaluation import paper, resampling
 from dff_jax.evaluation.evaluate import evaluate_to_folder
+from dff_jax.pictures import panels
 from dff_jax.types import Estimator, FocalStack, Prediction
 
 Z, H, W = 3, 20, 28
@@ -67,17 +67,17 @@ def rows_of(table):
 def test_the_papers_numbers_are_the_papers():
     """Against its text: the three tables run on, without blanks between the numbers."""
     lines = ["1.4692.8490.0690.03699.1899.7799.870.997", "1.4602.8420.0660.03599.2899.8199.890.997"]
-    assert [paper_tables.TABLE_1[row].replace(" ", "") for row in ("D(5)", "refined")] == lines
-    assert paper_tables.TABLE_2["middlebury"].replace(" ", "") == "23.5929.940.601.424.9237.3293.110.76"
-    assert paper_tables.TABLE_2["hci"].replace(" ", "") == "0.070.160.060.0397.7899.5399.910.97"
-    assert paper_tables.TABLE_3["DFV-Diff"].replace(" ", "") == "5.5110.650.530.6286.1888.0989.930.97"
-    for table in (paper_tables.TABLE_1, paper_tables.TABLE_2, paper_tables.TABLE_3):
-        assert all(len(printed.split()) == len(paper_tables.COLUMNS) == 8 for printed in table.values())
+    assert [paper.TABLE_1[row].replace(" ", "") for row in ("D(5)", "refined")] == lines
+    assert paper.TABLE_2["middlebury"].replace(" ", "") == "23.5929.940.601.424.9237.3293.110.76"
+    assert paper.TABLE_2["hci"].replace(" ", "") == "0.070.160.060.0397.7899.5399.910.97"
+    assert paper.TABLE_3["DFV-Diff"].replace(" ", "") == "5.5110.650.530.6286.1888.0989.930.97"
+    for table in (paper.TABLE_1, paper.TABLE_2, paper.TABLE_3):
+        assert all(len(printed.split()) == len(paper.COLUMNS) == 8 for printed in table.values())
 
 
 def fake_report(convention, rows, label="mine"):
     def row(i):
-        return {name: 0.1 * i + 0.01 * k for k, name in enumerate(paper_tables.COLUMNS)}
+        return {name: 0.1 * i + 0.01 * k for k, name in enumerate(paper.COLUMNS)}
 
     literature = {"first": {name: row(i) for i, name in enumerate(rows)}, "last": {name: row(9) for name in rows}}
     return {"literature": literature, "meta": {"convention": convention, "label": label, "resize": None}}
@@ -86,7 +86,7 @@ def fake_report(convention, rows, label="mine"):
 def test_table_1_has_ours_under_each_of_the_papers_rows():
     stages = ["D(0)", *(f"D({k})" for k in range(1, 6)), "refined", "final", "classical", "sml"]
     report = fake_report("flyingthings", stages)
-    one, three = paper_tables.tables(report)
+    one, three = paper.tables(report)
     assert (one["number"], three["number"]) == (1, 3)
     assert [row["row"] for row in one["rows"]] == [r for s in ("D(1)", "D(3)", "D(5)", "refined") for r in (s, s)]
     found = rows_of(one)
@@ -94,26 +94,26 @@ def test_table_1_has_ours_under_each_of_the_papers_rows():
     assert found["D(3)", "ours: first"]["values"] == report["literature"]["first"]["D(3)"]
     assert any("refines D(5)" in note for note in one["notes"])
     names = [row["row"] for row in three["rows"]]
-    assert names == [*paper_tables.TABLE_3, "mine", "classical", "sml"]
+    assert names == [*paper.TABLE_3, "mine", "classical", "sml"]
     # fewer iterations: the row stays, empty, and the note says how to fill it
-    one, _ = paper_tables.tables(fake_report("flyingthings", [s for s in stages if s not in ("D(4)", "D(5)")]))
+    one, _ = paper.tables(fake_report("flyingthings", [s for s in stages if s not in ("D(4)", "D(5)")]))
     assert rows_of(one)["D(5)", "ours: first"]["text"] == ["-"] * 8
     assert any("D(5); evaluate with --iterations 5" in note for note in one["notes"])
-    (three,) = paper_tables.tables(fake_report("flyingthings", ["final", "classical", "sml"], label="sml"))
+    (three,) = paper.tables(fake_report("flyingthings", ["final", "classical", "sml"], label="sml"))
     assert three["number"] == 3 and [row["row"] for row in three["rows"]][-2:] == ["sml", "classical"]
 
 
 def test_table_2_names_what_cannot_be_compared():
-    (table,) = paper_tables.tables(fake_report("middlebury", ["final"]))
+    (table,) = paper.tables(fake_report("middlebury", ["final"]))
     assert [row["from"] for row in table["rows"]] == ["paper", "ours: first", "ours: last"]
     assert any("--resize 512 512" in note for note in table["notes"])
     report = fake_report("middlebury", ["final"])
     report["meta"]["resize"] = [512, 512]
-    assert not any("--resize" in note for note in paper_tables.tables(report)[0]["notes"])
-    (table,) = paper_tables.tables(fake_report("hci", ["final"]))
+    assert not any("--resize" in note for note in paper.tables(report)[0]["notes"])
+    (table,) = paper.tables(fake_report("hci", ["final"]))
     assert [row["from"] for row in table["rows"]] == ["paper", "ours: last"]
     assert any("signed" in note for note in table["notes"])
-    assert paper_tables.tables(fake_report("fod500", ["final"])) == []
+    assert paper.tables(fake_report("fod500", ["final"])) == []
 
 
 # From data to a folder --------------------------------------------------------------------------------------------
@@ -195,38 +195,42 @@ def column(name="a", truth=True):
     rng = np.random.default_rng(0)
     maps = {label: rng.uniform(0, 10, (H, W)) for label in ("mine", "classical", "sml")}
     picture = rng.random((H, W, 3))
-    return paper_figures.Column(name, picture, picture, maps["sml"] if truth else None, maps, (0.0, 10.0), "disparity")
+    return paper.Column(name, picture, picture, maps["sml"] if truth else None, maps, (0.0, 10.0), "disparity")
 
 
 def test_layouts_have_the_papers_rows():
     for layout, truth, rows in (
-        (paper_figures.LAYOUTS["middlebury"], True, ["all in focus\n(estimated)", "ground truth", "mine"]),
-        (paper_figures.LAYOUTS["hci"], True, ["all in focus\n(estimated)", "ground truth", "mine"]),
-        (paper_figures.LAYOUTS["ddff12"], False, ["frame", "classical", "sml", "mine"]),
-        (paper_figures.LAYOUTS["ddff12"], True, ["frame", "ground truth", "classical", "sml", "mine"]),
+        (paper.LAYOUTS["middlebury"], True, ["all in focus (estimated)", "ground truth", "mine"]),
+        (paper.LAYOUTS["hci"], True, ["all in focus (estimated)", "ground truth", "mine"]),
+        (paper.LAYOUTS["ddff12"], False, ["frame", "classical", "sml", "mine"]),
+        (paper.LAYOUTS["ddff12"], True, ["frame", "ground truth", "classical", "sml", "mine"]),
     ):
-        figure = paper_figures.draw(layout, [column("a", truth), column("b", truth)])
-        assert [axes.get_ylabel() for axes in figure.axes if axes.get_ylabel()] == rows
-        assert [axes.get_title() for axes in figure.axes if axes.get_title()] == ["a", "b"]
-        assert len(figure.axes) == 2 * len(rows) + 2  # and a colour bar a column
-        low, high = figure.axes[-1].images[0].get_clim()
-        assert [t.get_text() for t in figure.axes[-1].get_xticklabels()] == [f"{low:.3g}", f"{high:.3g} disparity"]
-        maps = [axes.images[0] for axes in figure.axes[2:]]
-        assert len({image.get_clim() for image in maps}) == 1  # truth and answers share a scale
-        boxes = [axes.get_position() for axes in figure.axes]
-        assert min(b.x0 for b in boxes) > 0 and max(b.x1 for b in boxes) <= 1 and max(b.y1 for b in boxes) < 1
-        assert min(b.y0 for b in boxes) >= -1e-9
+        one = column("a", truth)
+        drawn = paper.draw(layout, [one, column("b", truth)])
+        assert [panel.caption for panel in drawn[0]] == [f"a\n{rows[0]}", f"b\n{rows[0]}"]
+        low, high = np.percentile(one.truth, [0.5, 99.5]) if truth else (0.0, 10.0)
+        captions = [row[1].caption for row in drawn[1:]]
+        assert captions == [*rows[1:-1], f"mine, blue {low:.3g} to red {high:.3g} disparity"]
+        for name, row in zip(rows[1:], drawn[1:], strict=True):  # truth and answers share a scale
+            values = one.truth if name == "ground truth" else one.answers[name]
+            np.testing.assert_array_equal(row[0].image, panels.colorize(values, low, high))
+
+
+def test_a_column_without_truth_beside_one_with_it_says_so():
+    drawn = paper.draw(paper.LAYOUTS["hci"], [column("a"), column("b", False)])
+    assert [panel.caption for panel in drawn[1]] == ["ground truth", "no ground truth"]
+    assert (drawn[1][1].image == panels.HOLE).all()
 
 
 def test_which_stacks_are_shown():
-    hci, ddff = paper_figures.LAYOUTS["hci"], paper_figures.LAYOUTS["ddff12"]
-    assert paper_figures.choose(hci, 4) == [0, 1, 2, 3] and paper_figures.choose(hci, 2) == [0, 1]
-    assert paper_figures.choose(ddff, 120) == [0, 30, 60, 89, 119] and paper_figures.choose(ddff, 1) == [0]
-    assert paper_figures.choose(ddff, 120, [7, 3, 7]) == [7, 3]
+    hci, ddff = paper.LAYOUTS["hci"], paper.LAYOUTS["ddff12"]
+    assert paper.choose_stacks(hci, 4) == [0, 1, 2, 3] and paper.choose_stacks(hci, 2) == [0, 1]
+    assert paper.choose_stacks(ddff, 120) == [0, 30, 60, 89, 119] and paper.choose_stacks(ddff, 1) == [0]
+    assert paper.choose_stacks(ddff, 120, [7, 3, 7]) == [7, 3]
     with pytest.raises(InputError, match="0 to 3"):
-        paper_figures.choose(hci, 4, [])
-    assert paper_figures.layout_of("default", True) is None
-    assert paper_figures.layout_of("default", False) is paper_figures.PREDICTIONS
+        paper.choose_stacks(hci, 4, [])
+    assert paper.layout_of("default", True) is None
+    assert paper.layout_of("default", False) is paper.PREDICTIONS
 
 
 # Views of the data ------------------------------------------------------------------------------------------------

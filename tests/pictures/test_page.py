@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dff_jax.evaluation import calibration
+from dff_jax.evaluation import calibration, figures
 from dff_jax.pictures import page as report
 from dff_jax.pictures.pointcloud import write_points
 from dff_jax.types import confidence_of_error
@@ -202,7 +202,7 @@ def test_calibration_of_a_confidence_that_is_right():
         assert error == pytest.approx(kept[: round(share * kept.size)].mean(), rel=0.02)
     assert found["half"] == pytest.approx(kept[: kept.size // 2].mean() / kept.mean(), rel=0.02)
     np.testing.assert_allclose(found["expected"], found["found"], rtol=0.02)
-    assert calibration.chart(found).axes
+    assert figures.confidence_chart(found).axes
 
 
 def test_calibration_of_nothing_and_of_a_failed_prediction():
