@@ -1,7 +1,7 @@
-"""One self-contained HTML page: no network, no other file, opens from a disk.
+"""One HTML page that holds all it needs: no network, no other file.
 
-Maps travel as PNG files whose red and green bytes are a number of 12 bits, so that a browser decodes them quickly and
-without loss and can tell values under the pointer. Pictures and maps are scaled down to `MOST` pixels.
+Maps are PNG files whose red and green bytes are a number of 12 bits: a browser decodes them quickly and can show the
+value under the pointer. Images and maps are scaled down to `MOST` pixels.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ import numpy as np
 from PIL import Image
 
 from dff_jax import focus_axis
-from dff_jax.pictures import panels as pictures
+from dff_jax.pictures import panels
 
 MOST = 640
-"""Pixels of the longer side of what a page shows."""
+"""Longest side of the images of a page, pixels."""
 TOGETHER_UP_TO = 2**22
-"""Pixels of pictures whose files are made side by side: of larger ones memory counts more than time."""
+"""Pixels of images whose files are made in parallel; larger ones are made one by one, to save memory."""
 _LEVELS = 4094
 _THUMBNAIL, _QUALITY = 96, 85
 
@@ -39,18 +39,18 @@ class Stage(NamedTuple):
 
 
 class Table(NamedTuple):
-    """A table of numbers and strings, or a picture, below the viewer."""
+    """A table of numbers and strings, or an image, below the viewer."""
 
     title: str
     columns: Sequence[str] = ()
     rows: Sequence[Sequence[Any]] = ()
     note: str = ""
     stacks: bool = False  # the first column names stacks: a click on a row opens it
-    picture: np.ndarray | None = None  # [H,W,3] uint8
+    image: np.ndarray | None = None  # [H,W,3] uint8
 
 
 class Shown(NamedTuple):
-    """A stack as a page holds it: JSON-able, made by `shown_stack`."""
+    """A stack in the form that a page holds: values for JSON, made by `shown_stack`."""
 
     content: dict[str, Any]
 
@@ -69,7 +69,8 @@ def shown_stack(
       sharp: [H,W,3], as `frames`.
       truth, mask: [H,W] in q, bool; None: there is no truth.
       unit: of the page.
-      facts, label: a line about it, and what stands below its thumbnail.
+      facts, label: a line about the stack, and the text below its thumbnail.
+      most: longest side of its images, pixels.
     """
     height, width = confidence.shape
     step = max(1, -(-max(height, width) // most))
@@ -80,14 +81,14 @@ def shown_stack(
     if truth is not None:
         known = np.where(mask, truth, np.nan)[small].astype(np.float32)
         seen = np.concatenate([seen, known.ravel()])
-    seen = seen[np.isfinite(seen)]  # of a failed prediction nothing may be
+    seen = seen[np.isfinite(seen)]  # a failed prediction may have no such value
     low, high = (float(seen.min()), float(seen.max())) if seen.size else (0.0, 1.0)
     high = high if high > low else low + 1.0
     best = known if known is not None and np.isfinite(known).any() else depths[-1]
-    colour_low, colour_high = pictures.robust_range(best)
+    colour_low, colour_high = panels.robust_range(best)
     ends = focus_axis.from_q(np.array([colour_low, colour_high]), unit)
-    at_once = 1 if height * width > TOGETHER_UP_TO else min(4, os.cpu_count() or 1)  # each holds a picture
-    with ThreadPoolExecutor(at_once) as threads:  # encoders leave the interpreter to others
+    at_once = 1 if height * width > TOGETHER_UP_TO else min(4, os.cpu_count() or 1)  # each holds an image
+    with ThreadPoolExecutor(at_once) as threads:  # encoders release Python's lock
         shown_frames = list(threads.map(lambda frame: _jpeg(_scaled(frame, step)), frames))
         maps = list(threads.map(lambda depth: _coded(depth, low, high), depths))
     return Shown({
@@ -99,8 +100,8 @@ def shown_stack(
         "high": colour_high,
         "error": float(min(np.ptp(ends), np.min(ends) if unit == "metre" else np.inf)) / 10,
         "frames": [
-            {"name": one, "focus": float(at), "picture": picture}
-            for one, at, picture in zip(frame_names, focus, shown_frames, strict=True)
+            {"name": one, "focus": float(at), "image": image}
+            for one, at, image in zip(frame_names, focus, shown_frames, strict=True)
         ],
         "stages": [
             {"name": stage.name, "mae": stage.mae, "map": coded}
@@ -130,21 +131,21 @@ def page(title: str, about: str, unit: str, stacks: Sequence[Shown], tables: Seq
         "about": about,
         "unit": unit,
         "colours": {
-            "depth": colours(pictures.COLOUR_MAP), "error": colours("inferno"), "confidence": colours("viridis")
+            "depth": colours(panels.COLOUR_MAP), "error": colours("inferno"), "confidence": colours("viridis")
         },
         "stacks": [stack.content for stack in stacks],
         "tables": [
             {
                 "title": table.title, "note": table.note, "stacks": table.stacks,
                 "columns": list(table.columns) or None, "rows": rows(table),
-                "picture": None if table.picture is None else _png(table.picture),
+                "image": None if table.image is None else _png(table.image),
             }
             for table in tables
         ],
     }  # fmt: skip
     # "<" must not appear: a name like "</script>" would end the element that holds the data
     text = json.dumps(data, allow_nan=False, ensure_ascii=True).replace("<", "\\u003c")
-    read = lambda name: resources.files(__package__).joinpath(name).read_text("utf-8")  # noqa: E731
+    read = lambda name: resources.files("dff_jax.pictures").joinpath(name).read_text("utf-8")  # noqa: E731
     parts = {"title": _escaped(title), "style": read("viewer.css"), "script": read("viewer.js"), "data": text}
     return re.sub(r"@(title|style|script|data)@", lambda found: parts[found[1]], read("viewer.html"))
 
@@ -153,12 +154,12 @@ def _escaped(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;")
 
 
-def _scaled(picture: np.ndarray, step: int) -> np.ndarray:
+def _scaled(image: np.ndarray, step: int) -> np.ndarray:
     """[H,W,3] as uint8, the mean over step x step pixels."""
     if step == 1:
-        return pictures.to_uint8(picture)
-    size = -(-picture.shape[1] // step), -(-picture.shape[0] // step)
-    return np.asarray(Image.fromarray(pictures.to_uint8(picture)).resize(size, Image.Resampling.BOX))
+        return panels.to_uint8(image)
+    size = -(-image.shape[1] // step), -(-image.shape[0] // step)
+    return np.asarray(Image.fromarray(panels.to_uint8(image)).resize(size, Image.Resampling.BOX))
 
 
 def _coded(values: np.ndarray, low: float, high: float) -> dict[str, Any]:

@@ -1,18 +1,19 @@
-"""Arrays to pictures: colour maps, colour bars, captioned sheets, PNG files.
+"""Arrays to images: colour maps, colour bars, sheets of panels with captions, PNG files; and figures for curves.
 
-Pillow draws them; of matplotlib, whose canvas would take a second, they have the colours, the ticks and the type.
+Pillow draws the images, as a canvas of matplotlib would take a second. Matplotlib gives the colours, the ticks and the
+font, and draws curves.
 """
 
 from __future__ import annotations
 
 import functools
-import io
 import math
+import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -35,7 +36,7 @@ _UNIT_LABELS = {
 
 
 class Bar(NamedTuple):
-    """What a colour bar says."""
+    """A colour bar."""
 
     low: float  # value of the first colour
     high: float  # value of the last colour
@@ -45,7 +46,7 @@ class Bar(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """One picture of a sheet."""
+    """One image of a sheet."""
 
     image: np.ndarray  # [H,W,3] uint8
     caption: str
@@ -53,26 +54,26 @@ class Panel(NamedTuple):
 
 
 def load() -> None:
-    """Imports what the first picture would, for a thread to do while the device works."""
+    """Imports what the first image needs, so that a thread can do it while the device works."""
     from matplotlib import colormaps, ticker  # noqa: F401
 
 
 def literal(text: str) -> str:
-    """A name of the user's, as matplotlib shows it unchanged: between two dollar signs it would look for formulas."""
+    """A text that matplotlib shows unchanged; between two dollar signs it would look for a formula."""
     return text.replace("$", r"\$")
 
 
 @contextmanager
 def any_script() -> Iterator[None]:
-    """In here matplotlib draws boxes for letters that its font lacks without warning of each."""
+    """Lets matplotlib draw boxes, without a warning, for letters that its font does not have."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Glyph \d+", UserWarning)
         yield
 
 
-def bands(picture: np.ndarray) -> Iterator[slice]:
-    """Some rows of `picture` [H,...] after others, so that what is worked out on the way stays small."""
-    return (slice(top, top + BAND) for top in range(0, len(picture), BAND))
+def bands(image: np.ndarray) -> Iterator[slice]:
+    """Bands of rows of `image` [H,...]: going through them keeps intermediate arrays small."""
+    return (slice(top, top + BAND) for top in range(0, len(image), BAND))
 
 
 def to_uint8(rgb: np.ndarray) -> np.ndarray:
@@ -80,13 +81,13 @@ def to_uint8(rgb: np.ndarray) -> np.ndarray:
     rgb = np.asarray(rgb)
     if rgb.dtype == np.uint8:
         return rgb
-    picture = np.empty(rgb.shape, np.uint8)
+    image = np.empty(rgb.shape, np.uint8)
     for rows in bands(rgb):
         if rgb.dtype == np.uint16:
-            picture[rows] = np.rint(rgb[rows] / np.float32(257))
+            image[rows] = np.rint(rgb[rows] / np.float32(257))
         else:
-            picture[rows] = np.rint(np.clip(np.nan_to_num(rgb[rows]), 0.0, 1.0) * 255.0)
-    return picture
+            image[rows] = np.rint(np.clip(np.nan_to_num(rgb[rows]), 0.0, 1.0) * 255.0)
+    return image
 
 
 def robust_range(
@@ -103,7 +104,7 @@ def robust_range(
 def colorize(
     values: np.ndarray, low: float, high: float, *, mask: np.ndarray | None = None, cmap: str = COLOUR_MAP
 ) -> np.ndarray:
-    """Colours a map: `low` gets the first colour of `cmap`, `high` the last, values beyond them the same.
+    """Colours a map. `low` and what is below gets the first colour of `cmap`, `high` and what is above the last.
 
     Args:
       values: [H,W].
@@ -116,26 +117,24 @@ def colorize(
 
     values = np.asarray(values)
     table = np.rint(colormaps[cmap](np.arange(256))[:, :3] * 255).astype(np.uint8)
-    picture = np.empty((*values.shape, 3), np.uint8)
+    image = np.empty((*values.shape, 3), np.uint8)
     for rows in bands(values):
         part = values[rows].astype(np.float32)
         keep = np.isfinite(part) if mask is None else np.isfinite(part) & mask[rows]
         scaled = np.where(keep, (part - low) / (high - low), 0.0)
-        picture[rows] = np.where(keep[..., None], table[np.clip(scaled * 256, 0, 255).astype(np.uint8)], HOLE)
-    return picture
+        image[rows] = np.where(keep[..., None], table[np.clip(scaled * 256, 0, 255).astype(np.uint8)], HOLE)
+    return image
 
 
 def depth_bar(low: float, high: float, unit: str, *, cmap: str = COLOUR_MAP) -> Bar:
     """The colour bar of a depth map drawn in q, from `low` to `high`, labelled in `unit`.
 
-    Colours are linear in q, so that metres get even colours near by and "∞" where q has shrunk to nothing.
+    Colours are linear in q: metres have even colours near by, and "∞" stands where q is almost 0.
     """
     from matplotlib.ticker import MaxNLocator
 
     if unit != "metre":
-        return plain_bar(
-            low, high, _UNIT_LABELS[focus_axis.check_unit(unit)], cmap=cmap, whole=unit == "index"
-        )
+        return plain_bar(low, high, _UNIT_LABELS[focus_axis.check_unit(unit)], cmap=cmap, whole=unit == "index")
     metres = {f"{1.0 / q:.2g}" for q in MaxNLocator(6).tick_values(low, high) if q > 1e-4 * high}
     ticks = sorted((1.0 / float(text), f"{float(text):g}") for text in metres)
     ticks = [(low, "∞")] * (low < 1e-4 * high) + [tick for tick in ticks if low <= tick[0] <= high]
@@ -151,41 +150,40 @@ def plain_bar(low: float, high: float, label: str, *, cmap: str = COLOUR_MAP, wh
     return Bar(low, high, label, tuple((v, f"{v:.6g}") for v in ticks), cmap)
 
 
-def beside_bar(picture: np.ndarray, bar: Bar) -> np.ndarray:
-    """`picture` [H,W,3] uint8, untouched, with the colour bar drawn on white to its right: [H',W',3] uint8.
+def beside_bar(image: np.ndarray, bar: Bar) -> np.ndarray:
+    """`image` [H,W,3] uint8 with the colour bar drawn on white to its right: [H',W',3] uint8.
 
-    The picture is scaled up by a whole number, or padded below, where it is too low for a readable bar.
+    An image that is too low for a readable bar is scaled up by a whole number.
     """
-    height = picture.shape[0]
+    height = image.shape[0]
     if height < 240:
         factor = -(-240 // height)
-        picture = picture.repeat(factor, axis=0).repeat(factor, axis=1)
-    return np.concatenate([picture, color_bar(picture.shape[0], bar)], axis=1)
+        image = image.repeat(factor, axis=0).repeat(factor, axis=1)
+    return np.concatenate([image, color_bar(image.shape[0], bar)], axis=1)
 
 
 def color_bar(height: int, bar: Bar) -> np.ndarray:
     """A vertical colour bar with ticks and label, high end up: [height,W,3] uint8, W about a fifth of it."""
     width = min(max(110, height // 5), height)
-    picture = Image.new("RGB", (width, height), "white")
-    size = max(10, height // 55)  # type grows with the picture
-    _draw_bar(picture, (0.12 * width, 0.05 * height, 0.32 * width, 0.95 * height), bar, size)
-    return np.array(picture)
+    image = Image.new("RGB", (width, height), "white")
+    _draw_bar(image, (0.12 * width, 0.05 * height, 0.32 * width, 0.95 * height), bar, max(10, height // 55))
+    return np.array(image)
 
 
 def sheet(
     rows: Sequence[Sequence[Panel]], *, title: str = "", width: int = 1600, columns: int | None = None
 ) -> np.ndarray:
-    """Captioned pictures in rows, each panel of a row equally wide: [H,width,3] uint8 on white.
+    """Images with captions in rows, the panels of a row equally wide: [H,width,3] uint8 on white.
 
     Args:
-      rows: panels; a row with fewer panels than the longest is drawn larger, to fill the width.
+      rows: panels; each row fills the width.
       title: a line above all.
       width: pixels of the sheet.
-      columns: how many panels of the width a row is laid out for at least, so that single ones stay moderate.
+      columns: a row with fewer panels than this is laid out for so many, which keeps single panels small.
     """
-    margin, gap, bar_share, size = 10, 12, 0.19, 14  # pixels, but for the third: of a bar for each of its picture
+    margin, gap, bar_share, size = 10, 12, 0.19, 14  # pixels, except the third: width of a bar by that of its image
     line = round(1.25 * size)
-    layout, top = [], 45 if title else margin  # (top of the pictures, panel width, panels, captions)
+    layout, top = [], 45 if title else margin  # (top of the images, panel width, panels, captions)
     for row in rows:
         shares = [1.0 + (bar_share if panel.bar else 0.0) for panel in row]
         total = max(sum(shares), float(columns or 0))
@@ -204,30 +202,46 @@ def sheet(
         for panel, lines in zip(row, captions, strict=True):
             for i, text in enumerate(reversed(lines)):
                 draw.text((x, top - 6 - line * (i + 1)), text, "black", _font(size))
-            picture = _fit(panel.image, panel_width)
-            page.paste(picture, (x, top))
+            image = _fit(panel.image, panel_width)
+            page.paste(image, (x, top))
             x += panel_width + gap
             if panel.bar:
-                _draw_bar(page, (x - 4, top + 5, x + 12, top + picture.height - 5), panel.bar, size - 2)
+                _draw_bar(page, (x - 4, top + 5, x + 12, top + image.height - 5), panel.bar, size - 2)
                 x += round(panel_width * bar_share)
     return np.array(page)
 
 
-def save_png(path: str | Path, picture: np.ndarray) -> None:
+def save_png(path: str | Path | BinaryIO, image: np.ndarray) -> None:
     """Writes [H,W,3] uint8, [H,W] uint8 or [H,W] uint16 as PNG."""
-    Image.fromarray(np.ascontiguousarray(picture)).save(path, format="PNG", compress_level=4)
+    Image.fromarray(np.ascontiguousarray(image)).save(path, format="PNG", compress_level=4)
 
 
-def png_bytes(picture: np.ndarray) -> bytes:
-    """The same as `save_png`, in memory."""
-    buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(picture)).save(buffer, format="PNG", compress_level=4)
-    return buffer.getvalue()
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of matplotlib for curves, width x height inches, without pyplot: no display, no global state."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height))
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save_figure(path: Path, figure: Figure) -> None:
+    """Writes a figure as PNG."""
+    with any_script():
+        figure.savefig(path, dpi=100, format="png")
+
+
+def pixels(figure: Figure) -> np.ndarray:
+    """What is drawn in a figure of `new_figure`, [H,W,3] uint8."""
+    with any_script():
+        figure.canvas.draw()
+    return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @functools.cache
 def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which matplotlib brings: it has the letters of many scripts."""
+    """DejaVu Sans, which comes with matplotlib and has the letters of many scripts."""
     import matplotlib
 
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
@@ -236,25 +250,18 @@ def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
 
 def _wrapped(text: str, width: int, size: int) -> list[str]:
     """Lines no wider than `width` pixels, broken at spaces where there are any."""
-    fits = lambda line: len(line) < 2 or _font(size).getlength(line) <= width  # noqa: E731
     lines: list[str] = []
     for part in text.split("\n"):
-        lines.append("")
-        for word in part.split(" "):
-            longer = f"{lines[-1]} {word}".strip()
-            if fits(longer):
-                lines[-1] = longer
-                continue
-            lines[-1:] = [lines[-1], word] if lines[-1] else [word]
-            while not fits(lines[-1]):  # a word of its own line that is too long, as names of files are
-                line = lines[-1]
-                most = next(n for n in range(len(line) - 1, 0, -1) if fits(line[:n]))
-                lines[-1:] = [line[:most], line[most:]]
+        for count in range(max(1, len(part)), 0, -1):  # characters a line
+            broken = textwrap.wrap(part, count) or [""]
+            if all(_font(size).getlength(line) <= width for line in broken):
+                break
+        lines += broken
     return lines
 
 
 def _fit(image: np.ndarray, width: int) -> Image.Image:
-    """The picture `width` pixels wide, or, where it is taller than 1.5 of that, so high."""
+    """The image scaled to `width` pixels, or to a height of 1.5 times that where it would be higher."""
     height, own = image.shape[:2]
     scale = min(width / own, 1.5 * width / height)
     size = max(1, round(own * scale)), max(1, round(height * scale))
@@ -263,8 +270,8 @@ def _fit(image: np.ndarray, width: int) -> Image.Image:
 
 
 def _draw_bar(page: Image.Image, box: tuple[float, float, float, float], bar: Bar, size: int) -> None:
-    """Colours, ticks and label of `bar` into `page`: the colours in `box` (left, top, right, bottom), the rest to its
-    right in type of `size` pixels."""
+    """Draws `bar` into `page`: the colours in `box` (left, top, right, bottom), ticks and label to the right of it with
+    letters of `size` pixels."""
     from matplotlib import colormaps
 
     left, top, right, bottom = (round(x) for x in box)
@@ -285,26 +292,3 @@ def _draw_bar(page: Image.Image, box: tuple[float, float, float, float], bar: Ba
     label = label.rotate(90, expand=True)
     at = min(round(right + 3 * tick + widest), page.width - label.width), top + (height - label.height) // 2
     page.paste("black", at, label)
-
-
-def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of matplotlib for curves, in inches: without pyplot, so no global state and no display."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height))
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def save_figure(path: Path, figure: Figure) -> None:
-    """Writes a figure as PNG."""
-    with any_script():
-        figure.savefig(path, dpi=100, format="png")
-
-
-def pixels(canvas) -> np.ndarray:
-    """What is drawn on a canvas of matplotlib, [H,W,3] uint8."""
-    with any_script():
-        canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()

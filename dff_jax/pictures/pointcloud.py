@@ -1,4 +1,4 @@
-"""A depth map as coloured points in space: a PLY file, which MeshLab, CloudCompare, Blender and others open."""
+"""A depth map as coloured points in space: a PLY file for MeshLab, CloudCompare or Blender."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from typing import Any
 import numpy as np
 
 MOST = 1_000_000
-"""Points of a file; of larger pictures every second, third, ... row and column is taken."""
+"""Largest number of points; of a larger image every second, third, ... row and column is taken."""
 FIELD_OF_VIEW = 50.0  # degrees across the width, where depth is metric; unknown, so a usual one is assumed
-RELIEF = 0.35  # of the picture's width between the farthest and the nearest, where depth is not metric
+RELIEF = 0.35  # of the image's width, from farthest to nearest, where depth is not metric
 _VERTEX = np.dtype([("xyz", "<f4", 3), ("rgb", "u1", 3), ("confidence", "<f4")])
 
 
 def write_points(path: Path, q: np.ndarray, rgb: np.ndarray, confidence: np.ndarray, unit: str) -> dict[str, Any]:
-    """Writes points with x to the right, y up and z towards the viewer; returns what to say about them.
+    """Writes points with x to the right, y up and z towards the viewer; returns their number and scale in words.
 
-    Metres and diopters become metres in front of a pinhole camera in the origin; pixels at infinity are left out. Of
-    other units only the order of depth is known: a relief, one unit wide.
+    Metres and diopters become metres in front of a pinhole camera in the origin; pixels at infinity are left out. Other
+    units have no scale: they become a relief, one unit wide.
 
     Args:
-      q: [H,W], `unit` is that of the focus axis.
+      q: [H,W] depth in the working coordinate of `unit`.
       rgb: [H,W,3] uint8.
-      confidence: [H,W] in [0,1], written along, so that a viewer can filter by it.
+      confidence: [H,W] in [0,1], written for each point, so that a viewer can filter by it.
     """
     height, width = q.shape
     step = max(1, math.ceil(math.sqrt(q.size / MOST)))
@@ -41,7 +41,7 @@ def write_points(path: Path, q: np.ndarray, rgb: np.ndarray, confidence: np.ndar
         keep = np.isfinite(q)
         low, high = np.percentile(q, (1, 99))
         xyz = np.stack([x, y, RELIEF * ((q - low) / max(high - low, 1e-12)).clip(-0.2, 1.2)], -1)
-        says = "relief: the picture is one unit wide, its depth is not to scale"
+        says = "relief: the image is one unit wide, its depth is not to scale"
     points = np.empty(int(keep.sum()), _VERTEX)
     points["xyz"], points["rgb"], points["confidence"] = xyz[keep], rgb[keep], confidence[keep]
     names = [f"property float {name}" for name in "xyz"] + [f"property uchar {c}" for c in ("red", "green", "blue")]

@@ -1,5 +1,5 @@
 "use strict";
-// Everything of a page: `report.stacks` holds pictures as data URIs, maps as PNG files whose red and green are a number.
+// Everything of a page: `report.stacks` holds images as data URIs, maps as PNG files whose red and green are a number.
 const report = JSON.parse(document.getElementById("data").textContent);
 const $ = (id) => document.getElementById(id);
 const state = { stack: 0, frame: 0, stage: 0, at: null, loaded: null };
@@ -11,17 +11,17 @@ const make = (tag, text, attributes = {}) => {
   return node;
 };
 
-const picture = (uri) => new Promise((resolve, reject) => {
+const loadImage = (uri) => new Promise((resolve, reject) => {
   const image = new Image();
   image.onload = () => resolve(image);
-  image.onerror = () => reject(new Error("a picture of this page is damaged"));
+  image.onerror = () => reject(new Error("an image of this page is damaged"));
   image.src = uri;
 });
 
 // A map: 0 has no value, 1..4095 run from `low` to `high`.
 async function decode(map) {
   if (!map) return null;
-  const image = await picture(map.png);
+  const image = await loadImage(map.png);
   const canvas = make("canvas");
   [canvas.width, canvas.height] = [image.naturalWidth, image.naturalHeight];
   const context = canvas.getContext("2d", { willReadFrequently: true, colorSpace: "srgb" });
@@ -37,8 +37,8 @@ async function decode(map) {
 
 async function load(stack) {
   const [frames, stages, truth, confidence, sharp] = await Promise.all([
-    Promise.all(stack.frames.map((frame) => picture(frame.picture))), Promise.all(stack.stages.map((one) => decode(one.map))),
-    decode(stack.truth), decode(stack.confidence), picture(stack.sharp),
+    Promise.all(stack.frames.map((frame) => loadImage(frame.image))), Promise.all(stack.stages.map((one) => decode(one.map))),
+    decode(stack.truth), decode(stack.confidence), loadImage(stack.sharp),
   ]);
   return { frames, stages, truth, confidence, sharp };
 }
@@ -175,7 +175,7 @@ function tables() {
   for (const table of report.tables) {
     $("tables").append(make("h2", table.title));
     if (table.note) $("tables").append(make("p", table.note, { class: "hint" }));
-    if (table.picture) $("tables").append(make("img", "", { src: table.picture, alt: table.title }));
+    if (table.image) $("tables").append(make("img", "", { src: table.image, alt: table.title }));
     if (!table.columns) continue;
     const node = make("table"), head = make("tr");
     table.columns.forEach((column) => head.append(make("th", column)));

@@ -1,4 +1,4 @@
-"""The files of one prediction: maps for programs, pictures for people."""
+"""The files of one prediction: maps for programs, images for people."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ import numpy as np
 
 from dff_jax import __version__, focus_axis
 from dff_jax.data.files.align import Aligned, alignment_sheet
-from dff_jax.pictures import page as report
-from dff_jax.pictures import panels as pictures
+from dff_jax.pictures import page, panels
 from dff_jax.pictures.panels import Panel
 from dff_jax.pictures.pointcloud import write_points
 from dff_jax.prediction.result import Result
@@ -28,35 +27,35 @@ MAX_FRAMES_SHOWN = 5
 def write_maps(
     folder: Path, frames: np.ndarray, names: Sequence[str], result: Result, title: str
 ) -> dict[str, Any]:
-    """Writes every file of FILES but the summary into `folder`; returns what the summary must say about them.
+    """Writes every file of FILES except the summary into `folder`; returns their part of the summary.
 
     Args:
       frames: [Z,H,W,3] in the order of result.focus.
       names: [Z] of the frames.
     """
     q = focus_axis.to_q(result.depth, result.unit)
-    sharp = pictures.to_uint8(result.all_in_focus)
+    sharp = panels.to_uint8(result.all_in_focus)
     coded, scale = sixteen_bit(q, result.unit)
 
     def encode() -> dict[str, Any]:
-        """All that needs no matplotlib, which is not to be used in two threads."""
+        """What needs no matplotlib, which must not run in two threads."""
         np.save(folder / "depth.npy", result.depth)
         np.save(folder / "confidence.npy", result.confidence)
         np.save(folder / "disagreement.npy", result.disagreement)
-        pictures.save_png(folder / "all_in_focus.png", sharp)
-        pictures.save_png(folder / "depth.png", coded)
+        panels.save_png(folder / "all_in_focus.png", sharp)
+        panels.save_png(folder / "depth.png", coded)
         return write_points(folder / "points.ply", q, sharp, result.confidence, result.unit)
 
-    with ThreadPoolExecutor(1) as other:  # encoders leave the interpreter to others
+    with ThreadPoolExecutor(1) as other:  # encoders release Python's lock
         encoded = other.submit(encode)
-        if q.size > report.TOGETHER_UP_TO:  # memory counts more than time
+        if q.size > page.TOGETHER_UP_TO:  # memory counts more than time
             encoded.result()
-        low, high = pictures.robust_range(q)
-        bar = pictures.depth_bar(low, high, result.unit)
-        coloured = pictures.colorize(q, low, high)
-        pictures.save_png(folder / "depth_color.png", pictures.beside_bar(coloured, bar))
+        low, high = panels.robust_range(q)
+        bar = panels.depth_bar(low, high, result.unit)
+        coloured = panels.colorize(q, low, high)
+        panels.save_png(folder / "depth_color.png", panels.beside_bar(coloured, bar))
         overview = _overview(frames, names, result, sharp, coloured, bar, title)
-        pictures.save_png(folder / "overview.png", overview)
+        panels.save_png(folder / "overview.png", overview)
         (folder / "report.html").write_text(_page(frames, names, result, sharp, q, title), encoding="utf-8")
         cloud = encoded.result()
     return {
@@ -74,30 +73,30 @@ def write_maps(
 
 def write_alignment(folder: Path, before: np.ndarray, names: Sequence[str], aligned: Aligned) -> None:
     """Writes alignment.png, which shows the frames `before` [Z,H,W,3] and after."""
-    pictures.save_png(folder / ALIGNMENT, alignment_sheet(before, aligned, list(names)))
+    panels.save_png(folder / ALIGNMENT, alignment_sheet(before, aligned, list(names)))
 
 
 def _page(
     frames: np.ndarray, names: Sequence[str], result: Result, sharp: np.ndarray, q: np.ndarray, title: str
 ) -> str:
-    stages = [report.Stage(name, depth) for name, depth in result.stages.items()]
+    stages = [page.Stage(name, depth) for name, depth in result.stages.items()]
     if not stages or not np.allclose(stages[-1].depth, q, rtol=1e-4, atol=1e-6):
-        stages.append(report.Stage("answer", q))
+        stages.append(page.Stage("answer", q))
     distinct = [one for i, one in enumerate(stages) if i == 0 or not np.array_equal(one.depth, stages[i - 1].depth)]
     facts = f"{len(frames)} frames of {q.shape[1]} x {q.shape[0]}"
-    stack = report.shown_stack(
+    stack = page.shown_stack(
         title, frames, result.focus.tolist(), names, distinct, result.confidence, sharp, unit=result.unit, facts=facts
     )
-    notes = [report.Table("Notes", ["what was assumed"], [[note] for note in result.notes])] if result.notes else []
-    return report.page("Depth from focus", f"dff_jax {__version__}, unit {result.unit}", result.unit, [stack], notes)
+    notes = [page.Table("Notes", ["what was assumed"], [[note] for note in result.notes])] if result.notes else []
+    return page.page("Depth from focus", f"dff_jax {__version__}, unit {result.unit}", result.unit, [stack], notes)
 
 
 def sixteen_bit(q: np.ndarray, unit: str) -> tuple[np.ndarray, dict[str, Any]]:
-    """Depth as uint16 over its whole range, linear in q: infinite metres would leave no steps for near."""
+    """Depth as uint16, linear in q over its whole range; in metres, infinity would leave no steps for what is near."""
     low, high = float(q.min()), float(q.max())
     scale = (high - low) / 65535.0 or 1.0
     coded = np.empty(q.shape, np.uint16)
-    for rows in pictures.bands(q):
+    for rows in panels.bands(q):
         coded[rows] = np.rint((q[rows].astype(np.float64) - low) / scale)
     rule = "depth = offset + scale * value"
     if unit == "metre":
@@ -107,7 +106,7 @@ def sixteen_bit(q: np.ndarray, unit: str) -> tuple[np.ndarray, dict[str, Any]]:
 
 def _overview(
     frames: np.ndarray, names: Sequence[str], result: Result, sharp: np.ndarray, coloured: np.ndarray,
-    bar: pictures.Bar, title: str,
+    bar: panels.Bar, title: str,
 ) -> np.ndarray:  # fmt: skip
     """Frames above; all-in-focus, depth and confidence below."""
     count = len(frames)
@@ -117,20 +116,20 @@ def _overview(
     ends = {} if result.unit == "index" else {0: ", farthest", count - 1: ", nearest"}
     top = [
         Panel(
-            pictures.to_uint8(frames[i]),
+            panels.to_uint8(frames[i]),
             f"{names[i]}\nfocus {_number(float(result.focus[i]))}{suffix}{ends.get(i, '')}",
         )
         for i in shown
     ]
-    certain = pictures.colorize(result.confidence, 0.0, 1.0, cmap="viridis")
+    certain = panels.colorize(result.confidence, 0.0, 1.0, cmap="viridis")
     bottom = [
         Panel(sharp, "all in focus"),
         Panel(coloured, "depth", bar),
         Panel(
-            certain, "confidence", pictures.plain_bar(0.0, 1.0, "0 = guess, 1 = sharp peak", cmap="viridis")
+            certain, "confidence", panels.plain_bar(0.0, 1.0, "0 = guess, 1 = sharp peak", cmap="viridis")
         ),
     ]
-    return pictures.sheet([top, bottom], title=title)
+    return panels.sheet([top, bottom], title=title)
 
 
 def _number(value: float) -> str:
