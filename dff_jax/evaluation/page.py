@@ -67,7 +67,7 @@ def write(report: dict[str, Any], stacks: Sequence[Shown], evaluation: Evaluatio
         if evaluation.calibration:
             note = "The mean error of the most confident pixels, and whether it is as large as confidence says."
             chart = figures.confidence_chart(evaluation.calibration)
-            found.append(Table("Confidence", note=note, picture=panels.pixels(chart.canvas)))
+            found.append(Table("Confidence", note=note, image=panels.pixels(chart)))
         order = worst(evaluation, len(evaluation.stacks))
         each = [[evaluation.stacks[i], *(_known(evaluation.of_stack(i)["final"][m]) for m in METRICS)] for i in order]
         note = f"The worst first; images of {len(stacks)}." + " A click shows them." * (len(stacks) > 1)

@@ -67,7 +67,8 @@ def shown_stack(
       stages: at least one; the last is the answer.
       confidence: [H,W] in [0,1].
       sharp: [H,W,3], as `frames`.
-      truth, mask: [H,W] in q, bool; None: there is no truth.
+      truth: [H,W] in q; None: there is none.
+      mask: [H,W] bool, where there is truth; None: everywhere.
       unit: of the page.
       facts, label: a line about the stack, and the text below its thumbnail.
       most: longest side of its images, pixels.
@@ -79,7 +80,7 @@ def shown_stack(
     seen = np.concatenate([depth.ravel() for depth in depths])
     known = None
     if truth is not None:
-        known = np.where(mask, truth, np.nan)[small].astype(np.float32)
+        known = np.asarray(truth if mask is None else np.where(mask, truth, np.nan), np.float32)[small]
         seen = np.concatenate([seen, known.ravel()])
     seen = seen[np.isfinite(seen)]  # a failed prediction may have no such value
     low, high = (float(seen.min()), float(seen.max())) if seen.size else (0.0, 1.0)

@@ -136,12 +136,12 @@ def flatten(evaluation: Evaluation) -> dict[str, float]:
 
 def draw(batch: Any, depth: np.ndarray) -> dict[str, np.ndarray]:
     """Depth, ground truth and error (full scale: a tenth of the focus range) of a batch's first stack."""
-    from dff_jax.pictures import panels as pictures  # whose drawing libraries a run without images does not need
+    from dff_jax.pictures import panels  # whose drawing libraries a run without images does not need
 
     focus, truth, mask, depth = batch.focus[0], batch.depth[0], batch.mask[0], depth[0]
     low, high = float(focus[0]), float(focus[-1])
     return {
-        "depth": pictures.colorize(depth, low, high),
-        "truth": pictures.colorize(truth, low, high, mask=mask),
-        "error": pictures.colorize(np.abs(depth - truth), 0.0, (high - low) / 10, mask=mask),
+        "depth": panels.colorize(depth, low, high),
+        "truth": panels.colorize(truth, low, high, mask=mask),
+        "error": panels.colorize(np.abs(depth - truth), 0.0, (high - low) / 10, mask=mask),
     }

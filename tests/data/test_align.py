@@ -11,7 +11,7 @@ from PIL import Image
 from dff_jax import cli
 from dff_jax.data.files.align import MODELS, align_stack, alignment_sheet, remarks, report
 from dff_jax.errors import InputError
-from dff_jax.prediction import predict as prediction
+from dff_jax.prediction.predict import predict, predict_to_folder
 
 cv2 = pytest.importorskip("cv2", reason="OpenCV is in the extra `align`")
 
@@ -229,10 +229,10 @@ def test_predict_aligns_and_says_so(tmp_path, capsys):
     confidence, depth = (np.load(tmp_path / "aligned" / f"{name}.npy") for name in ("confidence", "depth"))
     assert depth.shape == (H, W) and np.isfinite(depth).all() and told["seen_by_all"] == pytest.approx(mask.mean())
     assert (confidence[~mask] == 0).all() and confidence[mask].max() > 0
-    result = prediction.predict(frames[::-1], [5, 4, 3, 2, 1], method="sml", align="affine")  # sorted, then aligned
+    result = predict(frames[::-1], [5, 4, 3, 2, 1], method="sml", align="affine")  # sorted, then aligned
     assert result.aligned.model == "affine" and furthest(result.aligned.motions[0].matrix, matrices[0]) < 0.15
     assert "frames aligned to frame 2 (affine)" in result.notes[-1]
-    assert prediction.predict(frames, method="sml").aligned is None
+    assert predict(frames, method="sml").aligned is None
     with pytest.raises(InputError, match="align: 'rigid' is unknown"):
-        prediction.predict_to_folder(tmp_path / "stack", tmp_path / "other", align="rigid", progress=False)
+        predict_to_folder(tmp_path / "stack", tmp_path / "other", align="rigid", progress=False)
     assert not (tmp_path / "other").exists()

@@ -1,4 +1,4 @@
-"""The page, in a real browser where there is one; the point cloud; calibration of confidence."""
+"""The page, in a real browser where there is one; the point cloud."""
 
 import html
 import json
@@ -7,14 +7,11 @@ import shutil
 import subprocess
 import sys
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dff_jax.evaluation import calibration, figures
-from dff_jax.pictures import page as report
+from dff_jax.pictures import page as html_page
 from dff_jax.pictures.pointcloud import write_points
-from dff_jax.types import confidence_of_error
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 FLAGS = (
@@ -28,12 +25,12 @@ def stack(name, offset=0.0, truth=True):
     h, w, z = 20, 30, 3
     depth = np.linspace(10, 40, h * w, dtype=np.float32).reshape(h, w) + offset
     frames = np.stack([np.full((h, w, 3), 40 * (i + 1), np.uint8) for i in range(z)])
-    stages = [report.Stage("Dbar", depth + 3, 3.0), report.Stage("refined", depth + 1, 1.0)]
+    stages = [html_page.Stage("Dbar", depth + 3, 3.0), html_page.Stage("refined", depth + 1, 1.0)]
     mask = np.ones((h, w), bool)
     mask[:, :5] = False
     given = {"truth": depth, "mask": mask} if truth else {}
     confidence = np.full((h, w), 0.75, np.float32)
-    return report.shown_stack(
+    return html_page.shown_stack(
         name, frames, [10.0, 25.0, 40.0], ["one.png", "two.png", TRICKY], stages, confidence, frames[1], **given
     )
 
@@ -43,7 +40,7 @@ def data_of(page):
 
 
 def test_a_page_holds_everything_and_nothing_of_it_ends_its_script():
-    page = report.page(TRICKY, "about", "disparity", [stack(TRICKY), stack("second", 5.0)])
+    page = html_page.page(TRICKY, "about", "disparity", [stack(TRICKY), stack("second", 5.0)])
     assert not re.search(r"(src|href)=[\"']?(?!data:)", page.replace('src: ', ""))
     data = data_of(page)
     assert data["title"] == TRICKY and [s["name"] for s in data["stacks"]] == [TRICKY, "second"]
@@ -98,8 +95,8 @@ def in_browser(page, actions, tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 def test_the_page_works_in_a_browser(tmp_path):
-    tables = [report.Table("Stacks", ["stack", "MAE"], [[TRICKY, 1.0], ["second", float("nan")]], stacks=True)]
-    page = report.page("T", "about", "disparity", [stack(TRICKY), stack("second", 5.0)], tables)
+    tables = [html_page.Table("Stacks", ["stack", "MAE"], [[TRICKY, 1.0], ["second", float("nan")]], stacks=True)]
+    page = html_page.page("T", "about", "disparity", [stack(TRICKY), stack("second", 5.0)], tables)
     found = in_browser(page, """
       say("title", $("title").textContent); say("name", $("name").textContent);
       say("thumbnails", $("chooser").children.length); say("stage", $("stage-says").textContent);
@@ -135,7 +132,7 @@ def test_the_page_works_in_a_browser(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 def test_a_page_of_one_stack_without_truth_in_metres(tmp_path):
-    page = report.page("T", "about", "metre", [stack("only", truth=False)])
+    page = html_page.page("T", "about", "metre", [stack("only", truth=False)])
     found = in_browser(page, """
       say("panels", $("panels").children.length); say("thumbnails", $("chooser").children.length);
       point("canvas-depth", 0.5, 0.5); say("readout", $("readout").textContent);
@@ -180,33 +177,3 @@ def test_points_without_a_metric_are_a_relief_and_not_too_many(tmp_path, monkeyp
     points = read_ply(tmp_path / "a.ply")
     assert len(points) == 30 * 40 and np.ptp(points["x"]) < 1 and 0.3 < np.ptp(points["z"]) < 0.4
     assert points["z"][-1] > points["z"][0]  # larger is nearer, as far as one knows
-
-
-# Confidence -----------------------------------------------------------------------------------------------------
-
-
-def test_calibration_of_a_confidence_that_is_right():
-    rng = np.random.default_rng(0)
-    expected = 10 ** rng.uniform(-3, -1, (2, 64, 64))
-    focus = np.array([[10.0, 60.0], [0.0, 2.0]])
-    span = np.ptp(focus, axis=1)[:, None, None]
-    truth = np.full(expected.shape, 20.0)
-    depth = truth + span * expected * rng.choice([-1.0, 1.0], expected.shape)
-    mask = rng.random(expected.shape) < 0.8
-    depth[~mask] = 1e6
-    given = (jnp.float32(x) for x in (confidence_of_error(jnp.asarray(expected)), depth, truth))
-    part = np.asarray(calibration.histogram(*given, jnp.asarray(mask), jnp.float32(focus)))
-    found = calibration.summarize([np.zeros_like(part), part])
-    kept = np.sort(expected[mask])
-    for share, error in zip(found["coverage"], found["error"], strict=True):
-        assert error == pytest.approx(kept[: round(share * kept.size)].mean(), rel=0.02)
-    assert found["half"] == pytest.approx(kept[: kept.size // 2].mean() / kept.mean(), rel=0.02)
-    np.testing.assert_allclose(found["expected"], found["found"], rtol=0.02)
-    assert figures.confidence_chart(found).axes
-
-
-def test_calibration_of_nothing_and_of_a_failed_prediction():
-    assert calibration.summarize([]) == {} == calibration.summarize([np.zeros((calibration.BINS, 3))])
-    bad = np.zeros((calibration.BINS, 3))
-    bad[3] = 5, np.nan, 1
-    assert calibration.summarize([bad]) == {}

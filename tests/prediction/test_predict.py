@@ -14,9 +14,9 @@ from PIL import Image
 from dff_jax import cli, config, estimators
 from dff_jax.errors import InputError
 from dff_jax.estimators import weights as weights_module
-from dff_jax.pictures import panels as pictures
+from dff_jax.pictures import panels
 from dff_jax.prediction import files as prediction_files
-from dff_jax.prediction import predict as prediction
+from dff_jax.prediction import predict as module
 from dff_jax.prediction import tiled
 from dff_jax.prediction.files import FILES
 from dff_jax.prediction.predict import predict, predict_to_folder
@@ -176,12 +176,12 @@ def test_weights_are_used(tmp_path, monkeypatch):
         return Estimator(lambda *_: {}, apply)
 
     def load(spec):
-        model = prediction.config.paper() if "paper" in str(spec) else prediction.config.tiny()
+        model = module.config.paper() if "paper" in str(spec) else module.config.tiny()
         return weights_module.Weights(model, {}, {"num_frames": 15}), "label"
 
-    monkeypatch.setattr(prediction, "load_named", load)
-    monkeypatch.setattr(prediction, "identity", lambda model: None)  # its programs must not outlive this test
-    monkeypatch.setattr(prediction, "_built", lambda model: built(1.5))
+    monkeypatch.setattr(module, "load_named", load)
+    monkeypatch.setattr(module, "identity", lambda model: None)  # its programs must not outlive this test
+    monkeypatch.setattr(module, "_built", lambda model: built(1.5))
     source = save(tmp_path / "stack", photographs())
     summary = predict_to_folder(source, tmp_path / "out", weights="w.safetensors", progress=False)
     assert summary["iterations"] == 3 == seen["k"] and seen["train"] is False
@@ -191,7 +191,7 @@ def test_weights_are_used(tmp_path, monkeypatch):
     assert np.load(tmp_path / "out" / "depth.npy").tolist() == np.full((H, W), 1.5).tolist()
     with pytest.raises(InputError, match="stacks of 15 frames"):
         predict(photographs(), weights="paper.safetensors")
-    monkeypatch.setattr(prediction, "_built", lambda model: built(jnp.nan))
+    monkeypatch.setattr(module, "_built", lambda model: built(jnp.nan))
     with pytest.raises(InputError, match="NaN"):
         predict_to_folder(source, tmp_path / "other", weights="w.safetensors", progress=False)
     assert not (tmp_path / "other").exists()
@@ -203,7 +203,7 @@ def test_bad_outputs_are_found_before_the_work(tmp_path, monkeypatch):
     (tmp_path / "locked").mkdir(mode=0o555)
     (tmp_path / "taken" / "depth.npy").mkdir(parents=True)
     before = sorted(tmp_path.rglob("*"))
-    monkeypatch.setattr(prediction, "estimate", None)  # reaching it would raise TypeError
+    monkeypatch.setattr(module, "estimate", None)  # reaching it would raise TypeError
     for target, message in (
         (tmp_path / "file", "is a file"),
         (tmp_path / "file" / "below", "is a file"),
@@ -235,7 +235,7 @@ def test_nothing_half_written(tmp_path, monkeypatch, existing):
     def full(path, picture):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(pictures, "save_png", full)
+    monkeypatch.setattr(panels, "save_png", full)
     with pytest.raises(InputError, match="No space left"):
         predict_to_folder(source, target, progress=False)
     assert sorted(tmp_path.rglob("*")) == before
@@ -243,7 +243,7 @@ def test_nothing_half_written(tmp_path, monkeypatch, existing):
     def stop(path, picture):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pictures, "save_png", stop)
+    monkeypatch.setattr(panels, "save_png", stop)
     with pytest.raises(KeyboardInterrupt):
         predict_to_folder(source, target, progress=False)
     assert sorted(tmp_path.rglob("*")) == before
@@ -271,7 +271,7 @@ def large(tmp_path, monkeypatch):
     """A stack that is large to `predict_to_folder`: its frames go to disk, and it is cut into tiles."""
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 255, (3, 140, 280, 3), np.uint8)
-    monkeypatch.setattr(prediction, "IN_MEMORY", 0)
+    monkeypatch.setattr(module, "IN_MEMORY", 0)
     return frames, save(tmp_path / "stack", frames)
 
 
@@ -301,7 +301,7 @@ def test_frames_on_disk_are_aligned_to_the_same_bits(tmp_path, monkeypatch):
     told = []
     for name in ("small", "large"):
         told.append(predict_to_folder(source, tmp_path / name, method="sml", align="translation", progress=False))
-        monkeypatch.setattr(prediction, "IN_MEMORY", 0)
+        monkeypatch.setattr(module, "IN_MEMORY", 0)
     assert [t["memory"]["frames_on_disk"] for t in told] == [False, True]
     assert told[0]["alignment"] == told[1]["alignment"] and told[0]["alignment"]["frames"][0]["corners"] > 1
     for path in sorted((tmp_path / "small").glob("*.n*y")) + sorted((tmp_path / "small").glob("*.png")):
@@ -317,7 +317,7 @@ def test_frames_on_disk_are_gone_after_an_error(tmp_path, monkeypatch, error):
         seen.extend(args[2].frames.shape)
         raise error
 
-    monkeypatch.setattr(prediction, "estimate", stop)
+    monkeypatch.setattr(module, "estimate", stop)
     with pytest.raises(error):
         predict_to_folder(source, tmp_path / "deep" / "out", method="sml", progress=False)
     assert seen == [3, 140, 280, 3]
@@ -337,7 +337,7 @@ def test_compiling_is_told_once_and_not_when_the_program_is_in_memory_or_on_disk
     jax.config.update("jax_compilation_cache_dir", str(tmp_path))
     try:
         for expected in (1, 0, 0):
-            found = prediction.predict(frames, method="sml", progress=True)
+            found = module.predict(frames, method="sml", progress=True)
             told = capsys.readouterr().err
             assert told.count("compiling for 3 frames of 54 x 38 pixels, kept for the next time\n") == expected
             depths.append(found.depth)
@@ -370,6 +370,6 @@ def test_interrupts_wait_for_xla_but_are_not_lost(capfd, default_signals):
 def test_networks_have_no_global_statistics_which_a_late_built_one_would_lose(method):
     presets = [config.model_preset(name) for name in config.MODEL_PRESETS]
     model = next(preset for preset in presets if preset.method == method)
-    late = prediction._built(model)
-    assert late is prediction._built(model) and late.global_statistics is None
+    late = module._built(model)
+    assert late is module._built(model) and late.global_statistics is None
     assert estimators.build(model).global_statistics is None
