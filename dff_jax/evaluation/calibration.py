@@ -1,8 +1,8 @@
-"""Whether confidence means something: what error remains of the most confident pixels, and whether it is as foretold.
+"""How well confidence predicts error: the error of the most confident pixels, and error found over error expected.
 
-Confidence stands for an expected error, a share of the focus range (`types.error_of_confidence`); that of methods
-without training only orders pixels. Over all valid pixels of all stacks a histogram by expected error is enough: it
-adds up over batches and processes.
+Confidence stands for an expected error, as a share of the focus range (`types.error_of_confidence`). For methods
+without training it only orders pixels. A histogram of all valid pixels by expected error is enough, and it adds up over
+batches and processes.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ def histogram(confidence: Array, depth: Array, truth: Array, mask: Array, focus:
 
 
 def summarize(parts: Sequence[np.ndarray]) -> dict[str, Any]:
-    """What `parts`, histograms of batches, say together; JSON-able.
+    """Summarizes the histograms of batches as JSON-able numbers; {} without a pixel.
 
-    coverage, error: of the most confident share of all pixels, their mean |error|, a share of the focus range.
-    half: the error of the most confident half over that of all.
-    expected, found: of ten classes of pixels, from sure to unsure, the mean of expected and of real error.
+    coverage, error: share of the pixels, the most confident first, and their mean |error| as a share of the range.
+    half: error of the most confident half over the error of all.
+    expected, found: mean expected and mean real error of ten classes of pixels, from sure to unsure.
     """
     total = sum((np.asarray(part, np.float64) for part in parts), np.zeros((BINS, 3)))
     pixels = total[:, 0].cumsum()

@@ -1,4 +1,4 @@
-"""How the literature measures each dataset: which pixels, in which unit, beside our own regions.
+"""How the literature measures each dataset: which pixels it takes, and in which unit.
 
 A `Convention` belongs to a dataset (its metadata names it) and lists `Variant`s: masks and conversions as published
 code has them. Metric definitions, and the mean over stacks, are those of `metrics` throughout; where published code

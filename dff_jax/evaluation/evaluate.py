@@ -95,7 +95,7 @@ def evaluated(
         sums, changes, confident = jax.device_get(found)  # the one transfer of this batch
         keep = np.array([bool(name) for name in loaded.names]) & (sums[0].pixels[0] > 0)
         measured = Measured(
-            tuple(row_names(answers[0], baselines)),
+            row_names(answers[0], baselines),
             jax.tree.map(lambda x, keep=keep: x[:, keep], sums),
             None if changes is None else changes[:, keep],
             tuple(name for name, kept in zip(loaded.names, keep, strict=True) if kept),
@@ -129,7 +129,7 @@ def evaluate(
 def answers_for(
     tasks: Sequence[Task], batches: Iterable[LoadedBatch], wanted: Collection[int] | None = None
 ) -> Iterator[tuple[int, str, Batch, list[Prediction]]]:
-    """Predicts again, to draw: which stacks are the best and the worst is known only after all are measured.
+    """Predicts again, to draw. Which stacks are the best and the worst is known only when all are measured.
 
     Args:
       wanted: positions among the stacks with ground truth, as in `Evaluation.stacks`; None: all stacks.
@@ -264,7 +264,7 @@ def evaluate_to_folder(
             rows = evaluation.of_stack(i) if evaluation is not None else None
             if i in paged:
                 pages[i] = page.shown(name, batch, answer, source.unit, rows=rows)
-            if i in chosen:
+            if evaluation is not None and i in chosen:
                 figures.write_sheet(drawn, evaluation, i, chosen[i], batch, answer, [one.depth for one in others])
         tables.write(staging, results, evaluation.per_stack if evaluation else ())
         if pages:

@@ -11,10 +11,10 @@ import numpy as np
 
 from dff_jax import focus_axis
 from dff_jax.evaluation import tables
-from dff_jax.evaluation.rows import BASELINES, Evaluation, row_maps, row_names
+from dff_jax.evaluation.rows import BASELINES, Evaluation, row_maps
 from dff_jax.pictures import panels
 from dff_jax.pictures.panels import Bar, Panel
-from dff_jax.types import Batch, Prediction
+from dff_jax.types import Array, Batch, Prediction
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -53,7 +53,7 @@ def write(folder: Path, evaluation: Evaluation) -> None:
 
 def write_sheet(
     folder: Path, evaluation: Evaluation, position: int, role: str, batch: Batch, prediction: Prediction,
-    baselines: Sequence[np.ndarray],
+    baselines: Sequence[Array],
 ) -> None:  # fmt: skip
     """Writes the sheet of one stack as `<role>.png`.
 
@@ -68,7 +68,7 @@ def write_sheet(
 
 
 def sheet(
-    batch: Batch, prediction: Prediction, baselines: Sequence[np.ndarray], mae: dict[str, Any], unit: str
+    batch: Batch, prediction: Prediction, baselines: Sequence[Array], mae: dict[str, Any], unit: str
 ) -> list[list[Panel]]:
     """One stack: images and truth; depth and error of every stage; candidates with their attention weights.
 
@@ -79,8 +79,7 @@ def sheet(
       mae: row -> MAE in `unit`, for the captions.
     """
     mask, truth = np.asarray(batch.mask[0]), np.asarray(batch.depth[0])
-    names = row_names(prediction, True)
-    maps = dict(zip(names, (np.asarray(m[0]) for m in row_maps(prediction, baselines)), strict=True))
+    maps = {name: np.asarray(depth[0]) for name, depth in row_maps(prediction, baselines).items()}
     stages = _stages(maps)
     in_unit = np.where(mask, focus_axis.from_q(np.where(mask, truth, 1.0), unit), np.nan)
     errors = {name: np.abs(focus_axis.from_q(maps[name], unit) - in_unit) for name in stages}
@@ -89,10 +88,10 @@ def sheet(
     depth = panels.depth_bar(*panels.robust_range(truth, mask=mask, percentiles=(0.5, 99.5)), unit)._replace(label="")
     error = _bar_from_0(list(errors.values()), 97, "magma")
     images = [
-        Panel(panels.to_uint8(batch.frames[0, batch.frames.shape[1] // 2]), "middle frame"),
-        Panel(panels.to_uint8(prediction.all_in_focus[0]), "all in focus (estimated)"),
+        Panel(panels.to_uint8(np.asarray(batch.frames[0, batch.frames.shape[1] // 2])), "middle frame"),
+        Panel(panels.to_uint8(np.asarray(prediction.all_in_focus[0])), "all in focus (estimated)"),
         *_line({f"ground truth [{UNITS[unit]}]": np.where(mask, truth, np.nan)}, depth),
-        *_line({"confidence": prediction.confidence[0]}, panels.plain_bar(0.0, 1.0, "", cmap="viridis")),
+        *_line({"confidence": np.asarray(prediction.confidence[0])}, panels.plain_bar(0.0, 1.0, "", cmap="viridis")),
     ]
     if disagreement.any():  # a single candidate agrees with itself
         images += _line({"disagreement, root": disagreement}, _bar_from_0([disagreement], 99, "magma"))
@@ -101,7 +100,7 @@ def sheet(
         _line({captions[name]: maps[name] for name in stages}, depth),
         _line({f"error of {name} [{UNITS[unit]}]": values for name, values in errors.items()}, error),
     ]
-    candidates = {captions[name]: maps[name] for name in names if name.startswith("candidate")}
+    candidates = {captions[name]: maps[name] for name in maps if name.startswith("candidate")}
     if len(candidates) > 1 and prediction.history is not None:
         weights = np.moveaxis(np.asarray(prediction.history.weights[0]), -1, 0)
         named = {f"weight of candidate_{i + 1}  mean {w.mean():.2g}": w for i, w in enumerate(weights)}

@@ -1,4 +1,4 @@
-"""Depth metrics as sums and counts per stack: gathered on the device, finalised on the host in float64.
+"""Depth metrics: sums and counts of each stack on the device, metrics from them on the host in float64.
 
 Definitions are those of the depth-from-focus literature (ddff-pytorch, DFV, DDL-GRU). For prediction p and
 truth g over the n pixels of a region:
@@ -10,13 +10,13 @@ truth g over the n pixels of a region:
     bumpiness  100/n sum min(|Hess(p-g)|_F, 0.05), with p-g = 0 where truth is missing
     BadPix     100 #{|p-g| > 0.07} / n, in percent; like bumpiness a threshold in truth's unit, made for DDFF-12
 
-Inside logarithms and ratios p is clipped from below at 1e-6, and clipped pixels are counted. The headline is
-the metric of each stack, averaged over stacks; `pooled` is the metric of all pixels of all stacks together.
+Inside logarithms and ratios p is clipped from below at 1e-6, and clipped pixels are counted. A metric is computed for
+each stack and averaged over the stacks; `pooled` is the metric of all pixels of all stacks together.
 
-Nothing vanishes silently. A prediction that is not finite makes the metrics of its stack, and so the mean,
-NaN. What the *truth* leaves undefined is None and not averaged: everything for a stack without a pixel in the
-region, logRMS, AbsRel, SqRel and Acc where truth is not positive, Corr where truth is constant. A constant
-prediction of a varying truth has Corr 0.
+A prediction that is not finite makes the metrics of its stack NaN, and so the mean. A metric that the truth leaves
+undefined is None and does not enter the mean: all metrics of a stack without a pixel in the region; logRMS, AbsRel,
+SqRel and Acc where truth is not positive; Corr where truth is constant. A constant prediction of a varying truth has
+Corr 0.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -66,20 +67,21 @@ class Sums(NamedTuple):
 
 
 class Regions(NamedTuple):
-    """The same of all valid pixels, and of those whose truth lies inside the range of focus settings."""
+    """One value for all valid pixels, one for those whose truth lies inside the range of focus settings."""
 
     all: Any
     in_range: Any
 
 
 def measure(prediction: jax.Array, truth: jax.Array, valid: jax.Array, in_range: jax.Array) -> Regions:
-    """Sums and counts per stack. Pure; jit it.
+    """Sums and counts of each stack, with fields [B]. Pure; jit it.
 
     Args:
       prediction, truth: [B,H,W] float32, in one unit.
       valid: [B,H,W] bool, where truth holds.
       in_range: [B,H,W] bool, where truth lies within the focus settings (only counted where valid).
     """
+    chex.assert_equal_shape((prediction, truth, valid, in_range))
     bumpy = bumps(prediction, truth, valid)
     return Regions(*(region_sums(prediction, truth, region, bumpy) for region in (valid, valid & in_range)))
 
@@ -162,7 +164,7 @@ def _centre(x, region, n):
 
 
 def _row_by_row(x: jax.Array) -> jax.Array:
-    """Sum [B] of [B,H,W] that rounds less than one long sum; kept apart, as XLA would make it one."""
+    """Sum [B] of [B,H,W] by rows, which rounds less; the barrier keeps XLA from making it one long sum."""
     return jax.lax.optimization_barrier(x.sum(2)).sum(1)
 
 
@@ -189,12 +191,12 @@ def _hessian_norm(x: jax.Array) -> jax.Array:
 
 
 def concatenate(parts: list[Sums]) -> Sums:
-    """The stacks of several batches as one, on the host: every field [stacks] float64."""
+    """The stacks of several batches together, on the host: every field [stacks] float64."""
     return Sums(*(np.concatenate(field).astype(np.float64) for field in zip(*parts, strict=True)))
 
 
 def pool(sums: Sums) -> Sums:
-    """All stacks as one, every field [1]; means and centred sums are combined exactly (Chan et al. 1979)."""
+    """All stacks as one, every field [1]. Means and centred sums are combined exactly (Chan et al. 1979)."""
     n = sums.pixels - sums.nonfinite
     share = n / max(n.sum(), 1.0)
     mean_p, mean_g = (share * sums.mean_p).sum(), (share * sums.mean_g).sum()
@@ -209,7 +211,7 @@ def pool(sums: Sums) -> Sums:
     return Sums(*(np.asarray([field], np.float64) for field in added))
 
 
-def finalize(sums: Sums, ratios: bool = True) -> list[dict[str, float | None]]:
+def finalize(sums: Sums, ratios: bool = True) -> list[dict[str, Any]]:
     """Metrics and pixel counts of each stack: None where truth leaves it undefined, NaN if p is not finite.
 
     Args:
@@ -219,16 +221,12 @@ def finalize(sums: Sums, ratios: bool = True) -> list[dict[str, float | None]]:
     return [_finalize_one(Sums(*(float(x) for x in one)), ratios) for one in zip(*sums, strict=True)]
 
 
-def _finalize_one(s: Sums, ratios: bool) -> dict[str, float | None]:
-    counts = {
-        "valid_pixels": int(s.pixels),
-        "clipped_pixels": int(s.clipped),
-        "nonfinite_pixels": int(s.nonfinite),
-    }
+def _finalize_one(s: Sums, ratios: bool) -> dict[str, Any]:
+    counts: dict[str, Any] = dict(zip(COUNTS, map(int, (s.pixels, s.clipped, s.nonfinite)), strict=True))
     if not s.pixels:
         return dict.fromkeys(METRICS, None) | counts
     n, variance = s.pixels, s.centred_pp * s.centred_gg
-    values: dict[str, float | None] = {
+    values: dict[str, Any] = {
         "MAE": s.absolute / n,
         "MSE": s.squared / n,
         "RMS": math.sqrt(s.squared / n),
@@ -252,7 +250,7 @@ def _finalize_one(s: Sums, ratios: bool) -> dict[str, float | None]:
 
 
 def summarize(sums: Sums, ratios: bool = True) -> dict[str, Any]:
-    """The headline of one region: the mean over stacks of each metric, pixel counts, and `pooled`.
+    """One region: the mean over stacks of each metric, pixel counts, and `pooled`.
 
     Args:
       sums: every field [stacks], on the host.
@@ -267,8 +265,7 @@ def summarize(sums: Sums, ratios: bool = True) -> dict[str, Any]:
     for metric in METRICS:
         values = [stack[metric] for stack in stacks if stack[metric] is not None]
         out[metric] = float(np.mean(values)) if values else None
-    for count in COUNTS:
-        out[count] = sum(stack[count] for stack in stacks)
+    out |= {count: sum(stack[count] for stack in stacks) for count in COUNTS}
     out["stacks"] = sum(stack["valid_pixels"] > 0 for stack in stacks)
     pooled = finalize(pool(sums), ratios)[0]
     out["pooled"] = {metric: pooled[metric] for metric in METRICS}

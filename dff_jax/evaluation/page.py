@@ -11,7 +11,7 @@ import numpy as np
 from dff_jax import focus_axis
 from dff_jax.evaluation import figures, tables
 from dff_jax.evaluation.metrics import METRICS
-from dff_jax.evaluation.rows import Evaluation, row_maps, row_names
+from dff_jax.evaluation.rows import Evaluation, row_maps
 from dff_jax.pictures import panels
 from dff_jax.pictures.page import Shown, Stage, Table, page, shown_stack
 from dff_jax.types import Batch, Prediction
@@ -31,8 +31,7 @@ def shown(
     name: str, batch: Batch, prediction: Prediction, unit: str, *, rows: dict[str, dict[str, Any]] | None = None
 ) -> Shown:
     """A stack (B = 1, on the host) for the page; `rows` are its metrics by row, None without truth."""
-    found = zip(row_names(prediction, False), row_maps(prediction, ()), strict=True)
-    maps = {row: np.asarray(depth[0]) for row, depth in found if not row.startswith("candidate")}
+    maps = {row: np.asarray(x[0]) for row, x in row_maps(prediction).items() if not row.startswith("candidate")}
     answer = maps.pop("final")
     same = [np.array_equal(depth, answer, equal_nan=True) for depth in maps.values()]
     if all(same):  # nothing leads to the answer

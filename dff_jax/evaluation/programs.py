@@ -45,9 +45,9 @@ def measure(
     focus, depth, mask = batch.focus, batch.depth, batch.mask
     low, high = focus[:, 0, None, None], focus[:, -1, None, None]
     in_range = (depth >= low) & (depth <= high)
-    truth = focus_axis.from_q(depth, unit)
-    maps = focus_axis.from_q(jnp.stack(row_maps(prediction, baselines)), unit)
-    ends = jnp.sort(focus_axis.from_q(jnp.stack([focus[:, 0], focus[:, -1]], 1), unit), axis=1)
+    rows = jnp.stack(list(row_maps(prediction, baselines).values()))
+    truth, maps, ends = (jnp.asarray(focus_axis.from_q(x, unit)) for x in (depth, rows, focus[:, jnp.array([0, -1])]))
+    ends = jnp.sort(ends, axis=1)
 
     def of_row(one: Array) -> tuple[metrics.Sums, ...]:
         return *metrics.measure(one, truth, mask, in_range), *conventions.measure(one, truth, mask, ends, convention)

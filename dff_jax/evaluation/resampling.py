@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
 
 import numpy as np
 from PIL import Image
@@ -19,18 +18,14 @@ def resized(source: StackSource, size: tuple[int, int]) -> StackSource:
     """Frames scaled to [H,W] (bilinear, antialiased), truth by the nearest pixel, its values and the focus unchanged.
 
     The values stay because these stacks were rendered in the stated units: truth is what the frames' blur says, and
-    that does not change when the picture is made narrower.
+    that does not change when the image is made narrower.
 
     Raises:
       InputError: a side that is too small or too large.
     """
     if not all(SMALLEST <= side <= LARGEST for side in size):
         raise InputError(f"--resize: each side from {SMALLEST} to {LARGEST} pixels, got {size[0]} {size[1]}")
-    return dataclasses.replace(source, read=partial(_read_resized, source, tuple(size)))
-
-
-def _read_resized(source: StackSource, size: tuple[int, int], index: int) -> FocalStack:
-    return resize_stack(source.read(index), size)
+    return dataclasses.replace(source, read=lambda index: resize_stack(source.read(index), size))
 
 
 def resize_stack(stack: FocalStack, size: tuple[int, int]) -> FocalStack:

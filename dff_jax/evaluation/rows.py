@@ -1,4 +1,4 @@
-"""The rows of an evaluation, and what is found out about each.
+"""The rows of an evaluation, and the numbers of each.
 
 `expected` (Dbar), `candidate_1`.. (D_i), `D(0)`..`D(K)` (the iterates), `refined` (the last refined depth;
 with more than one refiner step `refined_1`.. before it), `final` (the answer, whichever stage it is), `classical` and
@@ -11,13 +11,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from dff_jax.errors import InputError
 from dff_jax.evaluation import calibration, metrics
 from dff_jax.evaluation.conventions import CONVENTIONS, Convention
-from dff_jax.types import Prediction
+from dff_jax.types import Array, Prediction
 
 BASELINES = ("classical", "sml")
 """Methods without training that each evaluation measures too."""
@@ -49,30 +48,28 @@ class Evaluation(NamedTuple):
         return {one["row"]: one for one in mine}
 
 
-def row_names(prediction: Prediction, baselines: bool) -> list[str]:
-    """Names of `row_maps`, in the same order."""
-    names, history = [], prediction.history
-    if history is None and prediction.scales is not None:
-        names = ["expected", *(f"candidate_{i + 1}" for i in range(prediction.scales.shape[-1])), "D(0)"]
-    if history is not None:
-        steps = history.refined.shape[1]
-        names.append("expected")
-        names += [f"candidate_{i + 1}" for i in range(history.candidates.shape[-1])]
-        names += [f"D({k})" for k in range(history.iterates.shape[1])]
-        names += [f"refined_{t + 1}" for t in range(steps - 1)] + ["refined"] * (steps > 0)
-    return names + ["final", *(BASELINES if baselines else ())]
+def row_maps(prediction: Prediction, baselines: Sequence[Array] = ()) -> dict[str, Array]:
+    """Row -> depth map [B,H,W] in q, in the order of the method; `baselines` are the depths of `BASELINES`, or none."""
+    h, depth = prediction.history, prediction.depth
+    maps: dict[str, Array] = {}
+    if h is not None:
+        maps = {"expected": h.expected} | _candidates(h.candidates)
+        maps |= {f"D({k})": h.iterates[:, k] for k in range(h.iterates.shape[1])}
+        steps = h.refined.shape[1]
+        maps |= {f"refined_{t + 1}" if t + 1 < steps else "refined": h.refined[:, t] for t in range(steps)}
+    elif prediction.scales is not None:  # the answer stands for Dbar and D(0)
+        maps = {"expected": depth} | _candidates(prediction.scales) | {"D(0)": depth}
+    return maps | {"final": depth} | dict(zip(BASELINES, baselines, strict=False))
 
 
-def row_maps(prediction: Prediction, baselines: Sequence[jax.Array]) -> list[jax.Array]:
-    """The depth maps [B,H,W] in q of all rows; `baselines` are those of `BASELINES`, or none."""
-    maps = []
-    if prediction.history is None and prediction.scales is not None:  # the answer stands for Dbar and D(0)
-        maps = [prediction.depth, *jnp.moveaxis(prediction.scales, -1, 0), prediction.depth]
-    if prediction.history is not None:
-        h = prediction.history
-        maps = [h.expected, *jnp.moveaxis(h.candidates, -1, 0), *jnp.moveaxis(h.iterates, 1, 0)]
-        maps += list(jnp.moveaxis(h.refined, 1, 0))
-    return [*maps, prediction.depth, *baselines]
+def _candidates(depths: Array) -> dict[str, Array]:
+    return {f"candidate_{i + 1}": depths[..., i] for i in range(depths.shape[-1])}
+
+
+def row_names(prediction: Prediction, baselines: bool) -> tuple[str, ...]:
+    """The rows of `row_maps`, from the shapes alone: nothing is computed."""
+    empty = jax.tree.map(lambda x: np.broadcast_to(np.float32(0), x.shape), prediction)
+    return tuple(row_maps(empty, [empty.depth] * len(BASELINES) if baselines else ()))
 
 
 class Measured(NamedTuple):

@@ -38,7 +38,7 @@ def markdown(
     for column, of_column in zip(columns, cells, strict=True):
         form = formats.get(column, ".4g")
         texts = ["-" if x is None else format(x, form) if isinstance(x, float) else str(x) for x in of_column]
-        numbers = [x for x in of_column if isinstance(x, int | float)]
+        numbers: list[float] = [x for x in of_column if isinstance(x, int | float)]
         if best and column in best and len(numbers) > 1:
             top = format(best[column](numbers), form)
             texts = [f"**{text}**" if text == top else text for text in texts]

@@ -1,5 +1,4 @@
-"""Evaluation while training: the validation split and a transfer folder, pictures, and the weights to
-keep."""
+"""Evaluation while training: metrics and images of the held-out stacks, and the weights to keep."""
 
 from __future__ import annotations
 
@@ -48,8 +47,7 @@ class Validator(NamedTuple):
         """Evaluates, logs, and exports the weights if they are the best so far; each process its share of the stacks.
 
         Returns:
-          The new progress; the old one if `asked` was set meanwhile, in any process: then this evaluation counts as not
-          done.
+          The new progress. If `asked` was set meanwhile in any process, the old one: the evaluation is not done.
         """
         began = time.perf_counter()
         found: dict[str, Evaluation] = {}
@@ -87,7 +85,7 @@ class Validator(NamedTuple):
         return progress._replace(evaluated=step)
 
     def export_last(self, step: int, variables: Variables) -> None:
-        """Writes the weights of the last step, for who prefers them to the best."""
+        """Writes the weights of the last step, beside the best."""
         self._export(LAST_WEIGHTS, step, variables, {})
 
     def _export(self, name: str, step: int, variables: Variables, metric: dict[str, float]) -> None:
@@ -125,7 +123,7 @@ def flatten(evaluation: Evaluation) -> dict[str, float]:
     """One level of numbers: `<metric>` of the answer, `MAE/<row>`, `step/<stage>` = mean |D(k) - D(k-1)|,
     `gain/<row>`.
 
-    A proximal network that no longer does anything is seen in `step` and `gain`, and nowhere else.
+    Only `step` and `gain` show that a proximal network no longer changes anything.
     """
     numbers: dict[str, Any] = dict(evaluation.rows["final"])
     numbers |= {f"MAE/{row}": metrics["MAE"] for row, metrics in evaluation.rows.items() if row != "final"}
