@@ -7,12 +7,14 @@ diopters on the way in and back on the way out; disparity, diopters and a bare i
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from dff_jax.errors import InputError
+from dff_jax.types import Array
 
 Unit = Literal["disparity", "diopter", "metre", "index"]
 UNITS: tuple[str, ...] = get_args(Unit)
@@ -33,20 +35,19 @@ def larger_is_nearer(unit: str) -> bool | None:
     return {"disparity": True, "diopter": True, "metre": False, "index": None}[check_unit(unit)]
 
 
-def to_q(values, unit: str):
+def to_q(values: Any, unit: str) -> Any:
     """Values in `unit` (any shape, numpy or jax) to the linear coordinate q: 1/metres, all else unchanged."""
     return 1.0 / values if check_unit(unit) == "metre" else values
 
 
-def from_q(q, unit: str):
+def from_q(q: Any, unit: str) -> Any:
     """Inverse of `to_q`. In metres, q at or beyond infinity (q <= 0) comes out as 1/MIN_DIOPTER."""
     if check_unit(unit) != "metre":
         return q
-    xp = np if isinstance(q, np.ndarray | np.generic | float) else jnp
-    return 1.0 / xp.maximum(q, MIN_DIOPTER)
+    return 1.0 / (jnp.maximum(q, MIN_DIOPTER) if isinstance(q, Array) else np.maximum(q, MIN_DIOPTER))
 
 
-def sort_order(focus, unit: str, names: list[str] | None = None) -> np.ndarray:
+def sort_order(focus: ArrayLike, unit: str, names: list[str] | None = None) -> np.ndarray:
     """Indices [Z] that put frames into ascending q, by value.
 
     Args:
@@ -77,23 +78,23 @@ def sort_order(focus, unit: str, names: list[str] | None = None) -> np.ndarray:
     return order
 
 
-def to_unit_coordinate(q, focus):
+def to_unit_coordinate(q: Array, focus: Array) -> Array:
     """t of q. q: [...] with focus [Z], or [B,...] with focus [B,Z] (q ascending along Z)."""
     low, span = _range(q, focus)
     return (q - low) / span
 
 
-def from_unit_coordinate(t, focus):
+def from_unit_coordinate(t: Array, focus: Array) -> Array:
     """q of t, the inverse of `to_unit_coordinate`; same shapes."""
     low, span = _range(t, focus)
     return low + span * t
 
 
-def span(focus):
+def span(focus: Array) -> Array:
     """q_max - q_min: [] for focus [Z], [B] for focus [B,Z]."""
     return focus[..., -1] - focus[..., 0]
 
 
-def _range(values, focus):
+def _range(values: Array, focus: Array) -> tuple[Array, Array]:
     shape = focus.shape[:-1] + (1,) * (values.ndim - focus.ndim + 1)
     return focus[..., 0].reshape(shape), span(focus).reshape(shape)

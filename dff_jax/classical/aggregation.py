@@ -1,4 +1,4 @@
-"""Averaging focus measures over a neighbourhood that keeps to one surface."""
+"""Averages of focus measures over neighbourhoods that do not cross the edges of a guide image."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ _AT_ONCE = 2**16  # pixels
 def guided_mean(volume: Array, guide: Array, radius: int, epsilon: float) -> Array:
     """Mean of each frame of `volume` around each pixel, along the edges of the guide and not across them.
 
-    In every window the frame is taken for an affine function of the guide, a I + b with a = cov(I, m) / (var(I) +
-    epsilon), and each pixel gets the mean of what its windows say (He, Sun and Tang, Guided image filtering, PAMI 35,
-    2013). A box would smear the sharpness of a textured surface over its neighbour's border.
+    In every window an affine function of the guide is fitted to the frame, a I + b with a = cov(I, m) / (var(I) +
+    epsilon), and each pixel gets the mean over the fits of its windows (He, Sun and Tang, Guided image filtering, PAMI
+    35, 2013). A box would smear the sharpness of a textured surface over its neighbour's border.
 
     Args:
       volume: [B,Z,H,W] focus measure, non-negative; so is the result.
-      guide: [B,H,W] picture of the scene, in [0,1].
-      radius: of the windows, pixels; what a pixel sees reaches twice as far.
+      guide: [B,H,W] image of the scene, in [0,1].
+      radius: of the windows, pixels; a mean depends on pixels up to twice as far away.
       epsilon: variance of the guide below which a window counts as one surface.
     """
 
     size = 2 * radius + 1
     guide = (guide - guide.mean((-2, -1), keepdims=True))[None]  # centred: no cancellation in float32
 
-    def means(*pictures: Array) -> Array:  # together, which compiles sooner
-        return box_mean(jnp.stack(pictures), size)
+    def means(*maps: Array) -> Array:  # together, which compiles sooner
+        return box_mean(jnp.stack(maps), size)
 
     mean_guide, mean_square = means(guide, guide * guide)
     variance = mean_square - mean_guide**2
@@ -43,7 +43,7 @@ def guided_mean(volume: Array, guide: Array, radius: int, epsilon: float) -> Arr
         return jnp.maximum(slope * guide + offset, 0.0)
 
     frames = jnp.moveaxis(volume, 1, 0)
-    # large ones one by one, so that what a frame needs stays near the processor
+    # large frames one by one, so that the data of a frame stays in the processor's cache
     one_by_one = guide.size > _AT_ONCE and jax.default_backend() == "cpu"
     found = lax.map(mean, frames[:, None])[:, 0] if one_by_one else mean(frames)
     return jnp.moveaxis(found, 0, 1)

@@ -40,7 +40,7 @@ RADIUS = 4  # of the windows, pixels of a scale
 EPSILON = 1e-3
 FINE_FIRST = 3  # power of 1 / scale in a candidate's weight
 AGREEMENT = 4  # power of the others' support
-REACH = 0.1  # of the working coordinate t: candidates so far apart support each other half
+REACH = 0.1  # in the working coordinate t; candidates this far apart support each other half
 
 
 def measure_candidates(image: Array, focus: Array, guide: Array) -> Candidates:
@@ -77,7 +77,7 @@ def measure_candidates(image: Array, focus: Array, guide: Array) -> Candidates:
 
 
 def propose(frames: Array, focus: Array) -> tuple[Array, Candidates]:
-    """A first depth [B,H,W], the peak of the sum-modified-Laplacian, and the candidates, guided by what it shows sharp.
+    """A first depth [B,H,W], the peak of the sum-modified-Laplacian, and the candidates, guided by its composite.
 
     Args:
       frames: [B,Z,H,W,3] in [0,1].
@@ -89,7 +89,7 @@ def propose(frames: Array, focus: Array) -> tuple[Array, Candidates]:
 
 
 def squared_excess(candidates: Candidates) -> Array:
-    """p_i^2 [B,H,W,N], see `candidate_weights`, which looks at its mean over the picture."""
+    """p_i^2 [B,H,W,N]; `candidate_weights` uses its mean over the image."""
     return excess_prominence(candidates) ** 2
 
 
@@ -100,15 +100,15 @@ def candidate_weights(candidates: Candidates, reach: Array, mean_square: Array |
         a_i = sum_j c_j k(D_i - D_j) / sum_j c_j,   k(d) = 1 / (1 + (d / reach)^2)
         W_i^2 = c_i a_i^4 / sum_i scale_i^-3
 
-    so a pixel without texture has no weight and is left to the prior; a wide window, which crosses edges, is heard
-    where the narrow ones see nothing; and a candidate that contradicts several equally sharp ones (the halo of an edge
-    in another plane) does not drag their mean, as it would in least squares.
+    A pixel without texture has no weight and is left to the prior. A wide window, which crosses edges, counts only
+    where the narrow ones find nothing. A candidate that contradicts several equally sharp ones (the halo of an edge in
+    another plane) hardly moves their mean, unlike in least squares.
 
     Args:
       candidates: of `measure_candidates`.
       reach: [B,1,1] in q: candidates this far apart support each other half.
-      mean_square: [N] means of `squared_excess` over the picture of which this is a part; None: it is all of it.
-        p_typical is the largest of their roots.
+      mean_square: [N] means of `squared_excess` over the whole image, where these candidates are a part (a tile) of
+        it; None: over the candidates. p_typical is the largest of their roots.
     """
     depth, _, noise = candidates
     excess = excess_prominence(candidates)
@@ -127,7 +127,7 @@ def candidate_weights(candidates: Candidates, reach: Array, mean_square: Array |
 
 
 def excess_prominence(candidates: Candidates) -> Array:
-    """p_i [B,H,W,N] >= 0: what of the prominence noise does not explain."""
+    """p_i [B,H,W,N] >= 0: the prominence above that of noise."""
     return jnp.maximum(candidates.prominence - candidates.noise.reshape(1, 1, 1, -1), 0.0)
 
 

@@ -159,8 +159,8 @@ def sharp_composite(frames: Array, depth: Array, focus: Array) -> Array:
 def nearest_composite(frames: Array, depth: Array, focus: Array, reach: int = 4) -> Array:
     """`sharp_composite` at the nearest surface (the largest q) within `reach` pixels, rows and columns alike.
 
-    Around an occluding edge the frame that is focused on the nearer surface has the edge itself sharp; in the frame of
-    the farther one the nearer one's blur lies over it. So this is the picture in which the edge is where it is.
+    Around an occluding edge, the frame that is in focus on the nearer surface shows the edge sharp. In the frame of the
+    farther surface the blur of the nearer one lies over it. So this image has the edge in its true place.
     """
     margin = [(0, 0)] * (depth.ndim - 2) + [(reach, reach)] * 2
     nearest = window_max(jnp.pad(depth, margin, mode="edge"), 2 * reach + 1)

@@ -1,4 +1,4 @@
-"""The weighted median of a pixel's surroundings, guided by a picture: moves depth edges to where the picture has them.
+"""Weighted median filter guided by an image: moves depth edges to the edges of the image.
 
     m(p) = argmin_d sum_j w_j(p) |d - z_j|,   w_j(p) = c_j exp(-|I_j - I_p|^2 / (2 sigma^2) - |j - p|^2 / (2 reach^2))
 
@@ -46,8 +46,8 @@ def weighted_median(
     margin = [(0, 0)] * (z.ndim - 2) + [(radius, radius)] * 2
     values = jnp.pad(z, margin, mode="edge")
     weights = jnp.pad(confidence, margin)
-    picture = jnp.moveaxis(guide, -1, 0)
-    colours = jnp.pad(picture, [(0, 0), *margin])
+    image = jnp.moveaxis(guide, -1, 0)
+    colours = jnp.pad(image, [(0, 0), *margin])
 
     def shifted(x: Array, place: Array) -> Array:
         at = (0,) * (x.ndim - 2) + (radius + place[0], radius + place[1])
@@ -59,7 +59,7 @@ def weighted_median(
 
         def add(sums: list[Array], place: tuple[Array, Array]) -> tuple[list[Array], None]:
             where, closeness = place
-            away = ((shifted(colours, where) - picture) ** 2).sum(0)
+            away = ((shifted(colours, where) - image) ** 2).sum(0)
             weight = closeness * shifted(weights, where) * jnp.exp(-away / (2 * sigma**2))
             value = shifted(values, where)
             below = [jnp.where(value <= low + (i + 1) * step, weight, 0.0) for i in range(_PARTS - 1)]

@@ -1,4 +1,4 @@
-"""Convolutions and poolings as functions of arrays, lowered as suits the device. Volumes are [B,Z,H,W,C]."""
+"""Convolutions and poolings, each in the form that is quickest on the device. Volumes are [B,Z,H,W,C]."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jax import lax
 from dff_jax.types import Array
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
-_AT_ONCE = 2**20  # numbers; larger batches of pictures are gone through one by one
+_AT_ONCE = 2**20  # numbers; larger batches are processed image by image
 _UNIT = ("lhs_dilation", "rhs_dilation")
 _NDHWC = ("NDHWC", "DHWIO", "NDHWC")
 
@@ -53,9 +53,10 @@ def _backward(stride: int, padding: tuple[tuple[int, int], ...], saved: tuple[Ar
 
         return jnp.stack([jnp.stack([tap(i, j) for j in range(kx)]) for i in range(ky)])
 
-    if jax.device_count() > 1 or max(x.size, g.size) < _AT_ONCE:  # pictures of other devices are not to be fetched
+    # with several devices a scan over the batch would fetch the images of the others
+    if jax.device_count() > 1 or max(x.size, g.size) < _AT_ONCE:
         return dx, taps(padded, g)
-    # picture by picture, what the taps share stays near the processor
+    # image by image, what the taps share stays in the processor's cache
     add = lambda total, one: (total + taps(*(a[None] for a in one)), None)  # noqa: E731
     return dx, lax.scan(add, jnp.zeros((ky, kx, c, out), jnp.result_type(x, g)), (padded, g))[0]
 
@@ -83,14 +84,14 @@ def conv_upsampled(x: Array, kernel: Array) -> Array:
 
 
 def upsampled_conv_general(x: Array, kernel: Array, strides, padding, **options) -> Array:
-    """`conv_general` of x [B,H,W,C] enlarged to twice H and W by repetition, as suits the device; 3x3 and SAME."""
+    """`conv_general` of x [B,H,W,C] enlarged to twice H and W by repetition, by phases on CPU; 3x3 and SAME."""
     if jax.default_backend() == "cpu":
         return conv_upsampled(x, kernel)
     return conv_general(jnp.repeat(jnp.repeat(x, 2, 1), 2, 2), kernel, strides, padding, **options)
 
 
 def conv_general(x: Array, kernel: Array, strides, padding, **options) -> Array:
-    """`lax.conv_general_dilated`, by `conv_by_products` where that is the same and quicker."""
+    """`lax.conv_general_dilated`; by `conv_by_products` on CPU, where that computes the same."""
     plain = options.keys() <= {"dimension_numbers", "precision", "feature_group_count", *_UNIT}
     plain &= all(options.get(name) is None or set(options[name]) == {1} for name in _UNIT)
     plain &= options.get("feature_group_count", 1) == 1 and options.get("precision") is None and x.ndim == 4
@@ -115,7 +116,7 @@ def conv3d(x: Array, kernel: Array, stride: int = 1, dilation: int = 1) -> Array
 
 
 def conv3d_by_lax(x: Array, kernel: Array, stride: int = 1, dilation: int = 1) -> Array:
-    """`conv3d` as XLA has it."""
+    """`conv3d` by XLA's own convolution: the plain form."""
     by_axis = (1, dilation, dilation)
     padding = [(d * (k // 2), d * (k // 2)) for k, d in zip(kernel.shape[:3], by_axis, strict=True)]
     return lax.conv_general_dilated(
@@ -130,7 +131,7 @@ def conv3d_by_slices(x: Array, kernel: Array, stride: int = 1, dilation: int = 1
     """
     b, z, h, w, _ = x.shape
     if dilation > 1 and stride == 1 and h % dilation == w % dilation == 0:
-        # The pixels that a dilated kernel sees are a smaller picture: quicker, too
+        # the pixels that a dilated kernel reads form a smaller image, which is quicker
         d = dilation
         parts = jnp.moveaxis(x.reshape(b, z, h // d, d, w // d, d, -1), (3, 5), (0, 1))
         y = conv3d_by_slices(parts.reshape(d * d * b, *parts.shape[3:]), kernel)
@@ -181,7 +182,7 @@ def conv_transpose3d(x: Array, kernel: Array) -> Array:
 
 
 def conv_transpose3d_by_lax(x: Array, kernel: Array) -> Array:
-    """`conv_transpose3d` as XLA has it."""
+    """`conv_transpose3d` by XLA's own convolution: the plain form."""
     kz, *k = kernel.shape[:3]
     padding = [(kz // 2, kz // 2)] + [(n - 2, 2) for n in k]
     mirrored = jnp.flip(kernel, (0, 1, 2)).swapaxes(3, 4)

@@ -1,7 +1,7 @@
-"""What cameras and imperfect alignment do to the frames of a stack, one random draw for each stack.
+"""Camera faults and imperfect alignment, drawn at random once for each stack.
 
-In the order of the light: frames that do not quite lie on each other, light that falls off and changes, a sensor
-that softens; then (`compress`, after the noise) JPEG. Pure functions of a key, which can be mapped over stacks.
+In the order of the light: misaligned frames, vignetting and varying exposure, a soft sensor; then (`compress`, after
+the noise) JPEG. All are pure functions of a key, which can be mapped over stacks.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _DCT = np.cos(_CELL) * np.where(np.arange(_BLOCK) == 0, math.sqrt(1 / 8), 0.5)[:
 
 
 def apply_camera_faults(key: Array, frames: Array, config: CameraConfig) -> Array:
-    """Frames [Z,H,W,3] in [0,1] as a real camera gives them but for noise and compression; the truth stays."""
+    """Frames [Z,H,W,3] in [0,1] with the faults of a real camera, except noise and compression; the truth stays."""
     k_share, k_move, k_light, k_soft = random.split(key, 4)
     hit = random.uniform(k_share) < config.share
 
@@ -46,11 +46,11 @@ def apply_camera_faults(key: Array, frames: Array, config: CameraConfig) -> Arra
             seen = _soften(seen, config.softness * random.uniform(k_soft))
         return seen
 
-    return lax.cond(hit, faulty, lambda frames: frames, frames)  # one by one, most cost nothing
+    return lax.cond(hit, faulty, lambda frames: frames, frames)  # under lax.map the others cost nothing
 
 
 def _move(key: Array, frames: Array, shift: float, breathing: float) -> Array:
-    """Each frame moved and magnified about the centre; how much is drawn for the stack, and mostly it is little."""
+    """Each frame shifted and magnified about the centre, by amounts drawn for the stack, most of them small."""
     z, h, w, _ = frames.shape
     k_much, k_sign, k_frames = random.split(key, 3)
     much = random.uniform(k_much, (2,)) ** 2
@@ -67,7 +67,7 @@ def _move(key: Array, frames: Array, shift: float, breathing: float) -> Array:
 
 
 def _light(key: Array, frames: Array, vignetting: float, exposure: float) -> Array:
-    """Light falls off as cos^4 would towards the corners; the exposure wanders from frame to frame."""
+    """Vignetting, as by the cos^4 law, and an exposure that varies from frame to frame."""
     z, h, w, _ = frames.shape
     k_loss, k_much, k_frames = random.split(key, 3)
     y, x = jnp.linspace(-1, 1, h)[:, None], jnp.linspace(-1, 1, w)[None]
@@ -92,7 +92,7 @@ def _soften(frames: Array, sigma: Array) -> Array:
 
 
 def compress(key: Array, frames: Array, quality: tuple[int, int]) -> Array:
-    """Half of all stacks as JPEG of a drawn quality shows them, colour at half the resolution: [Z,H,W,3] in [0,1]."""
+    """Half of all stacks after JPEG compression of a random quality, [Z,H,W,3] in [0,1]; colour has half resolution."""
     k_half, k_quality = random.split(key)
     chosen = random.uniform(k_quality, minval=quality[0], maxval=quality[1])
     return lax.cond(random.bernoulli(k_half), partial(jpeg, quality=chosen), lambda frames: frames, frames)

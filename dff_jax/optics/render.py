@@ -45,10 +45,9 @@ class Aperture(NamedTuple):
     rotation: Array | float = 0.0  # of the polygon, radians
     softness: Array | float = 0.0  # width of the edge, as a share of the radius, beside the pixel's own
     rim: Array | float = 0.0  # brightness of the edge above the centre's: > 0 a ring, < 0 a bell
-    # 2 to MOST_VIEWS: as many points squared, on a square of twice the radius, as a refocused light field has them, in
-    # place of all shapes above; 0: none
+    # 2 to MOST_VIEWS: views x views points on a square of twice the radius, as in a refocused light field, in place of
+    # the shapes above; 0: none
     views: Array | float = 0.0
-
 
 
 def blur_kernels(radii: Array, max_radius: int, aperture: Aperture | None = None) -> Array:
@@ -150,7 +149,7 @@ def render_stack(
     rgb: Array, depth: Array, focus: Array, *, blur_per_q: Array | float, max_radius: int, num_layers: int,
     aperture: Aperture | None = None, layer_step: float | None = None,
 ) -> Array:
-    """Photographs a scene at several focus settings. Jitted; differentiable in rgb, depth, focus and blur_per_q.
+    """Renders a scene at several focus settings. Jitted; differentiable in rgb, depth, focus and blur_per_q.
 
     Args:
       rgb: [H,W,3] all-in-focus image, display-coded (sRGB), in [0,1].
@@ -158,10 +157,10 @@ def render_stack(
       focus: [Z] focus settings in q.
       blur_per_q: blur radius in pixels per unit of |q - focus|.
       max_radius: largest blur radius in pixels; larger ones are cut to it.
-      aperture: its shape, the same everywhere; None: a circle.
+      aperture: shape of the blur, the same everywhere; None: a circle.
       num_layers: L; choose it so that neighbouring layers differ by less than about a pixel of blur radius.
-      layer_step: where L layers would be nearer to each other than so many pixels of blur radius, there are fewer,
-        which takes less time where stacks are rendered one by one.
+      layer_step: least distance of two layers, in pixels of blur radius; a flat scene then has fewer layers than L,
+        which saves time where stacks are rendered one by one.
 
     Returns:
       [Z,H,W,3] frames, display-coded, in [0,1], without noise.

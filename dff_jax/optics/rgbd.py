@@ -1,4 +1,4 @@
-"""A real picture with its depth map as a scene to photograph: holes filled, then lens and noise."""
+"""Focal stacks from an RGB-D image: its holes are filled, then a lens and noise are applied."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def photograph(
 
     Args:
       key: of the noise.
-      rgb: [H,W,3] sharp picture, display-coded, float in [0,1].
+      rgb: [H,W,3] sharp image, display-coded, float in [0,1].
       depth: [H,W] q, finite everywhere (`fill_holes`).
       focus: [Z] q.
       blur_per_q: pixels of blur radius per unit of |q - focus|; may be traced, as may `noise`.

@@ -1,4 +1,4 @@
-"""Procedural worlds in the image of FlyingThings3D: objects that fly before a background, at many disparities.
+"""Procedural worlds after FlyingThings3D: objects that fly in front of a background, at many disparities.
 
 A world is a pure function of a PRNG key: jit it, vmap it, render it on the accelerator. Surfaces are slanted or
 curved, some structures are a few pixels thin, and textures (`textures`) are 1/f noise, dead leaves (cells), stripes,
@@ -35,7 +35,7 @@ class World(NamedTuple):
 
 
 class RenderedStack(NamedTuple):
-    """A photographed scene."""
+    """A rendered focal stack and its ground truth."""
 
     frames: Array  # [Z,H,W,3] in [0,1]
     focus: Array  # [Z] disparity, ascending
@@ -145,7 +145,7 @@ def make_world(key: Array, config: WorldConfig) -> World:
 
 
 class Lens(NamedTuple):
-    """What photographs a world."""
+    """The lens, sensor and focus settings by which a world is rendered."""
 
     focus: Array  # [Z] disparity, ascending
     blur_per_disparity: Array  # []
@@ -199,7 +199,7 @@ def _varied_settings(key: Array, config: WorldConfig) -> Array:
 
 @partial(jax.jit, static_argnames="config")
 def make_stack(key: Array, config: WorldConfig) -> RenderedStack:
-    """A random world photographed by a random lens: noisy frames, focus settings and ground truth.
+    """A random world rendered with a random lens: noisy frames, focus settings and ground truth.
 
     Jitted with `config` static; vmap over keys for a batch.
     """

@@ -1,6 +1,6 @@
 """Textures of procedural objects, each a pure function of the object's random numbers and pixel coordinates.
 
-Three sets: `flying`, in the image of FlyingThings3D, `natural`, which adds what photographs are full of: details of
+Three sets: `flying`, after FlyingThings3D; `natural`, which adds what photographs are full of: details of
 all sizes (dead leaves whose sizes follow a power law have the edges and the 1/f spectrum of natural images: Lee,
 Mumford and Huang, IJCV 2001), grain that runs in one direction, print on plain paper, and weak contrast; `printed` adds
 labels: writing, bar codes and dots on faces that show nothing else.

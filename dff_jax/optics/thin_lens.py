@@ -18,13 +18,7 @@ def circle_of_confusion(distance: Array, focus_distance: Array, focal_length: fl
     Zero for an object in focus, and linear in |1/distance - 1/focus_distance|.
     """
     aperture = focal_length / f_number
-    return (
-        aperture
-        * jnp.abs(distance - focus_distance)
-        / distance
-        * focal_length
-        / (focus_distance - focal_length)
-    )
+    return aperture * jnp.abs(distance - focus_distance) / distance * focal_length / (focus_distance - focal_length)
 
 
 def blur_per_diopter(focus_distance: float, focal_length: float, f_number: float, pixel_pitch: float) -> float:

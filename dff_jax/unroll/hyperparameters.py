@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 
 from dff_jax.types import Array
-from dff_jax.unroll.parameters import merge
 from dff_jax.unroll.problem import Problem
 
 StepSize = Callable[[dict[str, Any], Problem, Array], Array]  # (params, problem, k) -> eta, a scalar or [B,H,W]
@@ -29,12 +28,12 @@ class Settings(NamedTuple):
     eta: Array  # scalar or [B,H,W]
 
 
-def settings(params: tuple[Any, Any], problem: Problem, k: Array, step_size: StepSize) -> Settings:
-    """Parameters, lambda and eta of iteration k; `params` is (shared, this iteration's own)."""
-    merged = merge(params)
-    if "regularization" in merged:
-        problem = problem._replace(regularization=jax.nn.softplus(merged["regularization"]))
-    return Settings(merged, problem, step_size(merged, problem, k))
+def settings(shared: Any, own: Any, problem: Problem, k: Array, step_size: StepSize) -> Settings:
+    """Parameters, lambda and eta of iteration k. Its own parameters win over the shared ones; either may be None."""
+    params = {**(shared or {}), **(own or {})}
+    if "regularization" in params:
+        problem = problem._replace(regularization=jax.nn.softplus(params["regularization"]))
+    return Settings(params, problem, step_size(params, problem, k))
 
 
 def as_step_size(step_size: StepSize | float) -> StepSize:
@@ -57,16 +56,16 @@ def at_most(limit: float) -> Callable[[StepSize | float], StepSize]:
 
 
 def constant_step(eta: float) -> StepSize:
-    """The same eta for every iteration, whatever S: keeping it stable is the caller's part."""
+    """The same eta for every iteration, whatever S. The caller sees to it that it is stable."""
     return lambda params, problem, k: jnp.asarray(eta, problem.candidates.dtype)
 
 
 def stable(u: Array, problem: Problem) -> Array:
     """eta = u / (1 + u S), [B,H,W], for any u > 0: below 1 / S in every pixel, so that no step overshoots.
 
-    With it a gradient step is the exact prox of u times the data term, (D + u b) / (1 + u S). It is smooth: a hard
-    bound would be reached sooner or later, and from then on every step start at D(0) anew and S have no gradient.
-    The data term is diagonal, so a step size of its own for each pixel is a diagonal preconditioner.
+    With it a gradient step is the exact prox of u times the data term, (D + u b) / (1 + u S). The bound is smooth,
+    because beyond a hard one every step would start again from D(0), and S would get no gradient. The data term is
+    diagonal, so a step size for each pixel is a diagonal preconditioner.
     """
     return u / (1 + u * problem.S)
 

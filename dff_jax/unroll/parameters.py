@@ -15,12 +15,6 @@ import jax.numpy as jnp
 from dff_jax.types import Array
 
 
-def merge(params: tuple[Any, Any]) -> dict[str, Any]:
-    """(shared, own) as one dict; an iteration's own entries win. Either may be None."""
-    shared, own = params
-    return {**(shared or {}), **(own or {})}
-
-
 def stack_init(init: Callable[[Array], Any], key: Array, num_iterations: int) -> Any:
     """K independent initialisations of `init(key)`, leaves [K,...]: untied layers that differ from the start."""
     return jax.vmap(init)(jax.random.split(key, num_iterations))

@@ -27,7 +27,7 @@ class Problem(NamedTuple):
     candidates: Array  # [B,H,W,N] D_i
     weights: Array  # [B,H,W,N] W_i^2, >= 0
     regularization: Array | float = 0.1  # lambda, a scalar or [B,H,W] (or [B,1,1])
-    context: Any = None  # whatever the prox wants beside: features, a prior
+    context: Any = None  # what else the prox reads: features, a prior
     guide: Array | None = None  # [B,H,W] or [B,H,W,c], the image whose edges an edge-aware prox follows
     previous: Array | None = None  # [B,H,W] D(k-1), set by `solve` for the prox (12)
 

@@ -87,7 +87,7 @@ def solve(
 
     def step(state, theta):
         shared, own, problem, k = theta
-        params, problem, eta = settings((shared, own), problem, k, eta_of)
+        params, problem, eta = settings(shared, own, problem, k, eta_of)
         return scheme.update(params, state, problem._replace(previous=scheme.depth(state)), eta)
 
     def run(state, shared, problem, start, stop):
@@ -134,7 +134,7 @@ def solve(
         history = jnp.concatenate([history[:1], lax.stop_gradient(history[1:-1]), depth[None]])
     if return_history != "trace":
         return depth, history[1:]
-    settings_at = lambda k, own: settings((shared, own), problem, k, eta_of)  # noqa: E731
+    settings_at = lambda k, own: settings(shared, own, problem, k, eta_of)  # noqa: E731
     trace = make_trace(settings_at, scheme.regularizer, problem, per_iteration, history, taken)
     if K and (mode == "implicit" or tolerance is not None):
         trace = trace._replace(contraction=contraction(step, state, theta))
@@ -142,11 +142,7 @@ def solve(
 
 
 def _until(
-    step: Callable[[Any, Array], Any],
-    depth_of: Callable[[Any], Array],
-    state: Any,
-    most: int,
-    tolerance: float,
+    step: Callable[[Any, Array], Any], depth_of: Callable[[Any], Array], state: Any, most: int, tolerance: float,
     keep: bool,
 ) -> tuple[Any, Array | None, Array]:
     """Steps until none moves a pixel by more than `tolerance`: the state, the iterates [most,...], the steps taken.

@@ -56,7 +56,6 @@ def make_trace(
     else:
         step = share = jnp.zeros((0, *depth.shape[1:-2]), depth.dtype)
         weights = jnp.asarray(problem.regularization)[None]
-
     prior = None
     if regularizer is not None:
 

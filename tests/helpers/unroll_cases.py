@@ -62,7 +62,3 @@ def laplacian(height, width):
     down = sp.kron(line(height), sp.eye(width))
     right = sp.kron(sp.eye(height), line(width))
     return (down.T @ down + right.T @ right).tocsc()
-
-
-def assert_trees_close(a, b, rtol=1e-5, atol=1e-6):
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=atol), a, b)

@@ -3,13 +3,14 @@ tests 6 and 7), and the transformations of JAX around `solve`."""
 
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.sparse import diags
 from scipy.sparse.linalg import spsolve
-from unroll_cases import SCHEMES, assert_trees_close, conv_params, convolve, laplacian, make_problem
+from unroll_cases import SCHEMES, conv_params, convolve, laplacian, make_problem
 
 from dff_jax.unroll import (
     Problem,
@@ -86,9 +87,9 @@ def test_modes_that_must_agree_do(name, key):
     grad = lambda **options: jax.jit(jax.grad(lambda x: loss(x, K=4, **options)))(learned)  # noqa: E731
     reference = grad(gradient="backprop", unroll=1)
     for mode in ("remat", "auto", "truncated(4)", "truncated(9)"):
-        assert_trees_close(grad(gradient=mode), reference, rtol=1e-9, atol=1e-12)
+        chex.assert_trees_all_close(grad(gradient=mode), reference, rtol=1e-9, atol=1e-12)
     one, two = grad(gradient="truncated(1)"), grad(gradient="truncated(2)")
-    assert_trees_close(grad(gradient="jacobian_free"), one, rtol=1e-12, atol=1e-14)
+    chex.assert_trees_all_close(grad(gradient="jacobian_free"), one, rtol=1e-12, atol=1e-14)
     # each step further back changes something
     if name != "chambolle_pock":
         difference = lambda a, b: float(jnp.abs(a["prox"]["kernel"] - b["prox"]["kernel"]).max())  # noqa: E731
@@ -116,7 +117,7 @@ def test_truncated_stops_the_gradient_where_it_says(n, key):
                       gradient=f"truncated({n})")[0] ** 2).sum()  # fmt: skip
 
     expected = jax.grad(by_hand, (0, 1))(params, problem.candidates)
-    assert_trees_close(jax.grad(solved, (0, 1))(params, problem.candidates), expected, rtol=1e-9, atol=1e-12)
+    chex.assert_trees_all_close(jax.grad(solved, (0, 1))(params, problem.candidates), expected, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", [name for name in SCHEMES if name != "hqs"])  # whose map changes with k
@@ -177,7 +178,7 @@ def test_implicit_reaches_parameters_that_a_prox_closes_over(key):
                          num_iterations=100, gradient="implicit")  # fmt: skip
         return (depth**2).sum()
 
-    assert_trees_close(jax.grad(loss)(params, True), jax.grad(loss)(params, False), rtol=1e-9)
+    chex.assert_trees_all_close(jax.grad(loss)(params, True), jax.grad(loss)(params, False), rtol=1e-9)
 
 
 def test_without_a_contraction_implicit_falls_back_to_the_last_step(key):
@@ -219,7 +220,7 @@ def test_history_and_answer_carry_the_same_gradient(key):
                                    return_history=True)  # fmt: skip
             return ((history[-1] if last else depth) ** 2).sum()
 
-        assert_trees_close(jax.grad(loss)(params, True), jax.grad(loss)(params, False), rtol=1e-9)
+        chex.assert_trees_all_close(jax.grad(loss)(params, True), jax.grad(loss)(params, False), rtol=1e-9)
 
 
 def test_impossible_requests_are_named(key):

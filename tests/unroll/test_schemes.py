@@ -3,6 +3,7 @@ method.md section 7 (tests 1, 3, 4, 5, 8)."""
 
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -314,6 +315,27 @@ def test_identities_of_every_scheme(name, key):
     if name not in ("chambolle_pock",):
         still, _ = solve(SCHEMES[name](identity), problem, d0, step_size=0.3, num_iterations=3)
         np.testing.assert_allclose(still, d0, atol=1e-12)
+
+
+class UpdateTest(chex.TestCase):
+    @chex.variants(with_jit=True, without_jit=True)
+    def test_two_updates_by_hand_are_two_iterations_of_solve(self):
+        """`update` is a pure function, compiled or not; `solve` gives it params, lambda, D(k-1) and eta."""
+        problem = make_problem(jax.random.key(0), dtype=jnp.float64)
+        params = {"prox": conv_params(jax.random.key(1), jnp.float64)}
+        d0 = jnp.zeros((2, 5, 6))
+        for name, factory in SCHEMES.items():
+            scheme = factory(convolve)
+            update, state, iterates = self.variant(scheme.update), scheme.init(d0, problem), []
+            for k, raw in enumerate((-1.0, -2.0)):
+                eta = scheme.step_rule(0.2)(params, problem, jnp.int32(k))
+                given = problem._replace(regularization=jax.nn.softplus(raw), previous=scheme.depth(state))
+                state = update(params, state, given, eta)
+                iterates.append(scheme.depth(state))
+            own = {"regularization": jnp.array([-1.0, -2.0])}
+            _, history = solve(scheme, problem, d0, step_size=0.2, shared=params, per_iteration=own, num_iterations=2,
+                               return_history=True)  # fmt: skip
+            chex.assert_trees_all_close(history, jnp.stack(iterates), atol=1e-12, custom_message=name)
 
 
 @pytest.mark.parametrize("name", ["proximal_gradient", "fista", "admm", "exact_prox", "learned_gradient"])
