@@ -2,8 +2,8 @@
 
 Keys are "params/<module>/.../kernel" and "batch_stats/...". The metadata holds the format version, the
 model's config, what is known of the training (`info`) and checksums of the tensors and of these, which
-safetensors itself has not. safetensors is imported where a file is written or read: a bare accelerator image, which
-trains and measures only, need not have it.
+safetensors itself has not. safetensors and flax are imported where they are used: a machine that only trains need not
+have the one, and importing `predict` stays quick without the other.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 
 from dff_jax import config as configs
 from dff_jax.config import ModelConfig, Proximal
-from dff_jax.errors import ConfigError, InputError, WeightsError
+from dff_jax.errors import ConfigError, InputError, WeightsError, one_line
 from dff_jax.runtime.compile import read_cached, write_cached
 from dff_jax.types import Estimator, Variables
 
@@ -126,7 +126,7 @@ def read(path: str | Path) -> tuple[ModelConfig, dict[str, np.ndarray], dict[str
             metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}
     except Exception as error:  # SafetensorError, OSError, and what numpy says to types that it has not
-        raise WeightsError(f"{path}: not a safetensors file, or truncated ({_one_line(error)})") from None
+        raise WeightsError(f"{path}: not a safetensors file, or truncated ({one_line(error)})") from None
     if metadata.get("format") != FORMAT:
         raise WeightsError(f"{path}: a safetensors file, but not weights of dff-jax (no config inside)")
     if metadata.get("version") != VERSION:
@@ -142,10 +142,38 @@ def read(path: str | Path) -> tuple[ModelConfig, dict[str, np.ndarray], dict[str
         if not isinstance(info, dict):
             raise ConfigError("info: expected fields")
     except (KeyError, ValueError, RecursionError) as error:
-        raise WeightsError(f"{path}: the config inside cannot be used ({_one_line(error)})") from None
+        raise WeightsError(f"{path}: the config inside cannot be used ({one_line(error)})") from None
     if metadata.get("sha256_config", _checksum_text(metadata)) != _checksum_text(metadata):  # earlier files have none
         raise WeightsError(f"{path}: damaged, the checksum of its config does not match; copy it again")
-    return model, tensors, info
+    return model, migrate(model, tensors), info
+
+
+FIRST_CONVOLUTION = {
+    "gated_unet": "phi1/Conv_0/Conv_0/kernel", "residual_cnn": "Conv_0/Conv_0/kernel", "gru": "encode/Conv_0/kernel"
+}  # fmt: skip
+"""Of each proximal network."""
+
+
+def migrate(model: ModelConfig, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Tensors by flat key under today's names.
+
+    Files of before had one kernel [3,3,c,n] ([K,3,3,c,n] of untied networks) over all inputs of a proximal network: z,
+    F, eta, lambda, D(k-1), confidence, log P. What does not change between iterations has a kernel of its own now.
+    """
+    if not isinstance(model, Proximal) or model.prox not in FIRST_CONVOLUTION:
+        return tensors
+    first, static = f"params/prox/{FIRST_CONVOLUTION[model.prox]}", "params/prox/static/Conv_0/kernel"
+    if first not in tensors or static in tensors:
+        return tensors
+    from dff_jax.network.prox import LOOKUP_REACH
+
+    kernel = tensors[first]
+    confidence = 0 if model.prox_inputs == "equation_17" else 2
+    evidence = 2 * LOOKUP_REACH + 1 if model.prox_inputs == "with_lookup" else 0
+    features = kernel.shape[-2] - 4 - confidence - evidence
+    ends = [1, 1 + features, 4 + features, 4 + features + confidence]
+    z, F, others, S_and_V, log_P = np.split(kernel, ends, axis=-2)
+    return tensors | {first: np.concatenate([z, others, log_P], -2), static: np.concatenate([F, S_and_V], -2)}
 
 
 def fit(where: Any, tensors: Mapping[str, np.ndarray], model: ModelConfig, num_frames: int | None) -> Variables:
@@ -158,23 +186,15 @@ def fit(where: Any, tensors: Mapping[str, np.ndarray], model: ModelConfig, num_f
     want = {key: shape for key, shape in structure.items() if shape is not None}
     if complaint := differences(want, {key: x.shape for key, x in tensors.items()}):
         raise WeightsError(f"{where}: does not fit the network of its config: {complaint}")
-    return _nested(tensors, structure.keys() - want.keys())
+    return _tree(tensors, structure.keys() - want.keys())
 
 
-def _nested(tensors: Mapping[str, np.ndarray], empty: Iterable[str]) -> Variables:
-    """Tensors by flat key as a tree in float32, with the parts that have no parameters, which are `empty`."""
-    tree: dict[str, Any] = {}
-    for key, value in ({name: {} for name in empty} | _whole(tensors)).items():
-        *path, leaf = key.split("/")
-        node = tree
-        for name in path:
-            node = node.setdefault(name, {})
-        node[leaf] = value
-    return tree
+def _tree(tensors: Mapping[str, np.ndarray], empty: Iterable[str]) -> Variables:
+    """Tensors by flat key as a tree, float16 as float32, with the parts that have no parameters, which are `empty`."""
+    from flax.traverse_util import unflatten_dict
 
-
-def _whole(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {key: x.astype(np.float32) if x.dtype == np.float16 else x for key, x in tensors.items()}
+    whole = {key: x.astype(np.float32) if x.dtype == np.float16 else x for key, x in tensors.items()}
+    return unflatten_dict({key: {} for key in empty} | whole, sep="/")
 
 
 def identity(model: ModelConfig) -> str | None:
@@ -248,7 +268,7 @@ def load_named(spec: str | Path) -> tuple[Weights, str]:
         )
     if path == PRETRAINED_FILE:  # came with this code, and fits it (a test checks): no need to work that out
         model, tensors, info = read(path)
-        found = Weights(model, _nested(tensors, info.get("empty", ())), info)
+        found = Weights(model, _tree(tensors, info.get("empty", ())), info)
     else:
         found = load_weights(path)
     return found._replace(variables=jax.device_put(found.variables)), label
@@ -308,6 +328,3 @@ def shorten(items: list[str], most: int = 4) -> str:
     rest = f" and {len(items) - most} more" if len(items) > most else ""
     return ", ".join(items[:most]) + rest
 
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

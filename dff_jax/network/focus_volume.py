@@ -6,6 +6,7 @@ After DFV (Yang, Huang and Zhou, CVPR 2022), whose four cost maps are averaged h
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -109,7 +110,7 @@ class Residual3d(nn.Module):
 class DecoderBlock(nn.Module):
     """One level of the 3-D decoder: [B,Z,h,w,c] -> score [B,Z,h,w] and, unless finest, features at twice the size.
 
-    Without `with_score` the score is None and costs nothing; its parameters stay, under the same names.
+    Without `with_score` the score is None and is not computed; its parameters stay, under the same names.
     """
 
     features: int
@@ -153,15 +154,20 @@ def measure_logits(frames: Array) -> Array:
     return logs - logs.mean(1, keepdims=True)
 
 
+class Scores(NamedTuple):
+    """How sharp each frame is at each pixel, as logits."""
+
+    volume: Array  # [B,Z,H,W] F over the real frames
+    scales: tuple[Array, ...]  # with candidate_source="per_scale" the maps whose mean F is, finest first; else none
+
+
 class FocusVolume(nn.Module):
-    """Frames [B,Z,H,W,3] in [0,1], H and W multiples of 32 -> F over the real frames, [B,Z,H,W] (logits), and, with
-    candidate_source="per_scale", the score maps [B,Z,H,W] whose mean F is, finest first (else none).
-    """
+    """Frames [B,Z,H,W,3] in [0,1], H and W multiples of 32 -> Scores."""
 
     config: Proximal
 
     @nn.compact
-    def __call__(self, frames: Array, train: bool) -> tuple[Array, list[Array]]:
+    def __call__(self, frames: Array, train: bool) -> Scores:
         c = self.config
         b, z, h, w, _ = frames.shape
         flat = normalize(frames, c.input_range).astype(c.dtype).reshape(b * z, h, w, 3)
@@ -197,23 +203,18 @@ class FocusVolume(nn.Module):
             prior = measures @ scale
             volume = MEASURE_GAIN * (volume + prior)
             scores = [MEASURE_GAIN * (score + prior) for score in scores]
-        return volume, scores
+        return Scores(volume, tuple(scores))
 
 
-def resample_planes(volume: Array, t: Array, num_planes: int) -> Array:
-    """F over the real frames -> F over C planes uniform in t, by linear interpolation along the focus axis.
+def focus_volume(
+    config: Proximal, params: dict, batch_stats: dict, frames: Array, train: bool
+) -> tuple[Scores, dict]:
+    """F (1-3) and the batch statistics, updated when training.
 
     Args:
-      volume: [B,Z,H,W].
-      t: [B,Z] unit coordinate of the frames, ascending from 0 to 1.
-      num_planes: C.
-
-    Returns:
-      [B,H,W,C]. With Z = C and uniform spacing this is the identity.
+      params, batch_stats: of `FocusVolume`.
+      frames: [B,Z,H,W,3] in [0,1], H and W multiples of 32.
     """
-    planes = jnp.linspace(0.0, 1.0, num_planes)[None, None]  # [1,1,C]
-    t = t[..., None]  # [B,Z,1]
-    left = jnp.concatenate([t[:, :1] - 1, t[:, :-1]], 1)
-    right = jnp.concatenate([t[:, 1:], t[:, -1:] + 1], 1)
-    shares = jnp.clip(jnp.minimum((planes - left) / (t - left), (right - planes) / (right - t)), 0.0, 1.0)
-    return jnp.einsum("bzhw,bzc->bhwc", volume, shares)
+    variables = {"params": params, "batch_stats": batch_stats}
+    scores, changed = FocusVolume(config).apply(variables, frames, train, mutable=["batch_stats"])
+    return scores, changed.get("batch_stats", {}) if train else batch_stats

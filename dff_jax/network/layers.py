@@ -31,6 +31,12 @@ he_fan_in = nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal")
 he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
+def he_beside(own: int, beside: int) -> Callable:
+    """`he_fan_in` for a kernel over `own` channels whose output is added to that of another over `beside` channels."""
+    return nn.initializers.variance_scaling(2.0 * own / (own + beside), "fan_in", "truncated_normal")
+
+
+
 DEVICE_AXIS = "devices"
 """The axis over which `jax.pmap` splits a batch in training: norms average over it where it is bound."""
 
@@ -85,8 +91,8 @@ class _KernelAndBias(nn.Module):
 class Conv(nn.Module):
     """2-D convolution of [..., H, W, C], padded by kernel // 2 on each side (as PyTorch's).
 
-    Of several arrays it is the convolution of what they are side by side, in the type of the first. With `upsample`
-    (3x3, stride 1, no bias) of the picture enlarged to twice the size by repetition.
+    Several arrays are convolved as if they lay side by side, in the type of the first. With `upsample` (3x3, stride 1,
+    no bias) the image is enlarged to twice the size by repetition first.
     """
 
     features: int

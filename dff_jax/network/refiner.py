@@ -1,4 +1,4 @@
-"""The depth refiner F_ref (15): what to add to the unroll's answer."""
+"""The depth refiner F_ref (15) and its T steps (16): Dhat(t+1) = Dhat(t) + F_ref(cat(Dhat(t), F))."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from dff_jax.config import Proximal
+from dff_jax.focus_axis import to_unit_coordinate
 from dff_jax.network.layers import ACTIVATIONS, Conv, channels, he_fan_in, torch_default
 from dff_jax.types import Array
+from dff_jax.unroll import Problem
 
 GAP_SCALE = 4.0  # brings the distance of two settings to about one where they are few
 
@@ -42,3 +44,29 @@ class Refiner(nn.Module):
             x = ACTIVATIONS[c.activation](Conv(channels(32, c.head_width), kernel_init=he_fan_in)(x))
         last = nn.initializers.zeros if c.prox_output == "residual" else torch_default
         return Conv(1, kernel_init=last, name="output")(x)[..., 0].astype(jnp.float32)
+
+
+def refiner_features(config: Proximal, depth: Array, problem: Problem, focus: Array) -> Array:
+    """What F_ref sees beside the depth, [B,H,W,c]: F, and by `config.refiner_inputs` the candidates and the settings.
+
+    Args:
+      depth: [B,H,W] in the working coordinate.
+      problem: its context has `features`.
+      focus: [B,Z] in q.
+    """
+    parts = [problem.context.features]
+    if config.refiner_inputs != "depth_volume":
+        parts.append(problem.candidates)
+    if config.refiner_inputs == "with_settings":
+        parts.append(between_settings(depth, to_unit_coordinate(focus, focus)))
+    return jnp.concatenate(parts, -1)
+
+
+def refine(config: Proximal, params: dict, depth: Array, problem: Problem, focus: Array) -> Array:
+    """Dhat(1)..Dhat(T) from Dhat(0) = depth, [B,T,H,W] (15, 16); `params` are the estimator's."""
+    refined = []
+    for _ in range(config.refiner_steps):
+        features = refiner_features(config, depth, problem, focus)
+        depth = depth + Refiner(config).apply({"params": params["refiner"]}, depth, features)
+        refined.append(depth)
+    return jnp.stack(refined, 1) if refined else depth[:, None][:, :0]

@@ -5,22 +5,19 @@ import itertools
 import sys
 import textwrap
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import lax
+from networks import random_like
 
 from dff_jax import config as cfg
 from dff_jax import estimators
 from dff_jax.errors import ConfigError
-from dff_jax.estimators.unrolled import NETWORKS, Context, build_unroll
+from dff_jax.estimators.unrolled import build_unroll
 from dff_jax.estimators.weights import load_weights, save_weights
-from dff_jax.network.context import ContextHeads, PixelContext, has_context
-from dff_jax.network.focus_volume import FocusVolume
-from dff_jax.network.recurrent import RecurrentUpdate
-from dff_jax.network.residual import ResidualCnn
+from dff_jax.network.layers import Conv
+from dff_jax.network.prox import NETWORKS, Context, ContextHeads, PixelContext, has_context
 from dff_jax.unroll import PROXES, SCHEMES, Problem, initial_depth
 
 TINY = dataclasses.replace(cfg.tiny(), width=0.13, head_width=0.13, num_iterations=2)
@@ -75,7 +72,7 @@ def small_problem(config, trained=True, size=12):
     guide = jnp.asarray(rng.uniform(size=(2, size, size, 3)), jnp.float32)
 
     def problem_of(params, unroll):
-        pixel = PixelContext(None, None, None)
+        pixel = PixelContext()
         if has_context(config):
             pixel = ContextHeads(config).apply({"params": params["context"]}, features)
         raw = pixel.regularization
@@ -101,23 +98,6 @@ def quick(function):
     return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
 
 
-def random_like(shapes):
-    """Weights far from initialisation, where zero-initialised layers hide mistakes, without compiling anything."""
-    rng = np.random.default_rng(5)
-
-    def draw(path, x):
-        if path[-1].key in ("scale", "measure_scale", "var"):  # of norms
-            return (1 + 0.1 * rng.random(x.shape)).astype(np.float32)
-        fan_in = np.prod(x.shape[:-1]) if path[-1].key == "kernel" else 4
-        value = rng.normal(size=x.shape) / np.sqrt(fan_in)
-        names = [key.key for key in path]
-        if names[-1] == "regularization" or names[-4:] == ["regularization", "Conv_2", "Conv_0", "bias"]:
-            value = value - 4  # lambda about 0.02: total variation has not yet flattened everything
-        return value.astype(np.float32)
-
-    return jax.tree.map_with_path(draw, shapes)
-
-
 def dead(gradients):
     """Names of the parameters without a gradient; all gradients have to be finite."""
     gradients = jax.tree.leaves_with_path(jax.device_get(gradients))
@@ -125,8 +105,13 @@ def dead(gradients):
     return [jax.tree_util.keystr(path) for path, g in gradients if not np.abs(g).max() > 0]
 
 
+def solved(unroll, params, problem_of, num_iterations, history=False):
+    problem = problem_of(params, unroll)
+    return unroll.solve(params, problem, initial_depth(problem), num_iterations, history)
+
+
 def run(unroll, params, problem_of, num_iterations, history=False):
-    return quick(lambda params: unroll.solve(params, problem_of(params, unroll), num_iterations, history))(params)
+    return quick(lambda params: solved(unroll, params, problem_of, num_iterations, history))(params)
 
 
 def names_of(tree):
@@ -153,7 +138,7 @@ def test_every_variant_has_gradients(change):
     unroll, params, problem_of = small_problem(config)
 
     def loss(params):
-        depth, _ = unroll.solve(params, problem_of(params, unroll), 2, False)
+        depth, _ = solved(unroll, params, problem_of, 2)
         return ((depth - 2.0) ** 2).mean()
 
     found = dead(quick(jax.grad(loss))(params))
@@ -174,12 +159,18 @@ def test_untrained_residual_networks_stay_at_d0(prox):
         np.testing.assert_allclose(depth, initial_depth(problem_of(params, unroll)), atol=1e-6)
 
 
+def test_untied_layers_differ():
+    _, params, _ = small_problem(dataclasses.replace(TINY, tied=False), trained=False)
+    for kernel in (params["prox"]["static"]["Conv_0"]["kernel"], params["prox"]["phi1"]["Conv_0"]["Conv_0"]["kernel"]):
+        assert kernel.shape[0] == 2 and jnp.abs(kernel[0] - kernel[1]).max() > 1e-3
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_iterations_at_call_time(tied):
     """K = 0 is D(0) bit for bit; 1 and 2 are prefixes of 5; beyond the trained K the last slice repeats."""
     config = dataclasses.replace(TINY, prox="gru", tied=tied, regularization="learned_per_iteration")
     unroll, params, problem_of = small_problem(config)
-    zero, _ = unroll.solve(params, problem_of(params, unroll), 0, False)
+    zero, _ = solved(unroll, params, problem_of, 0)
     np.testing.assert_array_equal(zero, initial_depth(problem_of(params, unroll)))
     one, _ = run(unroll, params, problem_of, 1)
     five, history = run(unroll, params, problem_of, 5, True)
@@ -200,19 +191,22 @@ def test_the_recurrent_prox_remembers_and_starts_from_the_context():
     config = dataclasses.replace(TINY, prox="gru", step_size="constant")
     unroll, params, problem_of = small_problem(config)
     problem = problem_of(params, unroll)
-    solve = lambda p, K: unroll.solve(params, p, K, True)[1]  # noqa: E731
+    solve = lambda p, K: unroll.solve(params, p, initial_depth(p), K, True)[1]  # noqa: E731
     two = solve(problem, 2)
     forgetful = problem._replace(context=problem.context._replace(hidden=jnp.zeros_like(problem.context.hidden)))
     assert jnp.abs(solve(forgetful, 1)[0] - two[0]).max() > 1e-3
     assert jnp.abs(problem.context.hidden).max() < 1
-    net = RecurrentUpdate(config)
+    net = NETWORKS["gru"](config)
 
     def prox(z, previous, hidden):
         shape = (*z.shape, 1)
         eta, weight = jnp.full(shape, config.step_size_init), jnp.full(shape, config.regularization_init)
         c = problem.context
-        x = jnp.concatenate([z[..., None], c.features, eta, weight, previous[..., None], c.confidence], -1)
-        answer, hidden = net.apply({"params": params["prox"]}, x, hidden)
+        x = jnp.concatenate([z[..., None], eta, weight, previous[..., None]], -1)
+        static = Conv(hidden.shape[-1], use_bias=False).apply(
+            {"params": params["prox"]["static"]}, jnp.concatenate([c.features, c.confidence], -1)
+        )
+        answer, hidden = net.apply({"params": params["prox"]}, x, static, hidden)
         return z + answer, hidden
 
     d, hidden = initial_depth(problem), problem.context.hidden
@@ -220,51 +214,6 @@ def test_the_recurrent_prox_remembers_and_starts_from_the_context():
         z = d - config.step_size_init * (problem.S * d - problem.b)
         d, hidden = prox(z, d, hidden)
         np.testing.assert_allclose(d, two[k], rtol=1e-4, atol=1e-4)
-
-
-def conv(p, x):
-    y = lax.conv_general_dilated(x, p["Conv_0"]["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-    return y + p["Conv_0"]["bias"].reshape(1, 1, 1, -1)
-
-
-def test_recurrent_update_is_a_convolutional_gru(key):
-    x, h = jax.random.normal(key, (1, 6, 7, 5)), jnp.tanh(jax.random.normal(key, (1, 6, 7, 4)))
-    net = RecurrentUpdate(dataclasses.replace(TINY, activation="relu"))
-    p = random_like(jax.eval_shape(net.init, key, x, h)["params"])
-    answer, new = net.apply({"params": p}, x, h)
-    e = nn.relu(conv(p["encode"], x))
-    u, r = jnp.split(jax.nn.sigmoid(conv(p["gates"], jnp.concatenate([h, e], -1))), 2, -1)
-    q = jnp.tanh(conv(p["propose"], jnp.concatenate([r * h, e], -1)))
-    expected = h + u * (q - h)
-    np.testing.assert_allclose(new, expected, atol=1e-5)
-    np.testing.assert_allclose(answer, conv(p["output"], nn.relu(conv(p["head"], expected)))[..., 0], atol=1e-5)
-
-
-def test_residual_cnn_is_four_convolutions(key):
-    z = jax.random.normal(key, (1, 20, 20, 5))
-    net = ResidualCnn(dataclasses.replace(TINY, activation="relu", head_width=1.0))
-    p = random_like(jax.eval_shape(net.init, key, z)["params"])
-    x = z
-    for i in range(3):
-        assert p[f"Conv_{i}"]["Conv_0"]["kernel"].shape[-1] == 32
-        x = nn.relu(conv(p[f"Conv_{i}"], x))
-    np.testing.assert_allclose(net.apply({"params": p}, z), conv(p["output"], x)[..., 0], rtol=1e-4, atol=1e-4)
-
-
-def test_pixel_maps_start_at_the_configured_values_and_follow_the_features(key):
-    config = dataclasses.replace(
-        TINY, step_size="per_pixel", regularization="per_pixel", step_size_init=0.7, regularization_init=0.02
-    )
-    features = jax.random.normal(key, (1, 9, 8, 5))
-    net = ContextHeads(config)
-    params = quick(net.init)(key, features)["params"]
-    maps = net.apply({"params": params}, features)
-    u = jax.nn.softplus(maps.step_size)
-    np.testing.assert_allclose(u / (1 + u), 0.7, rtol=1e-5)  # eta where S = 1
-    np.testing.assert_allclose(jax.nn.softplus(maps.regularization), 0.02, rtol=1e-4)
-    assert maps.hidden is None
-    moved = net.apply({"params": random_like(params)}, features)
-    assert moved.step_size.std() > 1e-3 and moved.regularization.std() > 1e-3
 
 
 def test_learned_step_sizes_are_kept_stable():
@@ -306,7 +255,7 @@ def test_gradient_mode_reaches_the_solver():
         unroll, params, problem_of = small_problem(config)
 
         def loss(params, unroll=unroll, problem_of=problem_of):
-            return (unroll.solve(params, problem_of(params, unroll), 2, False)[0] ** 2).mean()
+            return (solved(unroll, params, problem_of, 2)[0] ** 2).mean()
 
         value, gradients = quick(jax.value_and_grad(loss))(params)
         found[mode] = value, gradients["unroll"]["per_iteration"]["step_size"]
@@ -425,22 +374,7 @@ def test_a_users_scheme_with_parameters_in_a_whole_estimator(user_module, tmp_pa
 def test_a_users_scheme_has_gradients_for_its_parameters(user_module):
     config = dataclasses.replace(TINY, scheme="my_variants:heavy_ball", prox="residual_cnn")
     unroll, params, problem_of = small_problem(config)
-    loss = lambda p: (unroll.solve(p, problem_of(p, unroll), 3, False)[0] ** 2).mean()  # noqa: E731
+    loss = lambda p: (solved(unroll, p, problem_of, 3)[0] ** 2).mean()  # noqa: E731
     assert not dead(quick(jax.grad(loss))(params))
 
 
-def test_the_focus_volume_is_the_mean_of_its_scores_finest_first():
-    config = dataclasses.replace(TINY, candidate_source="per_scale", measure_prior="log_sml")
-    net = FocusVolume(config)
-    frames, _ = stack()
-    variables = random_like(jax.eval_shape(lambda key: net.init(key, frames, False), jax.random.key(0)))
-    apply = quick(lambda variables: net.apply(variables, frames, False))
-    volume, scores = jax.device_get(apply(variables))
-    assert len(scores) == 4
-    np.testing.assert_allclose(volume, sum(scores) / 4, rtol=1e-4, atol=1e-3)
-    # without the prior each is bilinear between the pixels of its own level: fewer and fewer kinks
-    params = {**variables["params"], "measure_scale": np.zeros(3, np.float32)}
-    _, scores = jax.device_get(apply({**variables, "params": params}))
-    bends = [np.abs(np.diff(score, 2, axis=-1)) for score in scores]
-    kinks = [float((bend > 1e-3 * bend.max()).mean()) for bend in bends]
-    assert kinks[0] > 1.5 * kinks[1] > 1.5**2 * kinks[2] > 1.5**3 * kinks[3] > 0, kinks

@@ -214,7 +214,7 @@ def test_flat_keys_become_flaxs_tree():
 
     flat = {"params/a/kernel": np.ones(2, np.float16), "params/b": np.zeros(1, np.float32)}
     expected = unflatten_dict(flat | {"batch_stats": empty_node, "params/c/d": empty_node}, sep="/")
-    found = weights_module._nested(flat, ["batch_stats", "params/c/d"])
+    found = weights_module._tree(flat, ["batch_stats", "params/c/d"])
     assert jax.tree.structure(found) == jax.tree.structure(expected)
     assert found["params"]["c"] == {"d": {}} and found["batch_stats"] == {}
     assert found["params"]["a"]["kernel"].dtype == np.float32

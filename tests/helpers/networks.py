@@ -33,3 +33,20 @@ def _array(rng: np.random.Generator, name: str, shape: Any) -> Any:
         gain = math.sqrt(2 / max(1, math.prod(shape.shape[:-1])))
         return np.float32(gain * rng.standard_normal(shape.shape))
     return np.full(shape.shape, 1.0 if leaf in ("scale", "var") else 0.0, np.float32)
+
+
+def random_like(shapes: Any) -> Any:
+    """Arrays for a tree of shapes: far from initialisation, where zero-initialised layers hide mistakes."""
+    rng = np.random.default_rng(5)
+
+    def draw(path, x):
+        if path[-1].key in ("scale", "measure_scale", "var"):  # of norms
+            return (1 + 0.1 * rng.random(x.shape)).astype(np.float32)
+        fan_in = math.prod(x.shape[:-1]) if path[-1].key == "kernel" else 4
+        value = rng.normal(size=x.shape) / np.sqrt(fan_in)
+        names = [key.key for key in path]
+        if names[-1] == "regularization" or names[-4:] == ["regularization", "Conv_2", "Conv_0", "bias"]:
+            value = value - 4  # lambda about 0.02: total variation has not yet flattened everything
+        return value.astype(np.float32)
+
+    return jax.tree.map_with_path(draw, shapes)

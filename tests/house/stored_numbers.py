@@ -147,11 +147,14 @@ def losses(model, loss, shapes: dict[str, list[int]]) -> list[float]:
     """The loss of each of ten training steps, from the weights of the formula."""
     from flax.traverse_util import empty_node, flatten_dict, unflatten_dict
 
+    from dff_jax.estimators.weights import migrate
+
     estimator = estimators.build(model)
     data = batch()
     tree = jax.eval_shape(estimator.init, jax.random.key(0), data.frames, data.focus)
     flat = flatten_dict(tree, sep="/", keep_empty_nodes=True)
-    given = unflatten_dict({k: v for k, v in flat.items() if v is empty_node} | weights(shapes), sep="/")
+    empty = {name: x for name, x in flat.items() if x is empty_node}
+    given = unflatten_dict(empty | migrate(model, weights(shapes)), sep="/")
     optimizer = optimizers.build(OptimizerConfig(), 1000)
     params = jax.tree.map(jnp.asarray, given["params"])
     stats = jax.tree.map(jnp.asarray, given.get("batch_stats", {}))

@@ -1,4 +1,4 @@
-"""The head that learns the error to expect."""
+"""Confidence: the error to expect, from the spread or learned."""
 
 import dataclasses
 
@@ -7,13 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import training_fakes as fakes
+from networks import random_like, variables
 
 from dff_jax import config as configs
 from dff_jax import estimators
 from dff_jax.config import LossConfig
 from dff_jax.errors import ConfigError
+from dff_jax.network.confidence import ExpectedError, confidence, error_features
+from dff_jax.network.planes import VolumeFeatures
 from dff_jax.training.objective import objective
 from dff_jax.types import CONFIDENCE_SCALE, Prediction, confidence_of_error, error_of_confidence
+from dff_jax.unroll import Problem
 
 MODEL = dataclasses.replace(
     configs.tiny(), width=0.125, head_width=0.125, num_iterations=1, num_planes=4, uncertainty="learned"
@@ -51,19 +55,20 @@ def test_the_likelihood_is_best_where_the_expected_error_is_the_real_one():
 def network():
     estimator = estimators.build(MODEL)
     batch = jax.tree.map(jnp.asarray, fakes.batch(1, num_frames=4, side=32))
-    variables = estimator.init(jax.random.key(0), batch.frames, batch.focus)
-    return estimator, variables, batch
+    given = variables(estimator)
+    head = given["params"]["expected_error"]["head"]["Conv_2"]["Conv_0"]
+    head["kernel"], head["bias"] = np.zeros_like(head["kernel"]), np.full_like(head["bias"], -3.0)
+    return estimator, given, batch
 
 
 def test_the_head_changes_nothing_but_confidence_and_learns_alone(network):
-    estimator, variables, batch = network
-    params, stats = variables["params"], variables["batch_stats"]
+    estimator, given, batch = network
+    params, stats = given["params"], given["batch_stats"]
 
     @jax.jit
     def gradient(params, weight):
         def loss(params, weight):
-            given = {"params": params, "batch_stats": stats}
-            found, _ = estimator.apply(given, batch.frames, batch.focus, train=True)
+            found, _ = estimator.apply({"params": params, "batch_stats": stats}, batch.frames, batch.focus, train=True)
             plain = objective(found, batch, LossConfig(), "unit").loss
             with_it = objective(found, batch, LossConfig(uncertainty=1.0), "unit").loss
             return plain + weight * (with_it - plain), found
@@ -84,3 +89,23 @@ def test_the_head_changes_nothing_but_confidence_and_learns_alone(network):
 def test_raw_coordinates_have_no_learned_uncertainty():
     with pytest.raises(ConfigError, match="model.uncertainty"):
         dataclasses.replace(configs.paper(), uncertainty="learned")
+
+
+def test_spread_and_learned_confidence_by_hand(key):
+    """exp(-10 sqrt(spread + 2 V / S)), the second in shares of the range; a learned head starts at a twentieth."""
+    draw = lambda *shape: jax.random.uniform(key, (1, 6, 7, *shape))  # noqa: E731
+    seen = VolumeFeatures(draw(5), draw(), None, 0.01 * draw(), draw(3))
+    problem = Problem(10 * draw(2), 0.1 + draw(2))
+    D, W = np.asarray(problem.candidates), np.asarray(problem.weights)
+    mean = (D * W).sum(-1) / W.sum(-1)
+    variance = (W * (D - mean[..., None]) ** 2).sum(-1) / W.sum(-1)
+    spread = dataclasses.replace(MODEL, uncertainty="spread")
+    found = confidence(spread, {}, seen, problem, draw(), jnp.full((1, 1, 1), 20.0))
+    np.testing.assert_allclose(found, np.exp(-10 * np.sqrt(seen.spread + variance / 400)), rtol=1e-4)
+    features = error_features(seen, problem, draw())
+    assert features[1].shape == (1, 6, 7, 5)
+    params = {"expected_error": ExpectedError(MODEL).init(key, *features)["params"]}
+    found = confidence(MODEL, params, seen, problem, draw(), 1.0)
+    np.testing.assert_allclose(found, np.exp(-10 * (0.001 + 0.999 / (1 + np.exp(3.0)))), rtol=1e-4)
+    found = confidence(MODEL, random_like(params), seen, problem, draw(), 1.0)
+    assert found.std() > 0.01 * found.mean() and found.min() > 0 and found.max() < 1
