@@ -216,9 +216,9 @@ def evaluate_to_folder(
         numbers = paper.choose_stacks(layout, total, figure_stacks)
         few = dataclasses.replace(source, length=len(numbers), read=lambda i: source.read(numbers[i]))
 
-    pictures = Path(output) / "figures"
+    folder = Path(output) / "figures"
     check_output(output, (*tables.FILES, page.FILE))
-    check_output(pictures, (*figures.FILES, *paper.FILES))
+    check_output(folder, (*figures.FILES, *paper.FILES))
     meta = {
         "spec": str(spec),
         "label": loaded.label,
@@ -257,7 +257,7 @@ def evaluate_to_folder(
             columns.append(paper.column(name, batch, answer, depths, source.unit, loaded.label))
         results["meta"]["figure"] = {"file": f"figures/{layout.file}", "stacks": [one.name for one in columns]}
     pages: dict[int, Shown] = {}
-    with staged_output(output, last="metrics.json") as staging, staged_output(pictures) as drawn:
+    with staged_output(output, last="metrics.json") as staging, staged_output(folder) as drawn:
         if evaluation is not None:
             figures.write(drawn, evaluation)
         for i, name, batch, (answer, *others) in drawn_again:
@@ -274,7 +274,7 @@ def evaluate_to_folder(
             paper.save(drawn / layout.file, layout, columns)
         stale = {*figures.FILES, *paper.FILES} - {path.name for path in drawn.iterdir()}
     for name in stale:  # of an earlier evaluation, of more or of other stacks
-        (pictures / name).unlink(missing_ok=True)
+        (folder / name).unlink(missing_ok=True)
     if not pages:
         (Path(output) / page.FILE).unlink(missing_ok=True)
     return results

@@ -1,4 +1,4 @@
-"""The compiled programs of an evaluation, and the way of a batch to the device. One picture size is one program."""
+"""The compiled programs of an evaluation, and the way of a batch to the device. One image size is one program."""
 
 from __future__ import annotations
 
