@@ -14,12 +14,11 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 
 from dff_jax.errors import InputError
 from dff_jax.evaluation import metrics
+from dff_jax.types import Array
 
 ROUNDING = 1e-6
 """Bounds are widened by this share: truth in metres comes back from diopters with a rounding error."""
@@ -152,49 +151,28 @@ def find(name: str | None, unit: str | None = None) -> Convention:
     return found
 
 
-def measure(
-    prediction: jax.Array, truth: jax.Array, valid: jax.Array, focus: jax.Array, convention: Convention
-) -> tuple[metrics.Sums, ...]:
-    """Sums and counts per stack for each variant. Pure; under jit `convention` is static.
+def measure(p: Array, g: Array, valid: Array, focus: Array, convention: Convention) -> tuple[metrics.Sums, ...]:
+    """Sums and counts of each stack for each variant. Pure; under jit `convention` is static.
 
     Args:
-      prediction, truth: [B,H,W] float32, in the unit of the dataset.
+      p, g: [B,H,W] float32, prediction and truth in the unit of the dataset.
       valid: [B,H,W] bool, where truth holds.
       focus: [B,2] lowest and highest focus setting of each stack, in the unit of the dataset.
     """
-    if not convention.variants:
-        return ()
-    numbers = np.array([_numbers(variant) for variant in convention.variants], np.float32)
-    found = _measure_all(prediction, truth, valid, focus, numbers)
-    return tuple(jax.tree.map(lambda x, i=i: x[i], found) for i in range(len(convention.variants)))
+    return tuple(_measure(variant, p, g, valid, focus) for variant in convention.variants)
 
 
-@jax.jit
-def _measure_all(prediction, truth, valid, focus, numbers) -> metrics.Sums:
-    """One body for all variants, run one after the other: compiled once, and the temporaries of one at a time."""
-    return jax.lax.map(lambda row: _measure_one(prediction, truth, valid, focus, row), numbers)
-
-
-def _numbers(variant: Variant) -> tuple[float, ...]:
-    """A variant as one row of numbers, infinite where it sets no bound."""
-    low, high = (bound - sign * ROUNDING * abs(bound) for sign, bound in ((1, variant.low), (-1, variant.high)))
-    mapped, clipped = variant.map_from is not None, variant.clip is not None
-    start, end = variant.map_from or (0.0, 1.0)
-    below, over = variant.clip or (0.0, 0.0)
-    return (
-        variant.above, low if math.isfinite(low) else -math.inf, high if math.isfinite(high) else math.inf,
-        mapped, start, end, variant.align, clipped, below, over, variant.shift,
-    )  # fmt: skip
-
-
-def _measure_one(p, g, valid, focus, numbers) -> metrics.Sums:
-    above, low, high, mapped, start, end, align, clipped, below, over, shift = numbers
-    region = valid & (g > above) & (g >= low) & (g <= high)
-    share = (p - start) / (end - start)
-    p = jnp.where(mapped > 0, focus[:, :1, None] + share * (focus[:, 1:, None] - focus[:, :1, None]), p)
-    p = jnp.where(align > 0, metrics.fit(p, g, region), p)
-    # an infinite answer is a failure, which clipping must not hide
-    p = jnp.where((clipped > 0) & jnp.isfinite(p), jnp.clip(p, below, over), p) + shift
-    g = jnp.where(clipped > 0, jnp.clip(g, below, over), g) + shift
+def _measure(variant: Variant, p: Array, g: Array, valid: Array, focus: Array) -> metrics.Sums:
+    low, high = variant.low - ROUNDING * abs(variant.low), variant.high + ROUNDING * abs(variant.high)
+    region = valid & (g > variant.above) & (g >= low) & (g <= high)
+    if variant.map_from is not None:
+        start, end = variant.map_from
+        first, last = focus[:, :1, None], focus[:, 1:, None]
+        p = first + (p - start) / (end - start) * (last - first)
+    if variant.align:
+        p = metrics.fit(p, g, region)
+    if variant.clip is not None:  # an infinite answer is a failure, which clipping must not hide
+        p, g = jnp.where(jnp.isfinite(p), jnp.clip(p, *variant.clip), p), jnp.clip(g, *variant.clip)
+    p, g = p + variant.shift, g + variant.shift
     # neighbours outside the region count in bumpiness too, as long as they have truth
     return metrics.region_sums(p, g, region, metrics.bumps(p, g, valid))
