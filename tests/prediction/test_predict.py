@@ -237,7 +237,7 @@ def test_nothing_half_written(tmp_path, monkeypatch, existing):
 
     monkeypatch.setattr(panels, "save_png", full)
     with pytest.raises(InputError, match="No space left"):
-        predict_to_folder(source, target, progress=False)
+        predict_to_folder(source, target, method="sml", progress=False)
     assert sorted(tmp_path.rglob("*")) == before
 
     def stop(path, picture):
@@ -245,7 +245,7 @@ def test_nothing_half_written(tmp_path, monkeypatch, existing):
 
     monkeypatch.setattr(panels, "save_png", stop)
     with pytest.raises(KeyboardInterrupt):
-        predict_to_folder(source, target, progress=False)
+        predict_to_folder(source, target, method="sml", progress=False)
     assert sorted(tmp_path.rglob("*")) == before
     if existing:
         assert (target / "depth.npy").read_text() == "old"
