@@ -1,4 +1,4 @@
-"""An output folder that is checked before the work and never left half written."""
+"""An output folder: it is checked before the work, and written whole or not at all."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dff_jax.errors import InputError
 
 
 def check_output(folder: str | Path, names: Iterable[str] = (), needed: int = 0) -> None:
-    """Checks by a trial that `folder` can be made or written to; leaves nothing behind.
+    """Checks that `folder` can be made and written to, by writing a file there and removing it.
 
     Args:
       folder: need not exist.
@@ -26,8 +26,7 @@ def check_output(folder: str | Path, names: Iterable[str] = (), needed: int = 0)
       needed: bytes that must be free.
 
     Raises:
-      InputError: it is a file, read-only (by its mode too, which root could overrule), full, or
-        cannot be made.
+      InputError: it is a file, read-only (also by its mode, which root could overrule), full, or cannot be made.
     """
     if not str(folder):
         raise InputError("output: an empty name; give a folder")
@@ -59,9 +58,9 @@ def check_output(folder: str | Path, names: Iterable[str] = (), needed: int = 0)
 
 
 def scratch_file(folder: str | Path, size: int) -> BinaryIO:
-    """An open file of `size` bytes on the disk of `folder`, which need not exist, without a name.
+    """An open file without a name, of `size` bytes, on the disk of `folder`, which need not exist.
 
-    It is gone as soon as nothing holds it, however the process ends.
+    It disappears when it is closed, or when the process ends in any way.
 
     Raises:
       InputError: as `check_output`; too little room.
@@ -69,7 +68,7 @@ def scratch_file(folder: str | Path, size: int) -> BinaryIO:
     check_output(folder, needed=size)
     try:
         file = tempfile.TemporaryFile(prefix=".dff-jax-", dir=nearest_existing(Path(folder).resolve()))
-        # all of it now: a disk that is full when a page of a map is written ends the process
+        # All of it now: if the disk is full when a page of a memory map is written, the process ends.
         reserve = getattr(os, "posix_fallocate", None)
         reserve(file.fileno(), 0, size) if reserve else file.truncate(size)
     except OSError as error:
@@ -79,13 +78,13 @@ def scratch_file(folder: str | Path, size: int) -> BinaryIO:
 
 @contextlib.contextmanager
 def staged_output(folder: str | Path, last: str = "") -> Iterator[Path]:
-    """A hidden folder to write into; on leaving, its files are moved to `folder`, all of them or none.
+    """A hidden folder to write into. At the end its files are moved to `folder`, all of them or none.
 
-    Other files in an existing `folder` stay. When the block raises, or is interrupted, nothing has changed.
+    Other files in an existing `folder` stay. If the block raises or is interrupted, nothing has changed.
 
     Args:
       folder: made if it does not exist, with its parents.
-      last: the file to move last, whose presence says that the others are there.
+      last: the file that is moved last: where it is, the others are complete.
 
     Raises:
       InputError: for any OSError inside, such as a disk that fills up.
@@ -95,7 +94,7 @@ def staged_output(folder: str | Path, last: str = "") -> Iterator[Path]:
     staging = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        # Inside an existing folder, which may be a file system of its own; beside one that is yet to come.
+        # Inside an existing folder, which may be a file system of its own; otherwise beside the new folder.
         staging = _make_hidden(folder if folder.is_dir() else folder.parent)
         yield staging
         if folder.is_dir():
