@@ -13,6 +13,7 @@ from training_fakes import write_stacks
 
 from dff_jax import cli
 from dff_jax.estimators.weights import load_weights
+from dff_jax.network.focus_volume import Scores
 
 ROOT = pathlib.Path(__file__).parents[2]
 PAGE = (ROOT / "dff_jax" / "unroll" / "README.md").read_text()
@@ -48,14 +49,15 @@ class Sharpness(nn.Module):
     @nn.compact
     def __call__(self, frames, train):
         score = 10 * nn.Conv(1, (3, 3))(frames)[..., 0]
-        return score, [score]
+        return Scores(score, (score,))
 
 
 def test_the_variant_outside_the_package_is_trained_and_evaluated_by_its_dotted_name(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "kept as conftest set it")
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("dff_jax.estimators.proximal.FocusVolume", Sharpness, raising=False)
+    for module in ("estimators.proximal", "network.focus_volume"):
+        monkeypatch.setattr(f"dff_jax.{module}.FocusVolume", Sharpness)
     (tmp_path / "my_unroll.py").write_text(VARIANT)
     write_stacks(tmp_path / "data", train=2, val=1)
     scheme = re.search(r"--model\.scheme (\S+)", PAGE)[1]
