@@ -86,10 +86,12 @@ def test_modes_that_must_agree_do(name, key):
     learned, loss = point(name, key)
     grad = lambda **options: jax.jit(jax.grad(lambda x: loss(x, K=4, **options)))(learned)  # noqa: E731
     reference = grad(gradient="backprop", unroll=1)
-    for mode in ("remat", "auto", "truncated(4)", "truncated(9)"):
+    spelled = name == "proximal_gradient"  # the other spellings of a mode do not depend on the scheme
+    for mode in ("remat", "auto", "truncated(4)", *(["truncated(9)"] if spelled else [])):
         chex.assert_trees_all_close(grad(gradient=mode), reference, rtol=1e-9, atol=1e-12)
     one, two = grad(gradient="truncated(1)"), grad(gradient="truncated(2)")
-    chex.assert_trees_all_close(grad(gradient="jacobian_free"), one, rtol=1e-12, atol=1e-14)
+    if spelled:
+        chex.assert_trees_all_close(grad(gradient="jacobian_free"), one, rtol=1e-12, atol=1e-14)
     # each step further back changes something
     if name != "chambolle_pock":
         difference = lambda a, b: float(jnp.abs(a["prox"]["kernel"] - b["prox"]["kernel"]).max())  # noqa: E731

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import lax
 from unroll_cases import conv_params, convolve, make_problem
 
 from dff_jax.unroll import (
@@ -146,33 +145,6 @@ def test_gradients_equal_finite_differences_in_float64():
             moved = lambda s, i=i, d=direction: loss(*[x + s * d if j == i else x for j, x in enumerate(point)])  # noqa: E731
             numeric = (moved(1e-5) - moved(-1e-5)) / 2e-5
             np.testing.assert_allclose((gradient_i * direction).sum(), numeric, rtol=1e-5)
-
-
-def temporary_memory(K, gradient):
-    problem = make_problem(jax.random.key(0), shape=(1, 32, 32))
-    shapes = ((1, 16), (16, 16), (16, 1))
-    kernels = [0.1 * jax.random.normal(jax.random.key(i), (3, 3, *shape)) for i, shape in enumerate(shapes)]
-    layout = ("NHWC", "HWIO", "NHWC")
-
-    def prox(params, z, problem, eta):
-        x = z[..., None]
-        for kernel in params:
-            x = jnp.tanh(lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=layout))
-        return z + x[..., 0]
-
-    def loss(params):
-        depth, _ = solve(
-            proximal_gradient(prox), problem, initial_depth(problem), shared={"prox": params}, num_iterations=K,
-            gradient=gradient, unroll=1,
-        )  # fmt: skip
-        return (depth**2).sum()
-
-    return jax.jit(jax.grad(loss)).lower(kernels).compile().memory_analysis().temp_size_in_bytes
-
-
-def test_remat_keeps_memory_flat_in_k_and_backprop_does_not():
-    assert temporary_memory(12, "remat") < 1.3 * temporary_memory(3, "remat")
-    assert temporary_memory(12, "backprop") > 2 * temporary_memory(3, "backprop")
 
 
 def test_solve_works_under_jit_and_vmap(key):
