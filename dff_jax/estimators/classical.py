@@ -19,7 +19,7 @@ from dff_jax.classical import (
     squared_excess,
 )
 from dff_jax.types import Array, Estimator, History, Prediction, Variables
-from dff_jax.unroll import Problem, disagreement, edge_tv, initial_depth, proximal_gradient, solve
+from dff_jax.unroll import Problem, Trace, disagreement, edge_tv, initial_depth, proximal_gradient, solve
 
 NUM_ITERATIONS = 3
 LAMBDA = 0.01
@@ -67,6 +67,7 @@ def classical(num_iterations: int = NUM_ITERATIONS, regularization: float = LAMB
         depth, trace = solve(
             scheme, problem, initial_depth(problem), step_size=step_size, num_iterations=K, return_history="trace"
         )
+        assert isinstance(trace, Trace)
 
         to_q = partial(focus_axis.from_unit_coordinate, focus=focus)
         history = History(

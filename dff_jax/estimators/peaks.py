@@ -73,7 +73,7 @@ def sml(window: int = 5, aggregation: int = 9) -> Estimator:
       aggregation: side of the box that averages the focus volume, pixels, odd.
     """
 
-    def sharpness(frames: Array, focus: Array, _: None) -> Sharpness:
+    def sharpness(frames: Array, focus: Array, means: Array | None) -> Sharpness:
         measure = box_mean(sum_modified_laplacian(luminance(frames), window), aggregation)
         return Sharpness(measure, measure)
 
@@ -92,7 +92,7 @@ def rdf(radius: int = 5, epsilon: float = 1e-3) -> Estimator:
       epsilon: variance of the guide below which a window counts as one surface.
     """
 
-    def sharpness(frames: Array, focus: Array, _: None) -> Sharpness:
+    def sharpness(frames: Array, focus: Array, means: Array | None) -> Sharpness:
         channels = jnp.moveaxis(frames, -1, 0)
         measure = jnp.sqrt(sum(disc_ring_difference(channel) ** 2 for channel in channels))
         first = gaussian_peak(box_mean(measure, 9), focus)

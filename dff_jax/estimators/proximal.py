@@ -10,6 +10,7 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from dff_jax.classical import nearest_composite, weighted_median
 from dff_jax.config import Proximal
@@ -19,6 +20,7 @@ from dff_jax.focus_axis import from_unit_coordinate, span, to_unit_coordinate
 from dff_jax.network.candidates import Candidates, measured_candidates, propose
 from dff_jax.network.confidence import ExpectedError, confidence, error_features
 from dff_jax.network.focus_volume import FocusVolume, focus_volume
+from dff_jax.network.layers import apply as apply_module
 from dff_jax.network.planes import VolumeFeatures, read_planes
 from dff_jax.network.prox import ContextHeads, PixelContext, has_context, prox_context
 from dff_jax.network.refiner import Refiner, refine, refiner_features
@@ -36,7 +38,7 @@ def proximal(config: Proximal) -> Estimator:
         """The problem to be solved (8, 10, 11), with lambda and all that a prox may look at."""
         pixel = PixelContext()
         if has_context(config):
-            pixel = ContextHeads(config).apply({"params": params["context"]}, seen.features)
+            pixel = apply_module(ContextHeads(config), params["context"], seen.features)
         raw = pixel.regularization
         weight = unroll.regularization(params) if raw is None else jax.nn.softplus(raw)
         problem = Problem(candidates, weights, weight, guide=seen.all_in_focus)
@@ -61,8 +63,9 @@ def proximal(config: Proximal) -> Estimator:
         answer = refined[:, -1] if config.refiner_steps else depth
         width = 1.0 if config.coordinate == "unit" else span(focus)[:, None, None]
         certain = confidence(config, params, seen, problem, answer, width)
-        iterates = way.depth if isinstance(way, Trace) else jnp.concatenate([initial_depth(problem)[None], way])
+        assert way is not None
         trace = way if isinstance(way, Trace) else None
+        iterates = way.depth if isinstance(way, Trace) else jnp.concatenate([initial_depth(problem)[None], way])
         history = History(seen.expected, candidates, weights, jnp.moveaxis(iterates, 0, 1), refined, trace)
         found = Prediction(answer, certain, disagreement(problem), seen.all_in_focus, history)
         found = _crop(found, *frames.shape[2:4])
@@ -75,7 +78,8 @@ def proximal(config: Proximal) -> Estimator:
         k_volume, k_candidates, k_unroll, k_refiner = jax.random.split(key, 4)
         frames, focus = jnp.zeros((1, num_frames, 64, 64, 3), jnp.float32), jnp.linspace(0.0, 1.0, num_frames)[None]
         volume = FocusVolume(config).init(k_volume, frames, False)
-        params, stats = {"volume": volume["params"]}, volume.get("batch_stats", {})
+        params: dict[str, Any] = {"volume": volume["params"]}
+        stats: Any = volume.get("batch_stats", {})
         scores, _ = focus_volume(config, params["volume"], stats, frames, False)
         seen = read_planes(config, scores, frames, focus)
         measured = measured_candidates(config, frames, focus)
@@ -94,7 +98,7 @@ def proximal(config: Proximal) -> Estimator:
         return {"params": params, "batch_stats": stats}
 
     def init(key: Array, frames: Array, focus: Array) -> Variables:
-        if isinstance(key, jax.core.Tracer):
+        if isinstance(key, Tracer):
             return make_variables(key, frames.shape[1])
         # a hundred random tensors take a minute to optimise and no time to run
         options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None

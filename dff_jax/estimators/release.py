@@ -32,7 +32,7 @@ def pack(run: str | Path, output: str | Path, evaluations: Mapping[str, str | Pa
     """
     found = load_weights(file_of(run))
     scores = {name: _scores(folder) for name, folder in evaluations.items()}
-    flat = flatten_dict(found.variables, sep="/", keep_empty_nodes=True)
+    flat: dict[str, Any] = flatten_dict(found.variables, sep="/", keep_empty_nodes=True)
     empty = sorted(key for key, value in flat.items() if value is empty_node)
     count = sum(np.size(x) for key, x in flat.items() if key.startswith("params/") and x is not empty_node)
     info = {**found.info, "parameters": count, "stored": "float16", "scores": scores, "empty": empty}

@@ -65,8 +65,8 @@ def rfvr_like(
         typical = jnp.maximum(jnp.sqrt(square), 1e-9)
         f = (measure - low) / jnp.maximum(top - low, 1e-9)
         c = (prominence / (prominence + typical)) ** 2 + LEAST_TRUST
-        along_focus, *within = guided_similarity(image, focus, strength, mu)
-        problem = VolumeProblem(f, c, (ALONG_FOCUS * along_focus, *within), nu)
+        along_focus, along_rows, along_columns = guided_similarity(image, focus, strength, mu)
+        problem = VolumeProblem(f, c, (ALONG_FOCUS * along_focus, along_rows, along_columns), nu)
         return jnp.maximum(regularize_volume(problem, num_steps, solver_iterations), 0.0), top - low
 
     def sharpness(frames: Array, focus: Array, mean_square: Array | None) -> Sharpness:
@@ -129,7 +129,8 @@ def _change(problem: VolumeProblem, u: Array, iterations: int) -> Array:
     diagonal = jnp.maximum(diagonal, 1e-12)
 
     def laplacian(x: Array) -> Array:
-        return sum(_ends(weight * _differences(x, axis), axis, -1) for axis, weight in enumerate(weights))
+        first, *others = (_ends(weight * _differences(x, axis), axis, -1) for axis, weight in enumerate(weights))
+        return sum(others, first)
 
     residual = problem.reliability * (problem.measured - u) - laplacian(u)
     return cg(

@@ -11,6 +11,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from dff_jax.types import Array, Estimator, Prediction, Variables, confidence_of_error
 
@@ -57,7 +58,8 @@ def in_order(estimator: Estimator, frame_order: str) -> Estimator:
 
     def apply(variables: Any, frames: Array, focus: Array, **options: Any) -> tuple[Prediction, Any]:
         seen, batch_stats = estimator.apply(variables, frames[:, ::-1], -focus[:, ::-1], **options)
-        return seen._replace(depth=-seen.depth, scales=-seen.scales), batch_stats
+        scales = None if seen.scales is None else -seen.scales
+        return seen._replace(depth=-seen.depth, scales=scales), batch_stats
 
     return estimator._replace(apply=apply)
 
@@ -76,7 +78,7 @@ def initializer(
         return {"params": made["params"], "batch_stats": made["batch_stats"]}
 
     def init(key: Array, frames: Array, focus: Array) -> Variables:
-        if isinstance(key, jax.core.Tracer):
+        if isinstance(key, Tracer):
             return make_variables(key)
         # hundreds of random tensors take a minute to optimise and no time to run
         options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None

@@ -106,7 +106,8 @@ def place(
     home = "dff_jax.network.encoder" if layout == "resnet18" else f"dff_jax.estimators.{layout}"
     module = importlib.import_module(home)
     torch_key, idle = module.torch_key, re.compile(getattr(module, "TORCH_IDLE", r"(?!)"))
-    flat = {path: x.shape for path, x in flatten_dict(shapes, sep="/").items()}
+    arrays: dict[str, Any] = flatten_dict(shapes, sep="/")
+    flat = {path: x.shape for path, x in arrays.items()}
     keys = {path: torch_key(path) for path in flat}
     used = set(keys.values())
     unused = tuple(key for key in state if key not in used and idle.fullmatch(key))

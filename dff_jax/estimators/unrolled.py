@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -64,7 +65,7 @@ def build_unroll(config: Proximal) -> Unroll:
         k_prox, k_scheme = key, jax.random.fold_in(key, 1)
         params = {"unroll": _init_settings(config, *scheme.parameters(k_scheme, K))}
         if init_prox is not None:
-            one = lambda key: init_prox(key, problem)  # noqa: E731
+            one = partial(init_prox, problem=problem)
             params["prox"] = one(k_prox) if config.tied else stack_init(one, k_prox, K)
         return params
 
@@ -113,14 +114,15 @@ def resolve(name: str, known: dict[str, Any], field: str) -> Any:
         raise ConfigError(f"{field}: cannot load {name!r} ({error})") from None
 
 
-def _prox(config: Proximal) -> tuple[Prox | PlainProx, Callable[[Array, Problem], Any] | None]:
+def _prox(config: Proximal) -> tuple[Prox | PlainProx, Callable[..., Any] | None]:
     """The prox, and the initialisation (key, problem) -> params of one iteration; None where there are none."""
     if config.prox in NETWORKS:
         return learned_prox(config)
-    found = resolve(config.prox, NETWORKS | PROXES, "model.prox")
+    found = resolve(config.prox, {**NETWORKS, **PROXES}, "model.prox")
     if not callable(found):
         raise ConfigError(f"model.prox: {config.prox!r} should be a function (params, z, problem, eta) or a Prox")
-    return (found() if config.prox in PROXES else found), None
+    prox: Any = found() if config.prox in PROXES else found
+    return prox, None
 
 
 def _step_size(config: Proximal) -> StepSize | float:

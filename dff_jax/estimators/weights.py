@@ -22,6 +22,7 @@ import numpy as np
 from dff_jax import config as configs
 from dff_jax.config import ModelConfig, Proximal
 from dff_jax.errors import ConfigError, InputError, WeightsError, one_line
+from dff_jax.estimators.migration import migrate
 from dff_jax.runtime.compile import read_cached, write_cached
 from dff_jax.types import Estimator, Variables
 
@@ -148,34 +149,6 @@ def read(path: str | Path) -> tuple[ModelConfig, dict[str, np.ndarray], dict[str
     return model, migrate(model, tensors), info
 
 
-FIRST_CONVOLUTION = {
-    "gated_unet": "phi1/Conv_0/Conv_0/kernel", "residual_cnn": "Conv_0/Conv_0/kernel", "gru": "encode/Conv_0/kernel"
-}  # fmt: skip
-"""Of each proximal network."""
-
-
-def migrate(model: ModelConfig, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Tensors by flat key under today's names.
-
-    Files of before had one kernel [3,3,c,n] ([K,3,3,c,n] of untied networks) over all inputs of a proximal network: z,
-    F, eta, lambda, D(k-1), confidence, log P. What does not change between iterations has a kernel of its own now.
-    """
-    if not isinstance(model, Proximal) or model.prox not in FIRST_CONVOLUTION:
-        return tensors
-    first, static = f"params/prox/{FIRST_CONVOLUTION[model.prox]}", "params/prox/static/Conv_0/kernel"
-    if first not in tensors or static in tensors:
-        return tensors
-    from dff_jax.network.prox import LOOKUP_REACH
-
-    kernel = tensors[first]
-    confidence = 0 if model.prox_inputs == "equation_17" else 2
-    evidence = 2 * LOOKUP_REACH + 1 if model.prox_inputs == "with_lookup" else 0
-    features = kernel.shape[-2] - 4 - confidence - evidence
-    ends = [1, 1 + features, 4 + features, 4 + features + confidence]
-    z, F, others, S_and_V, log_P = np.split(kernel, ends, axis=-2)
-    return tensors | {first: np.concatenate([z, others, log_P], -2), static: np.concatenate([F, S_and_V], -2)}
-
-
 def fit(where: Any, tensors: Mapping[str, np.ndarray], model: ModelConfig, num_frames: int | None) -> Variables:
     """Tensors by flat key as the variables of the estimator of `model`, parts without parameters included.
 
@@ -208,7 +181,7 @@ def identity(model: ModelConfig) -> str | None:
 
 def _structure(model: ModelConfig, num_frames: int) -> dict[str, tuple[int, ...] | None]:
     """Flat key -> shape of the variables of the estimator of `model`; None: a part without parameters."""
-    from flax.traverse_util import empty_node, flatten_dict
+    from flax.traverse_util import flatten_dict
 
     from dff_jax import estimators
 
@@ -221,7 +194,7 @@ def _structure(model: ModelConfig, num_frames: int) -> dict[str, tuple[int, ...]
     )
     tree = jax.eval_shape(estimators.build(model).init, jax.random.key(0), *shapes)
     flat = flatten_dict(tree, sep="/", keep_empty_nodes=True)
-    structure = {key: None if x is empty_node else x.shape for key, x in flat.items()}
+    structure = {key: getattr(x, "shape", None) for key, x in flat.items()}
     if name[1]:
         write_cached(json.dumps(structure).encode(), *name)
     return structure

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from dff_jax import classical
 from dff_jax.config import Proximal
 from dff_jax.focus_axis import to_unit_coordinate
-from dff_jax.network.layers import ACTIVATIONS, Conv, channels, he_fan_in, torch_default
+from dff_jax.network.layers import ACTIVATIONS, Conv, apply, channels, he_fan_in, torch_default
 from dff_jax.network.planes import VolumeFeatures
 from dff_jax.types import Array
 
@@ -117,7 +117,9 @@ def measured_candidates(config: Proximal, frames: Array, focus: Array) -> Measur
     return measure(frames, to_unit_coordinate(focus, focus)) if config.measured_candidates else None
 
 
-def propose(config: Proximal, params: dict, seen: VolumeFeatures, frames: Array, focus: Array) -> tuple[Array, Array]:
+def propose(
+    config: Proximal, params: Mapping[str, Any], seen: VolumeFeatures, frames: Array, focus: Array
+) -> tuple[Array, Array]:
     """Candidates D_i (6, 7) in the working coordinate and weights W_i^2 (14), both [B,H,W,N].
 
     Args:
@@ -125,4 +127,4 @@ def propose(config: Proximal, params: dict, seen: VolumeFeatures, frames: Array,
       frames, focus: [B,Z,H,W,3] and [B,Z], for measured candidates.
     """
     measured = measured_candidates(config, frames, focus)
-    return Candidates(config).apply({"params": params}, seen, measured)
+    return apply(Candidates(config), params, seen, measured)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from dff_jax.config import Proximal
 from dff_jax.network.candidates import Head
-from dff_jax.network.layers import channels
+from dff_jax.network.layers import apply, channels
 from dff_jax.network.planes import VolumeFeatures
 from dff_jax.types import Array, confidence_of_error
 from dff_jax.unroll import Problem, disagreement
@@ -59,7 +59,7 @@ def error_features(seen: VolumeFeatures, problem: Problem, answer: Array) -> tup
 
 
 def confidence(
-    config: Proximal, params: dict, seen: VolumeFeatures, problem: Problem, answer: Array, span: Array
+    config: Proximal, params: dict, seen: VolumeFeatures, problem: Problem, answer: Array, span: Array | float
 ) -> Array:
     """exp(-expected error / CONFIDENCE_SCALE), [B,H,W] in (0,1].
 
@@ -73,7 +73,7 @@ def confidence(
     """
     if config.uncertainty == "learned":
         features = error_features(seen, problem, answer)
-        error = ExpectedError(config).apply({"params": params["expected_error"]}, *features)
+        error = apply(ExpectedError(config), params["expected_error"], *features)
     else:
         error = jnp.sqrt(seen.spread + _candidate_variance(problem) / span**2 + 1e-12)
     return confidence_of_error(error)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 
 from dff_jax.network.layers import Conv, Norm, channels, he_fan_out, torch_leaf
@@ -38,7 +40,8 @@ class ResNet18(nn.Module):
     def __call__(self, x: Array, train: bool) -> tuple[Array, ...]:
         stem = Conv(channels(64, self.width), 7, 2, use_bias=False, kernel_init=he_fan_out, name="conv1")(x)
         x = nn.relu(Norm(self.norm, name="bn1")(stem, train))
-        x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        padding: Any = ((1, 1), (1, 1))  # flax takes pairs, too, but its annotation says str
+        x = nn.max_pool(x, (3, 3), (2, 2), padding)
         levels = []
         for i, features in enumerate((64, 128, 256, 512)):
             for j in range(2):

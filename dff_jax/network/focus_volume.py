@@ -5,8 +5,8 @@ After DFV (Yang, Huang and Zhou, CVPR 2022), whose four cost maps are averaged h
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -178,13 +178,13 @@ class FocusVolume(nn.Module):
         if c.volume == "diff":
             volumes = [frame_differences(v) for v in volumes]
         measures = None if c.measure_prior == "none" else measure_logits(frames)
-        if c.measure_prior == "log_sml_features":
+        if measures is not None and c.measure_prior == "log_sml_features":
             pooled = [average_pool(measures, 1, 2**k, 2**k).astype(c.dtype) for k in (2, 3, 4, 5)]
             volumes = [jnp.concatenate([v, m], -1) for v, m in zip(volumes, pooled, strict=True)]
 
         pool = c.pooling == "pyramid"
         plan = ((128, 64, pool), (64, 32, pool), (32, 16, False), (32, None, False))
-        x, total, scores = None, 0.0, []
+        x, all_scores, scores = None, [], []
         for level, (features, up_to, pooled) in zip((4, 3, 2, 1), plan, strict=True):
             volume = volumes[level - 1]
             x = volume if x is None else jnp.concatenate([x, volume], -1)
@@ -193,11 +193,12 @@ class FocusVolume(nn.Module):
                 name=f"decoder{level}",
             )  # fmt: skip
             score, x = block(x, train)
+            assert score is not None
             score = resize(score.astype(jnp.float32)[..., None], h, w)[..., 0]
-            total = total + score
+            all_scores.append(score)
             if c.candidate_source == "per_scale":
                 scores.insert(0, score)
-        volume = total / 4
+        volume = sum(all_scores[1:], all_scores[0]) / 4
         if measures is not None:
             scale = self.param("measure_scale", nn.initializers.ones, (len(MEASURE_WINDOWS),))
             prior = measures @ scale
@@ -207,8 +208,8 @@ class FocusVolume(nn.Module):
 
 
 def focus_volume(
-    config: Proximal, params: dict, batch_stats: dict, frames: Array, train: bool
-) -> tuple[Scores, dict]:
+    config: Proximal, params: Mapping[str, Any], batch_stats: Any, frames: Array, train: bool
+) -> tuple[Scores, Any]:
     """F (1-3) and the batch statistics, updated when training.
 
     Args:

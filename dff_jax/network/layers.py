@@ -6,7 +6,8 @@ A layer computes in the type of its input; parameters and the statistics of norm
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -48,6 +49,11 @@ def device_axis() -> str | None:
     except NameError:
         return None
     return DEVICE_AXIS
+
+
+def apply(module: nn.Module, params: Mapping[str, Any], *inputs: Any) -> Any:
+    """What the module gives with these parameters."""
+    return module.apply({"params": params}, *inputs)
 
 
 def torch_bias(fan_in: int) -> Callable:
@@ -112,7 +118,8 @@ class Conv(nn.Module):
         kernel, bias = _KernelAndBias(shape, self.use_bias, self.kernel_init, self.bias_init, name="Conv_0")()
         ends = np.cumsum([x.shape[-1] for x in parts])[:-1]
         # conv(cat(a, b)) = conv(a) + conv(b): on CPU, laying channels side by side costs more than convolving them
-        y = sum(self._convolve(x, own) for x, own in zip(parts, jnp.split(kernel, ends, 2), strict=True))
+        first, *others = (self._convolve(x, own) for x, own in zip(parts, jnp.split(kernel, ends, 2), strict=True))
+        y = sum(others, first)
         return y if bias is None else y + bias.astype(y.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
 
     def _convolve(self, x: Array, kernel: Array) -> Array:

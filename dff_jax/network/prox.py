@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from dff_jax.config import Proximal
 from dff_jax.network.candidates import Head
 from dff_jax.network.confidence import disagreement_scaled
-from dff_jax.network.layers import ACTIVATIONS, Conv, channels, he_beside, he_fan_in, resize, torch_default
+from dff_jax.network.layers import ACTIVATIONS, Conv, apply, channels, he_beside, he_fan_in, resize, torch_default
 from dff_jax.network.planes import VOLUME_SCALE, VolumeFeatures
 from dff_jax.types import Array
 from dff_jax.unroll import Problem, Prox, initial_depth, inverse_softplus, raw_step
@@ -87,7 +87,7 @@ def prox_context(config: Proximal, seen: VolumeFeatures, pixel: PixelContext, pr
     return Context(seen.features, confidence, evidence, pixel.step_size, pixel.hidden)
 
 
-def prox_inputs(z: Array, problem: Problem, eta: Array) -> Array:
+def prox_inputs(z: Array, problem: Problem, eta: Array | float) -> Array:
     """The inputs of (17) that change: Dtilde = z, eta_k, lambda, D(k-1) and what the volume says there.
 
     Args:
@@ -113,7 +113,9 @@ def prox_inputs(z: Array, problem: Problem, eta: Array) -> Array:
 
 def static_inputs(context: Context) -> Array:
     """The inputs of (17) that do not change: F (and the guide), S and the candidates' disagreement, [B,H,W,c]."""
-    return context.features if context.confidence is None else jnp.concatenate(context[:2], -1)
+    if context.confidence is None:
+        return context.features
+    return jnp.concatenate([context.features, context.confidence], -1)
 
 
 def look_up(evidence: Array, t: Array) -> Array:
@@ -256,7 +258,7 @@ NETWORKS = {"gated_unet": GatedProximalNetwork, "residual_cnn": ResidualCnn, "gr
 def static_convolution(config: Proximal, params: Any, context: Context) -> Array:
     """The part of the first convolution that is the same in each iteration, [B,H,W,n]."""
     conv = Conv(channels(32, config.head_width), use_bias=False)
-    return conv.apply({"params": params["static"]}, static_inputs(context).astype(config.dtype))
+    return apply(conv, params["static"], static_inputs(context).astype(config.dtype))
 
 
 def learned_prox(config: Proximal) -> tuple[Prox, Callable[[Array, Problem], Any]]:
@@ -264,16 +266,16 @@ def learned_prox(config: Proximal) -> tuple[Prox, Callable[[Array, Problem], Any
     make, recurrent = NETWORKS[config.prox], config.prox == "gru"
     net = make(config)
 
-    def apply(params: Any, z: Array, problem: Problem, eta: Array, memory: Any) -> tuple[Array, Any]:
+    def prox(params: Any, z: Array, problem: Problem, eta: Array | float, memory: Any) -> tuple[Array, Any]:
         static = problem.context.static
         if static is None:  # of an untied prox each iteration has its own
             static = static_convolution(config, params, problem.context)
         inputs = prox_inputs(z, problem, eta).astype(config.dtype)
         if recurrent:
-            answer, memory = net.apply({"params": params}, inputs, static, memory.astype(config.dtype))
+            answer, memory = apply(net, params, inputs, static, memory.astype(config.dtype))
             memory = memory.astype(jnp.float32)
         else:
-            answer = net.apply({"params": params}, inputs, static)
+            answer = apply(net, params, inputs, static)
         answer = answer.astype(jnp.float32)
         return (z + answer if config.prox_output == "residual" else answer), memory
 
@@ -290,4 +292,4 @@ def learned_prox(config: Proximal) -> tuple[Prox, Callable[[Array, Problem], Any
         params = make(config, num_static).init(key, inputs, None, *memory)["params"]
         return params | {"static": conv.init(jax.random.fold_in(key, 1), static)["params"]}
 
-    return Prox(apply, start), init
+    return Prox(prox, start), init

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from dff_jax.config import Proximal
 from dff_jax.focus_axis import to_unit_coordinate
-from dff_jax.network.layers import ACTIVATIONS, Conv, channels, he_fan_in, torch_default
+from dff_jax.network.layers import ACTIVATIONS, Conv, apply, channels, he_fan_in, torch_default
 from dff_jax.types import Array
 from dff_jax.unroll import Problem
 
@@ -67,6 +67,6 @@ def refine(config: Proximal, params: dict, depth: Array, problem: Problem, focus
     refined = []
     for _ in range(config.refiner_steps):
         features = refiner_features(config, depth, problem, focus)
-        depth = depth + Refiner(config).apply({"params": params["refiner"]}, depth, features)
+        depth = depth + apply(Refiner(config), params["refiner"], depth, features)
         refined.append(depth)
     return jnp.stack(refined, 1) if refined else depth[:, None][:, :0]

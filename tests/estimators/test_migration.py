@@ -10,7 +10,8 @@ from networks import variables
 
 from dff_jax import config as configs
 from dff_jax import estimators
-from dff_jax.estimators.weights import FIRST_CONVOLUTION, load_weights, migrate, save_weights
+from dff_jax.estimators.migration import FIRST_CONVOLUTION, migrate
+from dff_jax.estimators.weights import load_weights, save_weights
 
 
 @pytest.mark.parametrize(

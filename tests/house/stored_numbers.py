@@ -147,7 +147,7 @@ def losses(model, loss, shapes: dict[str, list[int]]) -> list[float]:
     """The loss of each of ten training steps, from the weights of the formula."""
     from flax.traverse_util import empty_node, flatten_dict, unflatten_dict
 
-    from dff_jax.estimators.weights import migrate
+    from dff_jax.estimators.migration import migrate
 
     estimator = estimators.build(model)
     data = batch()
