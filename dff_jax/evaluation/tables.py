@@ -3,49 +3,23 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from dff_jax.evaluation import conventions, paper
 from dff_jax.evaluation.metrics import COUNTS, LARGER_IS_BETTER, METRICS
 from dff_jax.evaluation.rows import BASELINES, Evaluation
+from dff_jax.runtime import markdown as texts
 from dff_jax.runtime.files import finite, machine
 
 FILES = ("metrics.json", "per_stack.csv", "table.md")
 FORMATS = {"Acc_1": ".2f", "Acc_2": ".2f", "Acc_3": ".2f", "Corr": ".4f", "BadPix": ".2f"}
 """How metrics are written; the others have four digits."""
+markdown = functools.partial(texts.table, formats=FORMATS)
 _COUNTED = {"valid_pixels": "valid pixels", "clipped_pixels": "clipped"}  # column of a row -> heading
-
-
-def markdown(
-    rows: Iterable[Sequence[Any]],
-    columns: Sequence[str],
-    formats: Mapping[str, str] = FORMATS,
-    best: Mapping[str, Callable[[list[float]], float]] | None = None,
-) -> list[str]:
-    """A table as lines of Markdown. Columns of numbers are aligned to the right.
-
-    Args:
-      rows: a cell for each column: a number, a text, or None, which becomes "-".
-      columns: the headings.
-      formats: heading -> format of its floats, where that is not ".4g".
-      best: heading -> `min` or `max`: what equals the best number of the column, as written, is bold.
-    """
-    cells = list(zip(*rows, strict=True)) or [()] * len(columns)
-    written, marks = [], []
-    for column, of_column in zip(columns, cells, strict=True):
-        form = formats.get(column, ".4g")
-        texts = ["-" if x is None else format(x, form) if isinstance(x, float) else str(x) for x in of_column]
-        numbers: list[float] = [x for x in of_column if isinstance(x, int | float)]
-        if best and column in best and len(numbers) > 1:
-            top = format(best[column](numbers), form)
-            texts = [f"**{text}**" if text == top else text for text in texts]
-        written.append(texts)
-        plain = (text.replace(".", "").lstrip("-") for text in texts)
-        marks.append("---:" if numbers or all(text.isdigit() or not text for text in plain) else "---")
-    return [f"| {' | '.join(line)} |" for line in (columns, marks, *zip(*written, strict=True))]
 
 
 def report(evaluation: Evaluation, **meta: Any) -> dict[str, Any]:

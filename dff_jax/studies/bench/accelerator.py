@@ -26,11 +26,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dff_jax import config as configs
 from dff_jax.config import DTYPES, Config, DataConfig, OptimizerConfig, TrainingConfig, WorldConfig
-from dff_jax.errors import InputError
+from dff_jax.errors import InputError, one_line
+from dff_jax.runtime import markdown as texts
 from dff_jax.runtime.files import check_output, finite, machine
-from dff_jax.studies.bench import measuring, subjects
-from dff_jax.studies.bench.measuring import table
+from dff_jax.runtime.progress import say
+from dff_jax.studies.bench import measuring
 from dff_jax.studies.bench.model import bench_model
 from dff_jax.studies.bench.unroll import bench_unroll
 
@@ -119,7 +121,7 @@ def bench(sizes: Sizes, folder: Path) -> Found:
                     training=batch > 1, against=against, rounds=sizes.rounds,
                 )["rows"]  # fmt: skip
             except Exception as error:  # such as too little memory; the other presets may do
-                rows.append({"preset": preset, "B": batch, "problem": _reason(error)})
+                rows.append({"preset": preset, "B": batch, "problem": f"{type(error).__name__}: {one_line(error)}"})
     return {"rows": rows}
 
 
@@ -131,18 +133,16 @@ def memory(sizes: Sizes, folder: Path) -> Found:
 
 def scaling(sizes: Sizes, folder: Path) -> Found:
     """Inference of one stack over K, pixels and Z, and the largest distance from a fitted line."""
-    fixed = {"sizes": (sizes.size,), "frames": (sizes.frames,), "rounds": sizes.rounds}
     rows: list[dict[str, Any]] = []
     lines: dict[str, Sequence[int]] = {
         "iterations": sizes.iterations, "sizes": sizes.sizes, "frames": sizes.numbers_of_frames
     }  # fmt: skip
     for over, values in lines.items():
-        options: dict[str, Any] = {**fixed, over: values}
-        measured = bench_model((sizes.subject,), **options)["rows"]
+        options: dict[str, Any] = {"sizes": (sizes.size,), "frames": (sizes.frames,), over: values}
+        measured = bench_model((sizes.subject,), rounds=sizes.rounds, **options)["rows"]
         x, y = np.array(values, float) ** (2 if over == "sizes" else 1), [row["inference_s"] for row in measured]
-        slope, start = np.polyfit(x, y, 1)
-        deviation = float(np.abs((start + slope * x) / y - 1).max())
-        rows.append({"over": over, "at": list(values), "inference_s": y, "off_a_line": deviation})
+        off = float(abs(np.polynomial.Polynomial.fit(x, y, 1)(x) / y - 1).max())
+        rows.append({"over": over, "at": list(values), "inference_s": y, "off_a_line": off})
     return {"rows": rows, "preset": sizes.subject}
 
 
@@ -158,7 +158,7 @@ def training(sizes: Sizes, folder: Path) -> Found:
         eval_limit=3 * sizes.batch,
     )  # fmt: skip
     optimizer = OptimizerConfig(peak_learning_rate=3e-4)
-    config = Config(name="gpu_report", model=subjects.preset(sizes.subject), data=data, optimizer=optimizer)
+    config = Config(name="gpu_report", model=configs.model_preset(sizes.subject), data=data, optimizer=optimizer)
 
     def train(steps: int, log_every: int, folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]], list[float]]:
         plan = TrainingConfig(
@@ -173,7 +173,7 @@ def training(sizes: Sizes, folder: Path) -> Found:
         *_, timed = train(6, 2, Path(trial))
     left = 60 * sizes.minutes - 2 * (time.monotonic() - start)
     steps = max(6, int(0.8 * left / timed[0]))
-    _say(f"training: {steps} steps of {stacks} stacks")
+    say(f"training: {steps} steps of {stacks} stacks")
     shutil.rmtree(folder / "training", ignore_errors=True)
     summary, log, timed = train(steps, max(1, steps // 50), folder / "training")
     losses = [{"step": line["step"], "loss": line["loss"]} for line in log if line["kind"] == "train"]
@@ -204,13 +204,13 @@ def run(parts: Sequence[str], sizes: Sizes, small: bool, folder: Path) -> list[s
         report["parts"] = before["parts"]
     failed = []
     for part in parts:
-        _say(f"{part} begins")
+        say(f"{part} begins")
         start = time.perf_counter()
         try:
             found = PARTS[part](sizes, folder)
         except Exception as error:  # reported, and the next part goes on
             traceback.print_exc()
-            found = {"rows": [], "problem": _reason(error)}
+            found = {"rows": [], "problem": f"{type(error).__name__}: {one_line(error)}"}
         report["parts"][part] = found | {"seconds_spent": time.perf_counter() - start}
         if any(one.get("problem") for one in (found, *found["rows"])):
             failed.append(part)
@@ -228,27 +228,17 @@ def markdown(report: dict[str, Any]) -> str:
     for part, found in report["parts"].items():
         facts = [f"{key} {_cell(value)}" for key, value in found.items() if isinstance(value, str | int | float)]
         rows = found["rows"]
-        names = dict.fromkeys(key for row in rows for key in row)
-        columns = {name: lambda row, name=name: _cell(row.get(name)) for name in names}
         lines += ["", f"## {part.capitalize()}", "", ", ".join(facts)]
-        lines += ["", *table(rows, columns)] if rows else []
+        lines += ["", *texts.records([{key: _cell(x) for key, x in row.items()} for row in rows])] if rows else []
     return "\n".join(lines) + "\n"
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any) -> Any:
     if isinstance(value, list):
-        return ", ".join(map(_cell, value))
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return "" if value is None else " ".join(str(value).split()).replace("|", "/")[:200]
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
-
-
-def _say(text: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')}  {text}", file=sys.stderr, flush=True)
+        return ", ".join(str(_cell(x)) for x in value)
+    if isinstance(value, str):
+        return " ".join(value.split()).replace("|", "/")[:200]
+    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -271,7 +261,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"gpu_report: error: {error}", file=sys.stderr)
         return 2
     print((args.output / FILES[1]).read_text())
-    _say(f"written to {args.output}" + (f"; failed: {', '.join(failed)}" if failed else ""))
+    say(f"written to {args.output}" + (f"; failed: {', '.join(failed)}" if failed else ""))
     return 1 if failed else 0
 
 

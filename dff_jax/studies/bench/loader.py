@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 import time
 from contextlib import ExitStack, closing
@@ -17,7 +16,9 @@ from dff_jax.data import pipeline
 from dff_jax.data.loading import PartLoader
 from dff_jax.data.parts import FilePart, Share
 from dff_jax.errors import InputError
+from dff_jax.runtime import markdown as texts
 from dff_jax.runtime.files import check_output, machine
+from dff_jax.runtime.progress import say
 from dff_jax.studies.bench import measuring
 
 FILES = ("loader.json", "loader.md")
@@ -69,7 +70,7 @@ def bench_loader(
                     next(loader)
                 rate = batches * BATCH / (time.perf_counter() - start)
             rows.append({"threads": threads, "workers": workers, "stacks_per_s": rate, "first_batch_s": first})
-            print(f"{_name(rows[-1])}: {rate:.1f} stacks/s", file=sys.stderr, flush=True)
+            say(f"{threads} threads, {workers} worker processes: {rate:.1f} stacks/s")
     told = dataset or f"{stacks} folders of noise, {num_frames} x {full_size[0]} x {full_size[1]}"
     report = {"data": told, "crop": size, "batch": BATCH, "cores": os.cpu_count(), "rows": rows, "machine": machine()}
     measuring.write(output, FILES, report, markdown(report))
@@ -78,19 +79,11 @@ def bench_loader(
 
 def markdown(report: dict[str, Any]) -> str:
     """A line for each way of loading."""
-    columns = {
-        "": _name,
-        "stacks/s": lambda row: f"{row['stacks_per_s']:.1f}",
-        "first batch, s": lambda row: f"{row['first_batch_s']:.2f}",
-    }
     head = f"{report['data']}; crops of {report['crop']} x {report['crop']}, batches of {report['batch']}; "
-    return "\n".join([f"{head}{report['cores']} cores.", "", *measuring.table(report["rows"], columns)]) + "\n"
-
-
-def _name(row: dict[str, Any]) -> str:
-    kind, number = ("worker process", row["workers"]) if row["workers"] else ("thread", row["threads"])
-    plural = "es" if row["workers"] else "s"
-    return f"{number} {kind}{plural if number > 1 else ''}"
+    head += f"{report['cores']} cores. Without worker processes, the threads are this process's."
+    rows = [[row[key] for key in ("threads", "workers", "stacks_per_s", "first_batch_s")] for row in report["rows"]]
+    lines = texts.table(rows, ["threads", "worker processes", "stacks/s", "first batch, s"])
+    return "\n".join([head, "", *lines]) + "\n"
 
 
 def _write_noise(root: Path, stacks: int, num_frames: int, size: tuple[int, int]) -> None:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import jax
 
+from dff_jax import config as configs
 from dff_jax.errors import InputError
+from dff_jax.runtime import markdown as texts
 from dff_jax.studies.bench import subjects
-from dff_jax.studies.bench.measuring import table
 
 MOST = 20
 
@@ -26,7 +27,7 @@ def profile(preset: str, folder: str | Path, *, size: int = 256, num_frames: int
     Raises:
       InputError: a folder that cannot be written.
     """
-    function, arguments = subjects.inference(subjects.preset(preset), (1, num_frames, size))
+    function, arguments = subjects.inference(configs.model_preset(preset), (1, num_frames, size))
     program = jax.jit(function).lower(*arguments).compile()
     jax.block_until_ready(program(*arguments))
     path = Path(folder) / preset
@@ -37,28 +38,17 @@ def profile(preset: str, folder: str | Path, *, size: int = 256, num_frames: int
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
     newest = max(path.rglob("*.xplane.pb"), key=lambda file: file.stat().st_mtime)
-    spent = _milliseconds(newest)
-    total = sum(spent.values()) or 1.0
-    columns = {
-        "operation": lambda one: one[0],
-        "ms": lambda one: f"{one[1]:.1f}",
-        "share": lambda one: f"{one[1] / total:.1%}",
-    }
-    lines = [
-        f"{preset}, 1 x {num_frames} x {size} x {size}, {jax.devices()[0].device_kind}: {total:.0f} ms, summed over "
-        f"threads. Trace: {path}",
-        "", *table(spent.most_common(MOST), columns),
-    ]  # fmt: skip
-    return "\n".join(lines) + "\n"
-
-
-def _milliseconds(trace: Path) -> Counter[str]:
-    """Time of each operation of the compiled program; work of several threads is added up."""
-    spent: Counter[str] = Counter()
-    for plane in jax.profiler.ProfileData.from_file(str(trace)).planes:
+    spent: Counter[str] = Counter()  # milliseconds; work of several threads is added up
+    for plane in jax.profiler.ProfileData.from_file(str(newest)).planes:
         for line in plane.lines:
             for event in line.events:
                 operation = dict(event.stats).get("hlo_op")
                 if operation is not None:
                     spent[str(operation)] += event.duration_ns / 1e6
-    return spent
+    total = sum(spent.values()) or 1.0
+    head = (
+        f"{preset}, 1 x {num_frames} x {size} x {size}, {jax.devices()[0].device_kind}: {total:.0f} ms, summed over "
+        f"threads. Trace: {path}"
+    )
+    rows = [(name, ms, ms / total) for name, ms in spent.most_common(MOST)]
+    return "\n".join([head, "", *texts.table(rows, ["operation", "ms", "share"], {"share": ".1%"})]) + "\n"

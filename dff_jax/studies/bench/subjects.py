@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dff_jax import config as configs
 from dff_jax import estimators
 from dff_jax.config import LossConfig, ModelConfig, OptimizerConfig
 from dff_jax.runtime.compile import jit
@@ -21,11 +20,6 @@ from dff_jax.training.step import make_update
 from dff_jax.types import Array, Batch, Estimator, Prediction, Variables
 
 Shape = tuple[int, int, int]  # stacks B, frames Z, side of the square images
-
-
-def preset(name: str, **changes: Any) -> ModelConfig:
-    """A preset with some fields changed; None keeps the preset's value, and a method ignores a field it lacks."""
-    return configs.model_preset(name).replace_known(**{key: x for key, x in changes.items() if x is not None})
 
 
 def batch(shape: Shape) -> Batch:

@@ -7,7 +7,6 @@ weights run in both.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 from dff_jax.errors import InputError
 
@@ -18,21 +17,19 @@ try:
 except ImportError:
     raise InputError("bench --against torch: PyTorch is not installed; pip install 'dff-jax[torch]'") from None
 
-PRESETS = ("dfv_fv", "dfv_diff")
 SCALE_WEIGHTS = (8 / 15, 4 / 15, 2 / 15, 1 / 15)
 
 
-def runs(
-    preset: str, shape: tuple[int, int, int], training: bool, *, dtype: str = "float32", compiled: bool = False
-) -> dict[str, Callable[[], None]]:
-    """Calls to time: "torch_inference_s" and, with `training`, "torch_step_s"; on the GPU, if there is one, with the
-    channels last in memory.
+def runs(preset: str, shape: tuple[int, int, int], training: bool) -> dict[str, Callable[[], None]]:
+    """Calls to time, of a preset that is here: "torch_inference_s" and, with `training`, "torch_step_s".
+
+    They run on the GPU, if there is one, with the channels last in memory.
 
     Args:
       shape: B, Z and the side of the images.
-      dtype: "bfloat16" computes by autocast.
-      compiled: by torch.compile, else eager.
     """
+    if preset not in ("dfv_fv", "dfv_diff"):
+        return {}
     device = "cuda" if torch.cuda.is_available() else "cpu"
     B, Z, size = shape
     frames = torch.rand(B, Z, 3, size, size, device=device)
@@ -41,24 +38,25 @@ def runs(
     if device == "cuda":
         frames = frames.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
         net = net.to(memory_format=torch.channels_last)
-    run_net = torch.compile(net) if compiled else net
-    precision = partial(torch.autocast, device, torch.bfloat16, enabled=dtype == "bfloat16")
+
+    def wait() -> None:
+        if device == "cuda":
+            torch.cuda.synchronize()
 
     def infer() -> None:
         net.eval()
-        with torch.inference_mode(), precision():
-            run_net(frames, focus)
-        _wait(device)
+        with torch.inference_mode():
+            net(frames, focus)
+        wait()
 
     def step() -> None:
         net.train()
         optimizer.zero_grad(set_to_none=True)
-        with precision():
-            depths = run_net(frames, focus)
+        depths = net(frames, focus)
         losses = [w * F.smooth_l1_loss(d, truth) for w, d in zip(SCALE_WEIGHTS, depths, strict=True)]
         torch.stack(losses).sum().backward()
         optimizer.step()
-        _wait(device)
+        wait()
 
     found = {"torch_inference_s": infer}
     if training:
@@ -68,11 +66,6 @@ def runs(
     for run in found.values():
         run()
     return found
-
-
-def _wait(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
 
 
 class DFV(nn.Module):
@@ -101,12 +94,8 @@ class DFV(nn.Module):
             volume = volumes[level] if up is None else torch.cat([up, volumes[level]], 1)
             score, up = getattr(self, f"decoder{level + 3}")(volume, self.training or level == 0)
             scores.insert(0, score)
-        weights = [self._enlarged(s, height, width).softmax(1) for s in scores if s is not None]
-        return [(w * focus[:, :, None, None]).sum(1) for w in weights]
-
-    @staticmethod
-    def _enlarged(score: Tensor, height: int, width: int) -> Tensor:
-        return F.interpolate(score, (height, width), mode="bilinear", align_corners=False)
+        whole = [F.interpolate(s, (height, width), mode="bilinear") for s in scores if s is not None]
+        return [(s.softmax(1) * focus[:, :, None, None]).sum(1) for s in whole]
 
 
 class Features(nn.Module):
@@ -183,9 +172,14 @@ class ConvUnit(nn.Module):
         return self.cbr_unit(x)
 
 
-def _bins(*lengths: int) -> list[int]:
-    most = min(lengths) // 2
-    return [int(1 + i * (most - 1) / 3 + 1e-6) for i in range(4)]
+def _pool(x: Tensor, branches: list[nn.Module], average: Callable[..., Tensor], mode: str) -> Tensor:
+    """`x` and what four branches make of its means over ever smaller windows."""
+    size, total = x.shape[2:], 0.0
+    for i, branch in enumerate(branches):
+        bins = int(1 + i * (min(size) // 2 - 1) / 3 + 1e-6)
+        window = [n // bins for n in size]
+        total = total + F.interpolate(branch(average(x, window, window)), size, mode=mode)
+    return F.relu((x + 0.25 * total) / 2)
 
 
 class PyramidPooling(nn.Module):
@@ -194,11 +188,7 @@ class PyramidPooling(nn.Module):
         self.path_module_list = nn.ModuleList([ConvUnit(channels, channels, 1) for _ in range(4)])
 
     def forward(self, x: Tensor) -> Tensor:
-        size, total = x.shape[2:], 0.0
-        for branch, bins in zip(self.path_module_list, reversed(_bins(*size)), strict=True):
-            window = [n // bins for n in size]
-            total = total + F.interpolate(branch(F.avg_pool2d(x, window, window)), size, mode="bilinear")
-        return F.relu((x + 0.25 * total) / 2)
+        return _pool(x, list(self.path_module_list)[::-1], F.avg_pool2d, "bilinear")
 
 
 def _conv3d(wide: int, out: int, kernel: int) -> nn.Sequential:
@@ -244,10 +234,6 @@ class Decoder(nn.Module):
     def forward(self, x: Tensor, with_score: bool) -> tuple[Tensor | None, Tensor | None]:
         x = self.convs(x)
         if self.pool_convs is not None:
-            size, total = x.shape[2:], 0.0
-            for conv, bins in zip(self.pool_convs, _bins(*size), strict=True):
-                window = [n // bins for n in size]
-                total = total + F.interpolate(conv(F.avg_pool3d(x, window, window)), size, mode="trilinear")
-            x = F.relu((x + 0.25 * total) / 2)
+            x = _pool(x, list(self.pool_convs), F.avg_pool3d, "trilinear")
         score = self.classify(x).squeeze(1) if with_score else None
         return score, None if self.up is None else self.up(x)

@@ -6,19 +6,21 @@ U-Net at the same size). Nothing is run, only compiled, without the compilation 
 
 from __future__ import annotations
 
-import dataclasses
-import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from dff_jax import config as configs
 from dff_jax.config import Proximal
 from dff_jax.errors import InputError
 from dff_jax.network.prox import GatedProximalNetwork
+from dff_jax.runtime import markdown as texts
 from dff_jax.runtime.files import check_output
+from dff_jax.runtime.progress import say
 from dff_jax.studies.bench import measuring, subjects
 from dff_jax.unroll import Problem, initial_depth, proximal_gradient, solve
 
@@ -36,7 +38,7 @@ def bench_unroll(
       InputError: a preset without an unroll, K below 1, a size that is no multiple of 32, or an output folder that
         cannot be written.
     """
-    model = subjects.preset(preset)
+    model = configs.model_preset(preset)
     if not isinstance(model, Proximal):
         raise InputError(f"--preset: {preset} has no unroll to train; choose one of paper, physical, tiny")
     if min(iterations) < 1:
@@ -49,13 +51,11 @@ def bench_unroll(
     for subject, make in {"unroll alone": _unroll_alone, "training step": _training_step}.items():
         for mode in modes:
             for K in iterations:
-                changed = dataclasses.replace(model, gradient=mode, num_iterations=K)
-                function, arguments = make(changed, size, num_frames)
-                program, seconds = measuring.lower(jax.jit(function), *arguments)
-                memory = program.memory_analysis().temp_size_in_bytes / 1e6
+                function, arguments = make(replace(model, gradient=mode, num_iterations=K), size, num_frames)
+                program = measuring.compiled(jax.jit(function), *arguments)
                 row = {"subject": subject, "gradient": mode, "K": K}
-                rows.append(row | {"compile_s": seconds, "temporary_MB": memory})
-                print(f"{subject}, {mode}, K = {K}: {memory:.1f} MB, {seconds:.1f} s", file=sys.stderr, flush=True)
+                rows.append(row | {"compile_s": program.compile_s, "temporary_MB": program.temporary_MB})
+                say(f"{subject}, {mode}, K = {K}: {program.temporary_MB:.1f} MB, {program.compile_s:.1f} s")
     report = {
         "preset": preset, "size": size, "num_frames": num_frames, "batch": 1, "rows": rows,
         "device": jax.devices()[0].device_kind, "jax": jax.__version__,
@@ -66,29 +66,22 @@ def bench_unroll(
 
 def markdown(report: dict[str, Any]) -> str:
     """A line for each subject and mode, a column for each K, and the ratio of the last K to the first."""
-    cases: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
+    lines: dict[tuple[str, str], dict[str, Any]] = {}
     for row in report["rows"]:
-        cases.setdefault((row["subject"], row["gradient"]), {})[row["K"]] = row
-    ks = sorted({row["K"] for row in report["rows"]})
-
-    def ratio(case: tuple[str, str], key: str) -> str:
-        return f"{cases[case][ks[-1]][key] / cases[case][ks[0]][key]:.2f}"
-
-    def at(case: tuple[str, str], K: int) -> str:
-        return f"{cases[case][K]['temporary_MB']:.1f} / {cases[case][K]['compile_s']:.1f}"
-
-    columns = {"subject": lambda case: case[0], "gradient": lambda case: case[1]}
-    columns |= {f"K = {K}": lambda case, K=K: at(case, K) for K in ks}
-    columns |= {"memory ratio": lambda case: ratio(case, "temporary_MB")}
-    columns |= {"compile time ratio": lambda case: ratio(case, "compile_s")}
-    lines = [
+        case = row["subject"], row["gradient"]
+        line = lines.setdefault(case, {"subject": case[0], "gradient": case[1]})
+        line[f"K = {row['K']}"] = f"{row['temporary_MB']:.1f} / {row['compile_s']:.1f}"
+    for case, line in lines.items():
+        first, *_, last = [row for row in report["rows"] if (row["subject"], row["gradient"]) == case] * 2
+        line["memory ratio"] = last["temporary_MB"] / first["temporary_MB"]
+        line["compile time ratio"] = last["compile_s"] / first["compile_s"]
+    head = (
         f"Preset `{report['preset']}`, 1 x {report['num_frames']} x {report['size']} x {report['size']}, "
         f"{report['device']}, jax {report['jax']}. Temporary memory in MB / compile time in s; the ratios are those of "
-        f"K = {ks[-1]} to K = {ks[0]}. The unroll alone is a rolled scan; in a training step the estimator rolls or "
-        "unrolls the scan as it does on this device.",
-        "", *measuring.table(cases, columns),
-    ]  # fmt: skip
-    return "\n".join(lines) + "\n"
+        "the last K to the first. The unroll alone is a rolled scan; in a training step the estimator rolls or unrolls "
+        "the scan as it does on this device."
+    )
+    return "\n".join([head, "", *texts.records(list(lines.values()))]) + "\n"
 
 
 def _training_step(model: Proximal, size: int, num_frames: int) -> tuple[Any, tuple]:
