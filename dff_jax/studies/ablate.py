@@ -26,7 +26,7 @@ from dff_jax.errors import ConfigError, InputError
 from dff_jax.estimators.weights import LoadedEstimator, check_frames, load_estimator
 from dff_jax.evaluation.evaluate import answers_for, evaluated
 from dff_jax.evaluation.programs import Task
-from dff_jax.evaluation.rows import BASELINES, Evaluation, gather
+from dff_jax.evaluation.rows import gather
 from dff_jax.focus_axis import span
 from dff_jax.runtime.files import check_output, staged_output
 from dff_jax.runtime.progress import ProgressBar
@@ -96,13 +96,10 @@ def ablate(
         check_output(output, COMPARISON_FILES)
 
     reports: list[dict[str, Any]] = []
-    known: Evaluation | None = None  # of the first run; its baselines serve all runs
     total = min(len(source), data.limit or len(source))
     for i, (run, folder) in enumerate(zip(opened, folders, strict=True), 1):
         label = f"ablate: {run.label}" + (f" ({i}/{len(opened)})" if several else "")
-        report, evaluation = _one_run(run, folder, batches, source, known, label, total)
-        known = known or evaluation
-        reports.append(report)
+        reports.append(_one_run(run, folder, batches, source, label, total))
     if several:
         with staged_output(output, last="comparison.json") as staging:
             ablate_report.write_comparison(staging, reports)
@@ -120,22 +117,20 @@ def _open(runs: Sequence[str | Path], iterations: Sequence[int], schemes: Sequen
         label, taken = loaded.label, {run.label for run in opened}
         if label in taken:
             label = f"{Path(spec).resolve().parent.name}_{label}"
-        number = 2
-        while label in taken:
-            label, number = f"{loaded.label}_{number}", number + 1
+        if label in taken:
+            label = f"{label}_{len(opened) + 1}"
         K = tuple(sorted({*iterations, loaded.model.num_iterations}))
         opened.append(Run(loaded, label, variants(loaded, loaded.model, schemes), K))
     return opened
 
 
 def _one_run(
-    run: Run, folder: Path, batches: Callable[[], Iterator[LoadedBatch]], source: StackSource, known: Evaluation | None,
-    label: str, total: int,
-) -> tuple[dict[str, Any], Evaluation]:  # fmt: skip
-    """Evaluates one run and writes its folder; returns its report and the evaluation as trained."""
+    run: Run, folder: Path, batches: Callable[[], Iterator[LoadedBatch]], source: StackSource, label: str, total: int
+) -> dict[str, Any]:
+    """Evaluates one run and writes its folder; returns its report."""
     start = time.perf_counter()
     variables, passes = run.loaded.variables, {}
-    first, *others = run.variants
+    first = run.variants[0]
     as_trained = sweep(first.estimator, run.iterations)
     for i, variant in enumerate(run.variants, 1):
         # the refined depth of another scheme at the largest K only: each K more is a program of its own
@@ -143,32 +138,23 @@ def _one_run(
         estimator = as_trained if variant is first else sweep(variant.estimator, K)
         with ProgressBar(f"{label}, pass {i}/{len(run.variants)}, {variant.name}", total) as bar:
             passes[variant.name] = run_pass(
-                variant, estimator, variables, batches(), unit=source.unit, iterations=K,
-                baselines=variant is first and known is None, bar=bar,
+                variant, estimator, variables, batches(), unit=source.unit, iterations=K, baselines=variant is first,
+                bar=bar,
             )  # fmt: skip
     own = passes[first.name]
-    evaluation = own.evaluation if known is None else _with_baselines(own.evaluation, known)
-    passes[first.name] = own._replace(evaluation=evaluation)
     report = ablate_report.report(
-        passes, label=run.label, model=configs.to_dict(run.loaded.model), info=run.loaded.info,
+        passes, run=run.label, model=configs.to_dict(run.loaded.model), info=run.loaded.info,
         trained=first.model.num_iterations, iterations=run.iterations, dataset=source.name, unit=source.unit,
         parameters=sum(x.size for x in jax.tree.leaves(variables["params"])), seconds=time.perf_counter() - start,
     )  # fmt: skip
-    chosen = ablate_figures.choose(evaluation, report["meta"]["answer"])
+    chosen = ablate_figures.choose(own.evaluation, report["meta"]["answer"])
     again = answers_for([Task(as_trained, variables)], batches(), chosen)  # reads the data a second time
-    shown = {chosen[position]: (batch, prediction) for position, _, batch, (prediction,) in again}
+    shown = [ablate_figures.Shown(chosen[at], name, own.evaluation.of_stack(at), batch, prediction)
+             for at, name, batch, (prediction,) in again]  # fmt: skip
     with staged_output(folder, last="ablation.json") as staging:
         ablate_report.write(staging, report, passes)
-        ablate_figures.write(staging, report, shown, chosen, own.mean_weights, evaluation)
-    return report, evaluation
-
-
-def _with_baselines(evaluation: Evaluation, known: Evaluation) -> Evaluation:
-    """With the rows of the baselines from the first run's evaluation of the same data."""
-    names = [name for name in BASELINES if name in known.rows]
-    rows = evaluation.rows | {name: known.rows[name] for name in names}
-    per_stack = (*evaluation.per_stack, *(one for one in known.per_stack if one["row"] in names))
-    return evaluation._replace(rows=rows, per_stack=per_stack)
+        ablate_figures.write(staging, report, shown, own.mean_weights)
+    return report
 
 
 # Ways to use the parameters -------------------------------------------------------------------------------
@@ -250,9 +236,7 @@ def run_pass(
     iterations: tuple[int, ...], baselines: bool, bar: ProgressBar,
 ) -> Pass:  # fmt: skip
     """Evaluates `estimator` (a `sweep` of the variant's over `iterations`) on all batches."""
-    measured, courses = [], []
-    sums: dict[tuple[int, ...], np.ndarray] = {}  # of W_i^2, by size of the image
-    counts: dict[tuple[int, ...], int] = {}
+    measured, courses, weights, number = [], [], np.zeros(()), 0  # W_i^2 of the images of one size, and how many
     settings = variables["params"].get("unroll", {})
     for one, loaded, prediction in evaluated(estimator, variables, batches, unit=unit, baselines=baselines):
         measured.append(one)
@@ -260,15 +244,14 @@ def run_pass(
         course = jax.device_get(_course(variant.model, settings, prediction, loaded.batch.focus))
         courses.append({name: np.asarray(value, np.float64)[keep] for name, value in course.items()})
         maps = np.asarray(_history(prediction).weights, np.float64)[keep]
-        sums[maps.shape[1:]] = sums.get(maps.shape[1:], 0.0) + maps.sum(0)
-        counts[maps.shape[1:]] = counts.get(maps.shape[1:], 0) + len(maps)
+        if not number or maps.shape[1:] == weights.shape:
+            weights, number = weights + maps.sum(0), number + len(maps)
         bar.advance(one.count)
     evaluation = ablate_report.renamed(gather(measured, unit), iterations)
     course = {name: np.concatenate([part[name] for part in courses]).mean(0).tolist() for name in courses[0]}
     course["MAE"] = [evaluation.rows[f"D({k})"]["MAE"] for k in range(iterations[-1] + 1)]
     course["change"] = [evaluation.dynamics["step"][f"D({k})"] for k in range(1, iterations[-1] + 1)]
-    commonest = max(counts, key=counts.__getitem__)
-    return Pass(evaluation, course, (sums[commonest] / counts[commonest]).astype(np.float32))
+    return Pass(evaluation, course, (weights / number).astype(np.float32))
 
 
 @functools.partial(jax.jit, static_argnames="model")
@@ -295,8 +278,7 @@ def _course(model: Proximal, settings: dict, prediction: Prediction, focus: Arra
     if eta is not None:
         eta_S = jnp.broadcast_to(eta * S[:, None], moved.shape)
         pull = eta_S * away[:, :-1]
-        found |= {"step_size": mean(jnp.broadcast_to(eta, moved.shape)), "eta_S": mean(eta_S)}
-        found |= {"data_step": mean(jnp.abs(pull)), "prox_step": mean(jnp.abs(moved + pull))}
+        found |= {"eta_S": mean(eta_S), "data_step": mean(jnp.abs(pull)), "prox_step": mean(jnp.abs(moved + pull))}
     return found
 
 

@@ -5,23 +5,26 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.tree_util import keystr, tree_leaves_with_path
 
 from dff_jax.config import Proximal
 from dff_jax.evaluation.metrics import COUNTS, METRICS
 from dff_jax.evaluation.paper import COLUMNS, TABLE_1
 from dff_jax.evaluation.rows import BASELINES, Evaluation
+from dff_jax.runtime import markdown as texts
 from dff_jax.runtime.files import finite
-from dff_jax.studies.bench.measuring import table
 from dff_jax.types import Estimator
 
 FILES = ("ablation.json", "per_stack.csv", "table.md")
-_DIGITS = {"logRMS": ".4f", "AbsRel": ".4f", "Acc_1": ".2f", "Acc_2": ".2f", "Acc_3": ".2f", "Corr": ".4f"}
+_FORMATS = {
+    **dict.fromkeys(COLUMNS, ".3f"), "logRMS": ".4f", "AbsRel": ".4f", "Acc_1": ".2f", "Acc_2": ".2f", "Acc_3": ".2f",
+    "Corr": ".4f",
+}  # fmt: skip
 
 
 class Variant(NamedTuple):
@@ -37,7 +40,7 @@ class Pass(NamedTuple):
 
     evaluation: Evaluation  # with rows refined(K) for the refined depth at each K
     course: dict[str, Any]  # means over the stacks, see `ablate._course`
-    mean_weights: np.ndarray  # [H,W,N] W_i^2, mean over the stacks of the most frequent size
+    mean_weights: np.ndarray  # [H,W,N] W_i^2, mean over the stacks of the first one's size
 
 
 def renamed(found: Evaluation, iterations: tuple[int, ...]) -> Evaluation:
@@ -55,31 +58,29 @@ def report(passes: dict[str, Pass], *, trained: int, iterations: tuple[int, ...]
     """The contents of `ablation.json`.
 
     `rows` of the run as trained: expected, candidate_i, D(0)..D(K), refined(K), and the baselines, each with the
-    metrics of an evaluation. `schemes.<name>`: the same of the other passes. `courses.<name>`: how each iteration went
-    (`ablate._course`), means over the stacks. NaN becomes null.
+    metrics of an evaluation. `schemes.<name>`: the iterates and refined depths of the other passes.
+    `courses.<name>`: how each iteration went (`ablate._course`), means over the stacks. NaN becomes null.
 
     Args:
       passes: by name of the scheme, the run as trained first.
       trained: K as trained.
       iterations: all K.
-      meta: label, model, info, dataset, unit, parameters, seconds.
+      meta: run, model, info, dataset, unit, parameters, seconds.
     """
-    scheme, own = next(iter(passes.items()))
-    rows = own.evaluation.rows
-    refined = f"refined({trained})"
-    meta = {
-        "run": meta.pop("label"), "scheme": scheme, "trained_iterations": trained, "iterations": list(iterations),
+    (scheme, own), *others = passes.items()
+    rows, refined = own.evaluation.rows, f"refined({trained})"
+    meta |= {
+        "scheme": scheme, "trained_iterations": trained, "iterations": list(iterations),
         "answer": refined if refined in rows else f"D({trained})", "stacks": len(own.evaluation.stacks),
         "excluded": list(own.evaluation.excluded), "notes": list(own.evaluation.notes),
         "device": jax.devices()[0].device_kind,
-    } | meta  # fmt: skip
-    schemes = {name: _iterates(found.evaluation.rows) for name, found in passes.items() if name != scheme}
+    }  # fmt: skip
+    schemes = {
+        name: {row: found for row, found in one.evaluation.rows.items() if row.startswith(("D(", "refined"))}
+        for name, one in others
+    }
     courses = {name: found.course for name, found in passes.items()}
     return finite({"rows": rows, "schemes": schemes, "courses": courses, "meta": meta})
-
-
-def _iterates(rows: dict[str, Any]) -> dict[str, Any]:
-    return {name: row for name, row in rows.items() if name.startswith(("D(", "refined"))}
 
 
 def write(folder: Path, report: dict[str, Any], passes: dict[str, Pass]) -> None:
@@ -110,32 +111,29 @@ def markdown(report: dict[str, Any]) -> str:
         "",
         f"{meta['stacks']} stacks, unit {meta['unit']}; trained with {meta['trained_iterations']} iterations of "
         f"{meta['scheme']}. Metrics of each stack, averaged over stacks; Acc in percent.",
-        "", "## Table 1", "", *_metrics("stage", _table_1(report)),
+        "", "## Table 1", "", *_metrics(_table_1(report)),
         "", "## The rows that it lacks", "",
         "expected: the soft-argmax Dbar. refined(K): after K iterations and the refiner; D(K) is the same without.",
-        "", *_metrics("row", rows),
-        "", "Pixels within the focus range:", "", *_metrics("row", {k: row["in_range"] for k, row in rows.items()}),
-        "", "## What each iteration gains", "", *_gains(report),
+        "", *_metrics(rows),
+        "", "Pixels within the focus range:", "", *_metrics({name: row["in_range"] for name, row in rows.items()}),
+        "", "## What each iteration gains", "",
+        "Gains are falls of the MAE. Change: mean of abs(D(k) - D(k-1)) over valid pixels. eta S: 0 = the data term is "
+        "ignored, 1 = each step starts again from D(0). Data share: of the path the data step goes, the rest being "
+        "the prox's; 0.5 where one undoes the other (proximal gradient only).",
+        "", *texts.records(_gains(report)),
     ]  # fmt: skip
     if report["schemes"]:
-        lines += ["", "## The same parameters through other schemes", "", *_schemes(report)]
+        lines += ["", "## The same parameters through other schemes", ""]
+        lines += ["MAE. The trained prox in each; `+identity` has none, so it is the data term alone.", ""]
+        lines += texts.records(_schemes(report))
     if meta["notes"]:
         lines += ["", "## Notes", "", *(f"* {note}" for note in meta["notes"])]
     lines += ["", f"{meta['seconds']:.0f} s on {meta['device']}, compilation included."]
     return "\n".join(lines) + "\n"
 
 
-def _metrics(head: str, rows: dict[str, dict[str, Any]]) -> list[str]:
-    columns: dict[str, Callable[[str], str]] = {head: str}
-    columns |= {metric: lambda name, m=metric: _metric(m, rows[name][m]) for metric in COLUMNS}
-    return table(rows, columns)
-
-
-def _metric(name: str, value: float | str | None) -> str:
-    """A cell; text stays as it is."""
-    if value is None or isinstance(value, str):
-        return value or "-"
-    return format(value, _DIGITS.get(name, ".3f"))
+def _metrics(rows: dict[str, dict[str, Any]]) -> list[str]:
+    return texts.table([[name, *map(row.get, COLUMNS)] for name, row in rows.items()], ["", *COLUMNS], _FORMATS)
 
 
 def _table_1(report: dict[str, Any]) -> dict[str, Any]:
@@ -150,51 +148,34 @@ def _table_1(report: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _gains(report: dict[str, Any]) -> list[str]:
+def _gains(report: dict[str, Any]) -> list[dict[str, Any]]:
     """A line for each iteration: MAE, gains, how far it moved and why."""
     rows, course, asked = report["rows"], report["courses"][report["meta"]["scheme"]], report["meta"]["iterations"]
-    mae = course["MAE"]
-
-    def refined(k: int) -> float | None:
-        return rows.get(f"refined({k})", {}).get("MAE")
-
-    columns: dict[str, Callable[[int], Any]] = {
-        "MAE": lambda k: mae[k],
-        "gain over D(k-1)": lambda k: _less(mae[k - 1], mae[k]) if k else None,
-        "gain over D(0)": lambda k: _less(mae[0], mae[k]) if k else None,
-        "refined": refined,
-        "refiner's gain": lambda k: _less(mae[k], refined(k)),
-        "change": lambda k: _at(course, "change", k),
-        "eta S": lambda k: _at(course, "eta_S", k),
-        "data share": lambda k: data_share(course, k),
-    }
-    head = (
-        "Gains are falls of the MAE. Change: mean of abs(D(k) - D(k-1)) over valid pixels. eta S: 0 = the data term is "
-        "ignored, 1 = each step starts again from D(0). Data share: of the path the data step goes, the rest being "
-        "the prox's; 0.5 where one undoes the other (proximal gradient only)."
-    )
-    return [head, "", *_numbers("k", [k for k in range(len(mae)) if k <= 5 or k in asked], columns)]
+    mae, lines = course["MAE"], []
+    for k in range(len(mae)):
+        if k <= 5 or k in asked:
+            refined = rows.get(f"refined({k})", {}).get("MAE")
+            lines.append({
+                "k": k, "MAE": mae[k],
+                "gain over D(k-1)": _less(mae[k - 1], mae[k]) if k else None,
+                "gain over D(0)": _less(mae[0], mae[k]) if k else None,
+                "refined": refined, "refiner's gain": _less(mae[k], refined),
+                "change": _at(course, "change", k), "eta S": _at(course, "eta_S", k),
+                "data share": data_share(course, k),
+            })  # fmt: skip
+    return lines
 
 
-def _schemes(report: dict[str, Any]) -> list[str]:
+def _schemes(report: dict[str, Any]) -> list[dict[str, Any]]:
     """A line for each scheme: MAE after some k, at the last also refined."""
     last = report["meta"]["iterations"][-1]
-    all_rows = {report["meta"]["scheme"]: report["rows"]} | report["schemes"]
-    shown = [f"D({k})" for k in (0, *report["meta"]["iterations"])]
-    columns: dict[str, Callable[[str], Any]] = {d: lambda name, d=d: all_rows[name][d]["MAE"] for d in shown}
-    columns |= {
-        f"refined({last})": lambda name: all_rows[name].get(f"refined({last})", {}).get("MAE"),
-        f"RMS of D({last})": lambda name: all_rows[name][f"D({last})"]["RMS"],
-        f"change in D({last})": lambda name: _at(report["courses"][name], "change", last),
-    }
-    head = "MAE. The trained prox in each; `+identity` has none, so it is the data term alone."
-    return [head, "", *_numbers("scheme", all_rows, columns)]
-
-
-def _numbers(head: str, rows: Any, columns: dict[str, Callable[[Any], float | None]]) -> list[str]:
-    cells: dict[str, Callable[[Any], str]] = {head: str}
-    cells |= {name: lambda row, column=column: _number(column(row)) for name, column in columns.items()}
-    return table(rows, cells)
+    shown = dict.fromkeys(f"D({k})" for k in (0, *report["meta"]["iterations"]))
+    lines = []
+    for name, rows in ({report["meta"]["scheme"]: report["rows"]} | report["schemes"]).items():
+        line = {"scheme": name} | {d: rows[d]["MAE"] for d in shown}
+        line[f"refined({last})"] = rows.get(f"refined({last})", {}).get("MAE")
+        lines.append(line | {f"change in D({last})": _at(report["courses"][name], "change", last)})
+    return lines
 
 
 def data_share(course: dict[str, Any], k: int) -> float | None:
@@ -213,17 +194,13 @@ def _less(a: float | None, b: float | None) -> float | None:
     return None if a is None or b is None else a - b
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}"
-
-
 # Several runs -----------------------------------------------------------------------------------------
 
 
 def write_comparison(folder: Path, reports: list[dict[str, Any]]) -> None:
     """Writes `comparison.md` and `comparison.json` into `folder`."""
     compared = {report["meta"]["run"]: summary(report) for report in reports}
-    (folder / "comparison.md").write_text(comparison(reports), encoding="utf-8")
+    (folder / "comparison.md").write_text(comparison(reports, compared), encoding="utf-8")
     (folder / "comparison.json").write_text(json.dumps(compared, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
@@ -247,18 +224,17 @@ def summary(report: dict[str, Any]) -> dict[str, float | None]:
     }  # fmt: skip
 
 
-def comparison(reports: list[dict[str, Any]]) -> str:
+def comparison(reports: list[dict[str, Any]], summaries: dict[str, dict[str, float | None]]) -> str:
     """`comparison.md`: a line for each run."""
-    summaries = {report["meta"]["run"]: summary(report) for report in reports}
     first, meta = reports[0], reports[0]["meta"]
-    names = list(summaries[meta["run"]])
-    untrained = {name: first["rows"][name]["MAE"] for name in BASELINES if name in first["rows"]}
-    about: dict[str, Callable[[dict[str, Any]], str]] = {
-        "run": lambda report: report["meta"]["run"],
-        "parameters": lambda report: f"{report['meta']['parameters']:,}",
-        "steps trained": lambda report: str(report["meta"]["info"].get("step", "-")),
-        "fields": lambda report: ", ".join(f"{k} = {v}" for k, v in _differences(first, report).items()) or "-",
-    }
+    untrained = [f"{name} {first['rows'][name]['MAE']:.4g}" for name in BASELINES if name in first["rows"]]
+    about = [
+        {
+            "run": one["meta"]["run"], "parameters": f"{one['meta']['parameters']:,}",
+            "steps trained": one["meta"]["info"].get("step", "-"), "fields": _differences(first, one) or "-",
+        }
+        for one in reports
+    ]  # fmt: skip
     lines = [
         f"# {len(reports)} runs on {meta['dataset']}",
         "",
@@ -268,24 +244,24 @@ def comparison(reports: list[dict[str, Any]]) -> str:
         "change the mean of abs(D(1) - D(0)); eta S and data share those of the last trained step (0: the prox alone, "
         "1: the data term alone).",
         "",
-        *_numbers("run", summaries, {column: lambda run, c=column: summaries[run][c] for column in names}),
-    ]
-    if untrained:
-        lines += ["", "Without training: " + ", ".join(f"{name} {_number(v)}" for name, v in untrained.items()) + "."]
-    return "\n".join([*lines, "", f"What differs from {meta['run']}:", "", *table(reports, about)]) + "\n"
+        *texts.records([{"run": run, **numbers} for run, numbers in summaries.items()]),
+        *(["", f"Without training: {', '.join(untrained)}."] if untrained else []),
+        "", f"What differs from {meta['run']}:", "", *texts.records(about),
+    ]  # fmt: skip
+    return "\n".join(lines) + "\n"
 
 
-def _differences(first: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+def _differences(first: dict[str, Any], other: dict[str, Any]) -> str:
     """Config fields in which a run differs from the first, without its name."""
-    one, two = (_flat(r["meta"]["info"].get("config") or {"model": r["meta"]["model"]}) for r in (first, other))
-    return {key: value for key, value in two.items() if key != "name" and one.get(key, "absent") != value}
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    found = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            found |= _flat(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
-    return found
+    one, two = (
+        {
+            keystr(path, simple=True, separator="."): value
+            for path, value in tree_leaves_with_path(
+                report["meta"]["info"].get("config") or {"model": report["meta"]["model"]},
+                is_leaf=lambda x: not isinstance(x, dict),
+            )
+        }
+        for report in (first, other)
+    )
+    different = {key: value for key, value in two.items() if key != "name" and one.get(key, "absent") != value}
+    return ", ".join(f"{key} = {value}" for key, value in different.items())

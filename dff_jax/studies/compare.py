@@ -83,7 +83,8 @@ def compare(
     table = report.table(comparison, found, spent, notes)
     with staged_output(output, last="table.json") as staging:
         report.write(staging, table, found)
-        report.draw(staging, list(_columns(_distinct(ready), main, comparison)), comparison.test.name)
+        columns = list(_columns(_distinct(ready), main, comparison))
+        paper.save(staging / "figure.png", paper.PREDICTIONS._replace(title=comparison.test.name), columns)
     return table
 
 

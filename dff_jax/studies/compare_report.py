@@ -7,28 +7,25 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dff_jax.config import Comparison
-from dff_jax.evaluation import paper
 from dff_jax.evaluation.metrics import COUNTS, LARGER_IS_BETTER, METRICS
+from dff_jax.evaluation.tables import FORMATS
+from dff_jax.runtime import markdown as texts
 from dff_jax.runtime.files import finite
-from dff_jax.studies.bench.measuring import table as table_lines
 from dff_jax.studies.costs import Trained
 
 FILES = ("table.md", "table.json", "per_stack.csv", "figure.png")
 TRANSFER = ("MAE", "RMS", "AbsRel", "Acc_1")
 STAGES = ("expected", "D(0)", "D(1)", "D(3)", "refined")
 """Of the answer's own stages, those that the table of stages shows where a method has them."""
-_FORMATS = {"Acc_1": ".2f", "Acc_2": ".2f", "Acc_3": ".2f", "Corr": ".4f", "BadPix": ".2f"}
 _COSTS = {
-    "parameters": ("parameters", "d"), "inference_GFLOPs": ("GFLOPs", ".3g"), "inference_s": ("inference, s", ".3g"),
-    "inference_MB": ("inference, MB", ".0f"), "step_GFLOPs": ("step, GFLOPs", ".3g"), "step_s": ("step, s", ".3g"),
-    "step_MB": ("step, MB", ".0f"),
+    "parameters": "parameters", "inference_GFLOPs": "GFLOPs", "inference_s": "inference, s",
+    "inference_MB": "inference, MB", "step_GFLOPs": "step, GFLOPs", "step_s": "step, s", "step_MB": "step, MB",
 }  # fmt: skip
 
 Values = dict[str, dict[str, float | None] | None]
@@ -120,7 +117,8 @@ def markdown(result: dict[str, Any]) -> str:
         lines += [f"## {main}: {title}", "", *_table(rows, main, [(region, metric) for metric in METRICS]), ""]
     if result.get("ratio"):
         first, second = result["ratio"]["labels"]
-        lines += [f"MAE of {first} / MAE of {second}: {_number(result['ratio']['MAE'], '.3f')}", ""]
+        ratio = result["ratio"]["MAE"]
+        lines += [f"MAE of {first} / MAE of {second}: {'-' if ratio is None else format(ratio, '.3f')}", ""]
     if stages := _stages(rows, main):
         lines += ["## What its stages contribute", "", *stages, ""]
     transfer = [(region, metric) for region in ("all", "in_range") for metric in TRANSFER]
@@ -137,56 +135,53 @@ def markdown(result: dict[str, Any]) -> str:
 
 def _table(rows: list[dict[str, Any]], test: str, columns: list[tuple[str, str]]) -> list[str]:
     """A line for each method; columns are (region, metric), the best of each in bold."""
-    cells: dict[str, Callable[[dict[str, Any]], str]] = {
-        "method": lambda row: row["label"],
-        "recipe": lambda row: row["recipe"] or "-",
-    }
+    heads = [metric + (" in range" if region == "in_range" and ("all", metric) in columns else "")
+             for region, metric in columns]  # fmt: skip
+    cells = [[row["label"], row["recipe"] or None] for row in rows]
     for region, metric in columns:
-        means = [cell["mean"] for row in rows if (cell := _cell(row, test, region, metric))]
+        found = [row["tests"][test].get(region, {}).get(metric) for row in rows]
+        means = [one["mean"] for one in found if one and one["mean"] is not None]
         best = (max if metric in LARGER_IS_BETTER else min)(means) if len(means) > 1 else None
-        head = metric + (" in range" if region == "in_range" and ("all", metric) in columns else "")
-        cells[head] = lambda row, at=(region, metric), best=best: _text(_cell(row, test, *at), at[1], best)
-    return table_lines(rows, cells)
+        for line, one in zip(cells, found, strict=True):
+            line.append(_text(one, metric, best))
+    return texts.table(cells, ["method", "recipe", *heads])
 
 
-def _cell(row: dict[str, Any], test: str, region: str, metric: str) -> dict[str, Any] | None:
-    cell = row["tests"][test].get(region, {}).get(metric)
-    return cell if cell and cell["mean"] is not None else None
-
-
-def _text(cell: dict[str, Any] | None, metric: str, best: float | None) -> str:
-    if cell is None:
-        return "-"
-    text = format(cell["mean"], _FORMATS.get(metric, ".4g"))
+def _text(cell: dict[str, Any] | None, metric: str, best: float | None = None) -> str | None:
+    if not cell or cell["mean"] is None:
+        return None
+    text = format(cell["mean"], FORMATS.get(metric, ".4g"))
     text += f" ± {cell['spread']:.2g}" if cell["seeds"] > 1 else ""
     return f"**{text}**" if cell["mean"] == best else text
 
 
 def _stages(rows: list[dict[str, Any]], test: str) -> list[str]:
     """MAE of Dbar, D(0), .., refined of the methods that have them."""
-    stages = {row["label"] + (f", {row['recipe']}" if row["recipe"] else ""): row["tests"][test].get("stages", {})
-              for row in rows}  # fmt: skip
-    stages = {name: found for name, found in stages.items() if "refined" in found or "D(1)" in found}
-    cells: dict[str, Callable[[str], str]] = {"MAE": str}
-    cells |= {stage: lambda name, s=stage: _text((stages[name].get(s) or {}).get("MAE"), "", None) for stage in STAGES}
-    return table_lines(stages, cells) if stages else []
+    lines = []
+    for row in rows:
+        stages = row["tests"][test].get("stages", {})
+        if "refined" in stages or "D(1)" in stages:
+            name = row["label"] + (f", {row['recipe']}" if row["recipe"] else "")
+            lines.append({"MAE": name} | {stage: _text(found.get("MAE"), "MAE") for stage, found in stages.items()})
+    return texts.records(lines)
 
 
 def _costs(costs: dict[str, Any]) -> list[str]:
-    z, h, w = costs["shape"]
     methods = costs["methods"]
-    cells: dict[str, Callable[[str], str]] = {"method": str}
-    cells |= {
-        head: lambda label, key=key, form=form: _number(methods[label].get(key), form)
-        for key, (head, form) in _COSTS.items()
-    }
+    lines = [[label, *map(row.get, _COSTS)] for label, row in methods.items()]
     steps = sorted({tuple(row["step_shape"]) for row in methods.values() if "step_shape" in row})
-    shapes = ", ".join(" x ".join(map(str, shape)) for shape in steps)
+    shapes = [_shape(1, *costs["shape"]), *(_shape(*shape) for shape in steps)]
     versions = ", ".join(f"{name} {version}" for name, version in costs["machine"]["versions"].items())
-    told = f"Inference of 1 x {z} x {h} x {w}" + (f", training steps of {shapes}" if shapes else "")
-    told += f"; medians of {costs['rounds']} rounds, methods in turn; FLOPs as the program is written, memory beside"
-    told += f" arguments and results. {costs['machine']['device']}; {versions}."
-    return [*table_lines(methods, cells), "", told]
+    told = (
+        f"Inference of {shapes[0]}, training steps of {', '.join(shapes[1:]) or 'none'}; medians of {costs['rounds']} "
+        "rounds, methods in turn; FLOPs as the program is written, memory beside arguments and results. "
+        f"{costs['machine']['device']}; {versions}."
+    )
+    return [*texts.table(lines, ["method", *_COSTS.values()]), "", told]
+
+
+def _shape(*numbers: int) -> str:
+    return " x ".join(map(str, numbers))
 
 
 def _refusals(rows: list[dict[str, Any]]) -> list[str]:
@@ -196,12 +191,3 @@ def _refusals(rows: list[dict[str, Any]]) -> list[str]:
             if "refused" in of_test:
                 found.setdefault(row["label"], []).append(name)
     return [f"{label} cannot take the stacks of {', '.join(dict.fromkeys(names))}" for label, names in found.items()]
-
-
-def _number(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
-
-
-def draw(folder: Path, columns: list[paper.Column], title: str) -> None:
-    """Writes `figure.png`: rows methods, columns stacks."""
-    paper.save(folder / "figure.png", paper.PREDICTIONS._replace(title=title), columns)
