@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from dff_jax import config, estimators, focus_axis
 from dff_jax.errors import InputError
-from dff_jax.evaluation import conventions, tables
+from dff_jax.evaluation import conventions
 from dff_jax.evaluation.conventions import CONVENTIONS, Convention
 from dff_jax.evaluation.programs import Task, compile_for, measure, placed, predict, split_over_devices
 from dff_jax.evaluation.rows import BASELINES, Evaluation, Measured, gather, row_names
@@ -195,7 +195,7 @@ def evaluate_to_folder(
             raise InputError(f"{name}: must be at least {least}, got {value}")
     from dff_jax.data import pipeline
     from dff_jax.estimators import weights
-    from dff_jax.evaluation import figures, page, paper, resampling
+    from dff_jax.evaluation import figures, page, paper, resampling, tables
 
     loaded = weights.load_estimator(spec)
     method = loaded.model.method

@@ -68,15 +68,14 @@ def compare(
         except InputError as error:
             notes.append(f"{test.name}: left out, {error}")
             say(f"note: {notes[-1]}")
-    ready: list[Trained] = []
-    for one in _runs(comparison, output):
+    ready = list(_runs(comparison, output))
+    for one in ready:
         if one.method.config is not None and not _is_ready(one):
             from dff_jax.training.loop import train
 
             say(f"training {one.name}")
             if train(_config(one), one.folder)["interrupted"]:
                 return None
-        ready.append(one)
     limits = {test.name: test.limit for test in (comparison.test, *comparison.zero_shot)}
     found = {one: {name: measure(one, name, sets[name], limits[name]) for name in sets} for one in ready}
     spent = costs.measure_all(_distinct(ready), main, output / "costs.json")

@@ -14,10 +14,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from dff_jax import estimators
-from dff_jax.config import DataConfig, Method, ModelConfig
+from dff_jax.config import Method, ModelConfig
 from dff_jax.data.parts import StackSource, to_batch
 from dff_jax.errors import InputError
 from dff_jax.estimators import weights
@@ -25,7 +24,7 @@ from dff_jax.runtime.compile import jit
 from dff_jax.runtime.files import machine
 from dff_jax.runtime.progress import say
 from dff_jax.studies.bench import measuring, subjects
-from dff_jax.types import Array, Batch, Estimator, Prediction
+from dff_jax.types import Estimator, Prediction
 
 ROUNDS = 3
 
@@ -60,12 +59,12 @@ def load(spec: str) -> weights.LoadedEstimator:
     return loaded._replace(estimator=_built(loaded.model))
 
 
-@functools.lru_cache(maxsize=64)
+@functools.cache
 def _built(model: ModelConfig) -> Estimator:
     return estimators.build(model)
 
 
-@functools.lru_cache(maxsize=64)
+@functools.cache
 def infer(estimator: Estimator) -> Callable[..., Prediction]:
     """The jitted (variables, frames, focus) -> Prediction, without its history."""
     return jit(subjects.without_history(estimator))
@@ -96,7 +95,7 @@ def measure_all(methods: list[Trained], source: StackSource, path: Path) -> dict
         inputs = loaded.variables, *map(jnp.asarray, batch[:2])
         programs: dict[str, tuple[Callable, tuple]] = {"inference": (infer(loaded.estimator), inputs)}
         if config is not None:
-            crops = _crops(batch, config.data)
+            crops = subjects.batch((config.data.batch_size, shape[0], *config.data.crop))
             step, arguments = subjects.training_step(
                 loaded.model, crops, loaded.variables, config.loss, config.optimizer, config.training.num_steps
             )
@@ -115,15 +114,3 @@ def measure_all(methods: list[Trained], source: StackSource, path: Path) -> dict
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
     return result
-
-
-def _crops(stack: Batch, data: DataConfig) -> Batch:
-    """A training batch of the configured crop, filled with one stack (repeated where it is smaller)."""
-    (H, W), (height, width) = data.crop, stack.depth.shape[1:]
-
-    def cut(x: Array, first: int) -> Array:
-        rows = np.take(np.asarray(x), np.arange(H) % height, first)
-        return jnp.asarray(np.repeat(np.take(rows, np.arange(W) % width, first + 1), data.batch_size, 0))
-
-    focus = jnp.repeat(jnp.asarray(stack.focus), data.batch_size, 0)
-    return Batch(cut(stack.frames, 2), focus, cut(stack.depth, 1), cut(stack.mask, 1))

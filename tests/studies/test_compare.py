@@ -86,7 +86,7 @@ def test_text_and_picture(setting):
     text = (output / "table.md").read_text()
     assert "MAE of ours / MAE of theirs" in text and "### other worlds" in text and "not there: left out" in text
     for line in text.splitlines():  # every row of a table has as many cells as its head
-        if line.startswith("|---"):
+        if line.startswith("| ---"):
             width = line.count("|")
         if line.startswith("| ours"):
             assert line.count("|") == width

@@ -19,13 +19,13 @@ from dff_jax.training.state import TrainState, begin
 from dff_jax.training.step import make_update
 from dff_jax.types import Array, Batch, Estimator, Prediction, Variables
 
-Shape = tuple[int, int, int]  # stacks B, frames Z, side of the square images
+Shape = tuple[int, ...]  # stacks B, frames Z, side of the square images (or height and width)
 
 
 def batch(shape: Shape) -> Batch:
     """Random frames and truth."""
-    B, Z, size = shape
-    frames = np.random.default_rng(0).random((B, Z, size, size, 3), np.float32)
+    B, Z, height, width = (*shape, shape[-1])[:4]
+    frames = np.random.default_rng(0).random((B, Z, height, width, 3), np.float32)
     focus = np.tile(np.linspace(10, 100, Z, dtype=np.float32), (B, 1))
     depth = 10 + 90 * frames[:, 0, ..., 0]
     return Batch(jnp.asarray(frames), jnp.asarray(focus), jnp.asarray(depth), jnp.ones(depth.shape, bool))

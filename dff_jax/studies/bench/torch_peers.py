@@ -6,6 +6,7 @@ weights run in both.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 
 from dff_jax.errors import InputError
@@ -106,11 +107,11 @@ class Features(nn.Module):
         self.encoder = ResNet18()
         self.pyramid_pooling = PyramidPooling(512)
         for level, wide, out in ((5, 512, 256), (4, 256, 128), (3, 128, 64)):
-            up = nn.Sequential(nn.Upsample(scale_factor=2), ConvUnit(wide, out, 3))
+            up = nn.Sequential(nn.Upsample(scale_factor=2), _conv_unit(wide, out, 3))
             setattr(self, f"upconv{level + 1}", up)
-            setattr(self, f"iconv{level}", ConvUnit(2 * out, out, 3))
+            setattr(self, f"iconv{level}", _conv_unit(2 * out, out, 3))
         for level, wide, out in ((6, 512, 128), (5, 256, 64), (4, 128, 32), (3, 64, 16)):
-            setattr(self, f"proj{level}", ConvUnit(wide, out, 1))
+            setattr(self, f"proj{level}", _conv_unit(wide, out, 1))
 
     def forward(self, x: Tensor) -> list[Tensor]:
         levels = self.encoder(x)
@@ -130,20 +131,15 @@ class ResNet18(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
-        wide = 64
-        for i, out in enumerate((64, 128, 256, 512)):
-            layer = nn.Sequential(BasicBlock(wide, out, 2 if i else 1), BasicBlock(out, out, 1))
-            setattr(self, f"layer{i + 1}", layer)
-            wide = out
+        for i, (wide, out, stride) in enumerate(((64, 64, 1), (64, 128, 2), (128, 256, 2), (256, 512, 2))):
+            setattr(self, f"layer{i + 1}", nn.Sequential(BasicBlock(wide, out, stride), BasicBlock(out, out, 1)))
         self.fc = nn.Linear(512, 1000)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        x = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 3, 2, 1)
-        levels = []
-        for i in range(4):
-            x = getattr(self, f"layer{i + 1}")(x)
-            levels.append(x)
-        return levels
+        levels = [F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 3, 2, 1)]
+        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
+            levels.append(layer(levels[-1]))
+        return levels[1:]
 
 
 class BasicBlock(nn.Module):
@@ -153,23 +149,17 @@ class BasicBlock(nn.Module):
         self.bn1 = nn.BatchNorm2d(out)
         self.conv2 = nn.Conv2d(out, out, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(out)
-        self.downsample = None
-        if stride != 1:
-            self.downsample = nn.Sequential(nn.Conv2d(wide, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+        shortcut = nn.Sequential(nn.Conv2d(wide, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+        self.downsample = nn.Identity() if stride == 1 else shortcut
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        return F.relu(y + (x if self.downsample is None else self.downsample(x)))
+        return F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))) + self.downsample(x))
 
 
-class ConvUnit(nn.Module):
-    def __init__(self, wide: int, out: int, kernel: int) -> None:
-        super().__init__()
-        conv = nn.Conv2d(wide, out, kernel, 1, kernel // 2, bias=False)
-        self.cbr_unit = nn.Sequential(conv, nn.BatchNorm2d(out), nn.LeakyReLU(0.1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.cbr_unit(x)
+def _conv_unit(wide: int, out: int, kernel: int) -> nn.Module:
+    conv = nn.Conv2d(wide, out, kernel, 1, kernel // 2, bias=False)
+    unit = nn.Sequential(conv, nn.BatchNorm2d(out), nn.LeakyReLU(0.1))
+    return nn.Sequential(OrderedDict(cbr_unit=unit))
 
 
 def _pool(x: Tensor, branches: list[nn.Module], average: Callable[..., Tensor], mode: str) -> Tensor:
@@ -185,7 +175,7 @@ def _pool(x: Tensor, branches: list[nn.Module], average: Callable[..., Tensor], 
 class PyramidPooling(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.path_module_list = nn.ModuleList([ConvUnit(channels, channels, 1) for _ in range(4)])
+        self.path_module_list = nn.ModuleList([_conv_unit(channels, channels, 1) for _ in range(4)])
 
     def forward(self, x: Tensor) -> Tensor:
         return _pool(x, list(self.path_module_list)[::-1], F.avg_pool2d, "bilinear")
@@ -210,13 +200,12 @@ class Projection(nn.Module):
 class Residual3d(nn.Module):
     def __init__(self, wide: int, out: int) -> None:
         super().__init__()
-        self.downsample = Projection(wide, out) if wide != out else None
+        self.downsample = nn.Identity() if wide == out else Projection(wide, out)
         self.conv1 = _conv3d(wide, out, 3)
         self.conv2 = _conv3d(out, out, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.conv2(F.relu(self.conv1(x)))
-        return F.relu(y + (x if self.downsample is None else self.downsample(x)))
+        return F.relu(self.conv2(F.relu(self.conv1(x))) + self.downsample(x))
 
 
 class Decoder(nn.Module):
@@ -225,11 +214,11 @@ class Decoder(nn.Module):
         self.convs = nn.Sequential(Residual3d(wide, channels), Residual3d(channels, channels))
         head = nn.Sequential(nn.Conv3d(channels, 1, 3, padding=1))
         self.classify = nn.Sequential(_conv3d(channels, channels, 3), nn.ReLU(), head)
+        self.pool_convs = nn.ModuleList([_conv3d(channels, channels, 1) for _ in range(4)]) if pool else None
         self.up = None
         if up_to is not None:
             enlarged = nn.Upsample(scale_factor=(1, 2, 2), mode="trilinear")
             self.up = nn.Sequential(enlarged, _conv3d(channels, up_to, 3), nn.ReLU())
-        self.pool_convs = nn.ModuleList([_conv3d(channels, channels, 1) for _ in range(4)]) if pool else None
 
     def forward(self, x: Tensor, with_score: bool) -> tuple[Tensor | None, Tensor | None]:
         x = self.convs(x)
