@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -180,35 +180,29 @@ class RgbdPart:
         return LoadedBatch(batch, names)
 
 
-class HeldOut:
+def held_out_stacks(data: DataConfig, files: Sequence[SceneFiles]) -> tuple[str, Callable[[int], FocalStack]]:
     """Scenes photographed by one lens for good, for each scene its own: the same for every training seed.
+
+    Returns:
+      The unit, and what photographs scene i as a stack of 8-bit frames of `data.crop`.
 
     Raises:
       InputError: scenes of several units, which one table cannot hold.
     """
+    units = {file.unit: file.depth for file in files}
+    if len(units) > 1:
+        found = ", ".join(f"{unit} in {path}" for unit, path in units.items())
+        raise InputError(f"{data.dataset}: depth in several units ({found}); evaluate them apart")
+    unit = next(iter(units)).replace("metre", "diopter")
+    data = dataclasses.replace(data, mixture=(), flips=False, frames=None, reverse=False, focus_jitter=0.0)
+    scenes = SceneCache(files)
 
-    def __init__(self, data: DataConfig, files: Sequence[SceneFiles]):
-        units = {file.unit: file.depth for file in files}
-        if len(units) > 1:
-            found = ", ".join(f"{unit} in {path}" for unit, path in units.items())
-            raise InputError(f"{data.dataset}: depth in several units ({found}); evaluate them apart")
-        (unit,) = units
-        self.unit = "diopter" if unit == "metre" else unit
-        self._data = dataclasses.replace(data, mixture=(), flips=False, frames=None, reverse=False, focus_jitter=0.0)
-        self._scenes = SceneCache(files)
-        self._made: dict[int, FocalStack] = {}
-
-    def read(self, index: int) -> FocalStack:
-        """Scene `index` as a stack of 8-bit frames of `data.crop`."""
-        if index not in self._made:
-            self._made[index] = self._photograph(index)
-        return self._made[index]
-
-    def _photograph(self, index: int) -> FocalStack:
-        scene = self._scenes[index]
-        view = take_view(scene, self._data, None, np.random.default_rng([_HELD_OUT_SEED, index]))
-        lens = self._data.lens
-        batch = photograph_batch(Views(*(x[None] for x in view)), lens.max_blur_radius, lens.num_layers)
+    def read(index: int) -> FocalStack:
+        scene = scenes[index]
+        view = take_view(scene, data, None, np.random.default_rng([_HELD_OUT_SEED, index]))
+        batch = photograph_batch(Views(*(x[None] for x in view)), data.lens.max_blur_radius, data.lens.num_layers)
         frames, focus, depth, mask = (x[0] for x in jax.device_get(batch))
         frames = np.round(frames * 255).astype(np.uint8)
-        return FocalStack(frames, focus.astype(np.float64), self.unit, depth, mask, scene.name)
+        return FocalStack(frames, focus.astype(np.float64), unit, depth, mask, scene.name)
+
+    return unit, read

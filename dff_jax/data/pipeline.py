@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import os
 from collections.abc import Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -107,11 +107,8 @@ def folder_source(root: str | os.PathLike, split: Split, unit: str) -> StackSour
     place, name = _split_place(root, split, "focal stacks", whole=split != "train")
     stacks = list_stacks(place)
     check_unit(unit)
-
-    def read(index: int) -> FocalStack:
-        return read_labelled_stack(stacks[index], unit)
-
-    return StackSource(name, unit, f"{len(stacks)} stacks in {place}", len(stacks), read)
+    describe = f"{len(stacks)} stacks in {place}"
+    return StackSource(name, unit, describe, len(stacks), lambda index: read_labelled_stack(stacks[index], unit))
 
 
 def _split_place(root: str | os.PathLike, split: Split, what: str, *, whole: bool) -> tuple[Path, str]:
@@ -146,11 +143,11 @@ def rgbd_source(data: DataConfig, split: Split) -> StackSource:
 
     They have the size of `data.crop`, the unit of the scenes, and diopters where that is metres.
     """
-    from dff_jax.data.live_rgbd import HeldOut
+    from dff_jax.data.live_rgbd import held_out_stacks
 
     name, files = scene_files(data.dataset, split)
-    held_out = HeldOut(data, files)
-    return StackSource(name, held_out.unit, f"{len(files)} scenes, photographed here", len(files), held_out.read)
+    unit, read = held_out_stacks(data, files)
+    return StackSource(name, unit, f"{len(files)} scenes, photographed here", len(files), cache(read))
 
 
 def live_source(split: Split, data: DataConfig) -> StackSource:
@@ -162,14 +159,7 @@ def live_source(split: Split, data: DataConfig) -> StackSource:
 
     if split not in HELD_OUT:
         raise InputError(f"split: procedural_live has no {split!r} stacks; choose {', '.join(HELD_OUT)}")
-    rendered: dict[int, FocalStack] = {}
-
-    def read(index: int) -> FocalStack:
-        if index not in rendered:
-            rendered[index] = held_out_stack(split, index, data.world)
-        return rendered[index]
-
-    length = HELD_OUT[split]
+    length, read = HELD_OUT[split], cache(lambda index: held_out_stack(split, index, data.world))
     return StackSource(f"procedural_live/{split}", "disparity", f"{length} rendered worlds", length, read)
 
 

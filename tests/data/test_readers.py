@@ -178,7 +178,7 @@ def test_pixels_with_a_wrong_checksum_are_refused(tmp_path):
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    with pytest.raises(InputError, match="a.png: truncated or corrupt image .wrong checksum"):
+    with pytest.raises(InputError, match="a.png: truncated or corrupt image .*checksum"):
         images.read_image(path)
 
 

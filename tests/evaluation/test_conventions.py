@@ -203,10 +203,6 @@ def test_conventions_are_found_by_name_and_unit():
 def test_datasets_name_conventions_that_exist_and_fit_their_unit():
     from dff_jax.data import datasets
 
-    seen = set()
-    for family in datasets.FAMILIES:
-        for config in datasets._builder_class(family).BUILDER_CONFIGS:
-            facts = getattr(config, "facts", None)
-            if facts is not None:
-                seen.add(conventions.find(facts.convention, facts.unit).name)
+    every = [dataset.facts for dataset in datasets.all_datasets().values()]
+    seen = {conventions.find(facts.convention, facts.unit).name for facts in every}
     assert seen == set(CONVENTIONS)

@@ -109,9 +109,9 @@ def records(cases):
         data[start : start + 64] = bytes(b ^ 255 for b in raw[start : start + 64])
         cases.inside(f"records: header {i}", "dataset", base, inner / record, bytes(data), SUMMED)
     cases.inside("records: gone", "dataset", base, inner / record, None, ERROR)
-    for name, used in (("dataset_info.json", True), ("features.json", False)):  # the builder knows the features
-        cases.damage(name, "dataset", base, inner / name, SUMMED, count=10, seed=710, used=used)
-        cases.inside(f"{name}: gone", "dataset", base, inner / name, None, ERROR if used else SUMMED)
+    for name in ("dataset_info.json", "features.json"):
+        cases.damage(name, "dataset", base, inner / name, SUMMED, count=10, seed=710)
+        cases.inside(f"{name}: gone", "dataset", base, inner / name, None, ERROR)
     cases.damage("metadata.json", "dataset", base, inner / "metadata.json", SUMMED, count=10, seed=720)
     cases.inside("metadata: unit", "dataset", base, inner / "metadata.json", b'{"unit": "mile"}', ERROR)
     cases.inside("metadata: a list", "dataset", base, inner / "metadata.json", b"[]", ERROR)

@@ -8,7 +8,6 @@ import json
 import resource
 import signal
 import sys
-import tempfile
 import time
 import warnings
 from pathlib import Path
@@ -35,8 +34,7 @@ def converted(family, config, path):
     """What a builder makes of a source; all splits."""
     from dff_jax.data import datasets
 
-    with tempfile.TemporaryDirectory() as folder:
-        found = datasets._builder(f"{family}/{config}", folder).survey(path)
+    found = datasets.find(f"{family}/{config}").survey(path)
     raise_first(found.problems)
     return arrays_of(item for split in sorted(found.splits) for item in found.splits[split])
 

@@ -1,73 +1,90 @@
-"""The tfds builder that converts files: it reads what a family finds in a source folder and writes the records.
+"""What a dataset is: facts, options, and what its `survey` finds in a folder of files. No tfds here.
 
-A family is one `StackBuilder` in its own file. It says what a source folder holds (`survey`, quick) and how one stack
-is read (`Item.read`). Checking, reading in parallel, writing, statistics and the overview are shared.
+A family of datasets is a subclass of `Dataset` in its own file, with its datasets in that file's DATASETS. It says what
+a source holds (`survey`, quick) and how one stack is read (`Item.read`). The rest is shared: `preparing`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
+import functools
 import re
-from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
-import tensorflow_datasets as tfds
+from dff_jax.errors import InputError
+from dff_jax.types import FocalStack
 
-from dff_jax.data.datasets.reading import read_items
-from dff_jax.data.datasets.records import (
-    LAYOUT_VERSION,
-    SPLITS,
-    Facts,
-    Inventory,
-    Outcome,
-    fingerprint,
-    record_features,
-)
-from dff_jax.data.datasets.summary import Summary
-from dff_jax.data.datasets.writing import LocalInfo, StreamedBuilder
-from dff_jax.errors import InputError, SourceError
-from dff_jax.focus_axis import check_unit
+VERSION = "1.0.0"
+"""Raise it when the layout of the records changes: data of another version is then made again."""
+
+SPLITS = ("train", "validation", "test")
 
 
-@dataclasses.dataclass(eq=False, kw_only=True)
-class StackConfig(tfds.core.BuilderConfig):
-    """One dataset of a family. A subclass adds fields for the options of `dff-jax prepare` that it takes."""
+class Facts(NamedTuple):
+    """What a reader of the records must know."""
 
-    facts: Facts
+    unit: str  # of focus settings and truth: "disparity", "diopter", "metre" or "index"
+    focus_range: tuple[float, float] | None  # lowest and highest setting in `unit`; None: each stack has its own
+    order: str  # of the frames as distributed: "far to near", "near to far" or what else is known
+    truth: str  # one line
+    licence: str
+    citation: str
+    where: str  # where to get it
+    convention: str = "default"  # masks of the literature, a key of `evaluation.conventions`
+    has_truth: bool = True
+
+
+class Item(NamedTuple):
+    """One stack to read."""
+
+    name: str  # unique, begins with the split: "train/0007"
+    # Of a module-level function, so that it can be pickled. Gives frames [Z,H,W,3] uint8 RGB sorted so that q
+    # ascends, focus [Z] float64 in the dataset's unit, and depth [H,W] float32 (0 where mask is False) with mask
+    # [H,W] bool, or both None without truth. Raises InputError for a damaged file.
+    read: functools.partial[FocalStack]
+
+
+class Inventory:
+    """What a source holds. A survey fills it, and goes on where something is wrong, to name all of it."""
+
+    def __init__(self, problems: list[str] | None = None, notes: list[str] | None = None):
+        self.problems = problems or []  # all that is missing or damaged, a line each: which file or key, what to do
+        self.notes = notes or []  # assumptions, one sentence each
+        self.splits: dict[str, list[Item]] = {}
+        self.bytes_needed = 0  # of all records, uncompressed
+        self.facts: Facts | None = None  # where the files decide what the dataset alone cannot know, such as the unit
 
     @property
-    def fingerprint(self) -> dict[str, str]:
-        """What decides the content beside the source and the options; equal fingerprints mean equal data."""
-        return {"layout_version": str(LAYOUT_VERSION)}
+    def items(self) -> list[Item]:
+        """Those of all splits."""
+        return [item for items in self.splits.values() for item in items]
 
-    @property
-    def options(self) -> dict[str, Any]:
-        """The fields that a subclass adds, by name."""
-        known = {field.name for field in dataclasses.fields(StackConfig)}
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in known}
+    def add(self, name: str, shape: tuple[int, int, int], read: functools.partial[FocalStack]) -> None:
+        """One more stack, of Z, H, W; see `Item`."""
+        self.splits.setdefault(name.partition("/")[0], []).append(Item(name, read))
+        z, h, w = shape
+        self.bytes_needed += h * w * (3 * z + 4 + 1) + 4 * z + 256  # frames, depth, mask, and a little for the rest
 
 
-class StackBuilder(StreamedBuilder, skip_registration=True):
-    """Base of the tfds builders that convert files. A subclass sets `name`, BUILDER_CONFIGS and `survey`.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """One dataset. The fields that a subclass adds are its options, which `dff-jax prepare` takes.
 
     Records: stack uint8 [Z,H,W,3], focus float32 [Z], depth float32 [H,W], mask bool [H,W], name. Frames are sorted so
     that q ascends; depth is 0 and mask False where, or if, there is no truth. Z, H and W may differ between records.
     """
 
-    VERSION = tfds.core.Version(f"{LAYOUT_VERSION}.0.0")
-    MANUAL_DOWNLOAD_INSTRUCTIONS = "Get the files as `dff-jax prepare --list` says and give their folder."
+    needs_source: ClassVar[bool] = True
+    """Whether it is made of files; else `survey` takes any path."""
 
-    IN_PROCESS: ClassVar[bool] = False
+    in_process: ClassVar[bool] = False
     """Whether `Item.read` needs this process, because it computes on a device; else it runs in workers."""
 
-    builder_config: StackConfig
-    # Set by `prepare`; with tfds alone the manual folder is surveyed.
-    source: Path | None = None
-    inventory: Inventory | None = None
-    workers: int = 1
-    _outcomes: Generator[Outcome | InputError] | None = None
+    name: str  # "family/config"; "family/NAME" stands for any name that the user chooses
+    facts: Facts
+    description: str
+    published: dict[str, int] = dataclasses.field(default_factory=dict)  # stacks in each split
 
     def survey(self, source: Path) -> Inventory:
         """What `source` holds, from names, headers, sizes and keys; decodes nothing whole.
@@ -77,82 +94,57 @@ class StackBuilder(StreamedBuilder, skip_registration=True):
         """
         raise NotImplementedError
 
-    @classmethod
-    def config_named(cls, name: str, options: dict[str, Any] | None = None) -> StackConfig:
-        """The config `name` of BUILDER_CONFIGS (any name if the family is OPEN), with `options` of `dff-jax prepare`.
+    @property
+    def open(self) -> bool:
+        """Whether the user chooses its name."""
+        return self.name.endswith("/NAME")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The fields that a subclass adds, by name."""
+        known = {field.name for field in dataclasses.fields(Dataset)}
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in known}
+
+    @property
+    def fingerprint(self) -> dict[str, str]:
+        """What decides the content beside the source, the options and VERSION."""
+        return {}
+
+    def named(self, name: str, options: dict[str, Any]) -> Dataset:
+        """This dataset under `name`, with `options`.
 
         Raises:
-          InputError: a name that cannot be a folder's, or an option that this family does not take.
+          InputError: a name that cannot be a folder's, or an option that it does not take.
         """
-        if cls.OPEN and not re.fullmatch(r"\w[\w.-]*", name):
-            raise InputError(f"dataset: {name!r} cannot be a name; use letters, digits, '.', '-' and '_'")
-        table = cls.builder_configs
-        pattern = next(iter(table.values())) if cls.OPEN else table[name]
-        assert isinstance(pattern, StackConfig)
-        for option in options or {}:
-            if option not in pattern.options:
-                takes = ", ".join(f"--{key.replace('_', '-')}" for key in pattern.options) or "no options"
-                raise InputError(f"--{option.replace('_', '-')}: {cls.name} does not know it; it takes {takes}")
-        return dataclasses.replace(pattern, name=name, **(options or {}))
+        family, _, own = name.partition("/")
+        if not re.fullmatch(r"\w[\w.-]*", own):
+            raise InputError(f"dataset: {own!r} cannot be a name; use letters, digits, '.', '-' and '_'")
+        takes = ", ".join(f"--{option.replace('_', '-')}" for option in self.options) or "no options"
+        for option in options:
+            if option not in self.options:
+                raise InputError(f"--{option.replace('_', '-')}: {family} does not know it; it takes {takes}")
+        return dataclasses.replace(self, name=name, **options)
 
-    def _create_builder_config(self, builder_config: Any, version: Any) -> StackConfig:
-        """Lets a config of the table be given with other options, which tfds would refuse."""
-        if isinstance(builder_config, StackConfig):
-            return builder_config
-        config = super()._create_builder_config(builder_config, version)
-        assert isinstance(config, StackConfig)
-        return config
 
-    def _info(self) -> tfds.core.DatasetInfo:
-        config = self.builder_config
-        facts = config.facts
-        check_unit(facts.unit)
-        bounds = None if facts.focus_range is None else [float(value) for value in facts.focus_range]
-        return LocalInfo(
-            builder=self,
-            description=f"{type(self).__doc__} {config.description or ''}".strip(),
-            features=record_features(),
-            metadata=tfds.core.MetadataDict(
-                **(facts._asdict() | {"focus_range": bounds}),
-                options=json.dumps(config.options, sort_keys=True),
-                **config.fingerprint,
-            ),
-            license=facts.licence,
-            citation=facts.citation,
-            disable_shuffling=True,  # record i is item i
-        )
+def split_folders(source: Path, default: str, notes: list[str]) -> list[tuple[str, Path]]:
+    """The splits of a user's own data and their folders; if there are none all is split `default`, as a note says."""
+    names = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
+    found = [(split, source / name) for name, split in names.items() if (source / name).is_dir()]
+    if not found:
+        notes.append(f"no train/, val/ or test/ inside: everything goes to the {default} split")
+    return found or [(default, source)]
 
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
-        source, inventory = self.source, self.inventory
-        if source is None or inventory is None:
-            source = self.source = Path(dl_manager.manual_dir)
-            inventory = self.survey(source)
-        full_name = f"{self.name}/{self.builder_config.name}"
-        if inventory.problems:
-            raise SourceError(full_name, source, inventory.problems)
-        self._problems: list[str] = []
-        splits = {split: inventory.splits[split] for split in SPLITS if inventory.splits.get(split)}
-        counts = {split: len(items) for split, items in splits.items()}
-        made_of = fingerprint(source, Path(self.data_path))
-        self._summary = Summary(full_name, self.builder_config.facts.unit, counts, made_of)
-        self._outcomes = read_items(splits, full_name, 1 if self.IN_PROCESS else self.workers)
-        return {split: self._generate_examples(split, count) for split, count in counts.items()}
 
-    def _generate_examples(self, split: str, count: int) -> Iterator[tuple[int, bytes]]:
-        assert self._outcomes is not None
-        for index in range(count):
-            outcome = next(self._outcomes)
-            if isinstance(outcome, InputError):  # go on, to name all that is damaged in one report
-                self._problems.append(str(outcome))
-            elif not self._problems:
-                self._summary.add(split, outcome)
-                yield index, outcome.record
+def one_unit(places: dict[str, Path], otherwise: str, problems: list[str]) -> str:
+    """The unit that all stacks share; that there are several is a problem.
 
-    def _finish(self, folder: Path) -> None:
-        if self._problems:
-            raise SourceError(f"{self.name}/{self.builder_config.name}", self.source, tuple(self._problems))
-        self._summary.write(folder)
-
-    def _abandon(self) -> None:
-        if self._outcomes is not None:
-            self._outcomes.close()
+    Args:
+      places: a file or folder for each unit that occurs.
+      otherwise: the unit if none occurs, or several.
+    """
+    if len(places) == 1:
+        return next(iter(places))
+    if places:
+        found = ", ".join(f"{unit} in {place}" for unit, place in places.items())
+        problems.append(f"several units: {found}; give --unit, or prepare them apart")
+    return otherwise

@@ -1,4 +1,4 @@
-"""tfds dataset `mobile_depth`: aligned focal stacks of a phone, without truth.
+"""The dataset `mobile_depth`: aligned focal stacks of a phone, without truth.
 
 As distributed, in two archives: `Aligned/Figure*/<scene>/a<N>.jpg`, and `calibration/<scene>/calibrated.txt` with the
 focus distance of a frame in the first column of each row and the focal length in the last row. The calibration has a
@@ -12,59 +12,30 @@ from pathlib import Path
 
 import numpy as np
 
-from dff_jax.data.datasets.base import StackBuilder, StackConfig
-from dff_jax.data.datasets.frames import StackFiles, inventory
-from dff_jax.data.datasets.records import Facts, Inventory
+from dff_jax.data.datasets.base import Dataset, Facts, Inventory
+from dff_jax.data.datasets.frames import StackFiles, add_stack
 from dff_jax.data.files.reading import collecting, reading
 from dff_jax.errors import InputError
 
-SCENES = (
-    "balls", "bottles", "fruits", "keyboard", "metals", "plants", "telephone", "window",
-    "zeromotion", "smallmotion", "largemotion",
-)  # fmt: skip
 OTHER_NAMES = {"metal": "metals", "gt": "zeromotion", "gtsmall": "smallmotion", "gtlarge": "largemotion"}
-_CITATION = "S. Suwajanakorn, C. Hernandez, S. M. Seitz, Depth from Focus with Your Mobile Phone, CVPR 2015"
-_WHERE = "supasorn.com/dffdownload.html: depth_from_focus_data3.zip (stacks), depth_from_focus_data2.zip (calibration)"
 
 
-def _facts(unit: str, order: str) -> Facts:
-    return Facts(
-        unit=unit, focus_range=None, order=order, truth="none", licence="not found", citation=_CITATION, where=_WHERE,
-        has_truth=False,
-    )  # fmt: skip
-
-
-class MobileDepth(StackBuilder):
-    """Mobile Depth: aligned stacks of 11 scenes taken with a phone, to look at; frames and sizes differ."""
-
-    name = "mobile_depth"
-    BUILDER_CONFIGS = [
-        StackConfig(
-            name="aligned", facts=_facts("diopter", "by frame number; the calibration sorts the frames"),
-            description="11 scenes; settings are 1 / calibrated distance, in a scale of its own in each scene",
-        ),
-        StackConfig(
-            name="frame_index", facts=_facts("index", "by frame number"),
-            description="11 scenes; settings are frame numbers, for want of the calibration",
-        ),
-    ]  # fmt: skip
+class MobileDepth(Dataset):
+    """Scenes of a phone, to look at; frames and sizes differ."""
 
     def survey(self, source: Path) -> Inventory:
-        facts = self.builder_config.facts
-        calibrated = facts.unit != "index"
-        folders, problems = _scene_folders(source)
-        notes = [f"no scene {scene}" for scene in SCENES if scene not in folders]
+        found = Inventory()
+        folders = _scene_folders(source, found.problems)
         calibrations = {_scene(path.parent.name): path for path in sorted(source.rglob("calibrated.txt"))}
-        stacks = []
         for scene, folder in sorted(folders.items()):
             numbered = {int(match[1]): path for path in folder.iterdir() if (match := _frame(path))}
             frames = tuple(numbered[number] for number in sorted(numbered))
-            with collecting(problems):
+            with collecting(found.problems):
                 settings = np.arange(float(len(frames)))
-                if calibrated:
+                if self.facts.unit != "index":
                     settings = 1.0 / _distances(scene, calibrations, source, len(frames))
-                stacks.append(StackFiles(f"test/{scene}", frames, tuple(settings), None, facts.unit))
-        return inventory({"test": stacks}, problems, notes)
+                add_stack(found, StackFiles(f"test/{scene}", frames, tuple(settings), None, self.facts.unit))
+        return found
 
 
 def _frame(path: Path) -> re.Match | None:
@@ -75,11 +46,11 @@ def _scene(name: str) -> str:
     return OTHER_NAMES.get(name.lower(), name.lower())
 
 
-def _scene_folders(source: Path) -> tuple[dict[str, Path], list[str]]:
+def _scene_folders(source: Path, problems: list[str]) -> dict[str, Path]:
     """Scene -> folder of `a<N>.jpg`; those below a folder `Aligned` if there is one."""
     found = sorted({path.parent for path in source.rglob("*.[jJ]*") if _frame(path)})
     aligned = [path for path in found if "aligned" in (part.lower() for part in path.relative_to(source).parts)]
-    folders, problems = {}, []
+    folders: dict[str, Path] = {}
     for folder in aligned or found:
         other = folders.setdefault(_scene(folder.name), folder)
         if other is not folder:
@@ -89,7 +60,7 @@ def _scene_folders(source: Path) -> tuple[dict[str, Path], list[str]]:
             f"{source}: not Mobile Depth; looked for Aligned/Figure*/<scene>/a<N>.jpg in it and below; give the folder "
             "that depth_from_focus_data3.zip was unpacked to"
         )
-    return folders, problems
+    return folders
 
 
 def _distances(scene: str, calibrations: dict[str, Path], source: Path, count: int) -> np.ndarray:
@@ -108,3 +79,30 @@ def _distances(scene: str, calibrations: dict[str, Path], source: Path, count: i
     if not (np.isfinite(values) & (values > 0)).all():
         raise InputError(f"{path}: holds a focus distance that is not positive; take mobile_depth/frame_index")
     return values
+
+
+_FACTS = Facts(
+    unit="diopter",
+    focus_range=None,
+    order="by frame number; the calibration sorts the frames",
+    truth="none",
+    licence="not found",
+    citation="S. Suwajanakorn, C. Hernandez, S. M. Seitz, Depth from Focus with Your Mobile Phone, CVPR 2015",
+    where="supasorn.com/dffdownload.html: depth_from_focus_data3.zip (stacks), and depth_from_focus_data2.zip "
+    "(calibration)",
+    has_truth=False,
+)
+DATASETS = [
+    MobileDepth(
+        name="mobile_depth/aligned",
+        facts=_FACTS,
+        description="11 scenes; settings are 1 / calibrated distance, in a scale of its own in each scene",
+        published={"test": 11},
+    ),
+    MobileDepth(
+        name="mobile_depth/frame_index",
+        facts=_FACTS._replace(unit="index", order="by frame number"),
+        description="11 scenes; settings are frame numbers, for want of the calibration",
+        published={"test": 11},
+    ),
+]

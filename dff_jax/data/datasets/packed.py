@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from dff_jax.data.datasets.records import Item
+from dff_jax.data.datasets.base import Inventory
 from dff_jax.data.files.hdf5 import need, open_h5, stored_array
 from dff_jax.data.files.reading import MAX_PIXELS, collecting, reading
 from dff_jax.errors import InputError
@@ -22,13 +22,15 @@ MAX_STACKS = 10**6
 SUFFIXES = (".h5", ".h5py", ".hdf5")
 
 
-class Layout(NamedTuple):
-    """How the stacks of a file are to be read."""
+class Part(NamedTuple):
+    """The arrays of one split in a file, and how they are to be read."""
 
-    focus: tuple[float, ...]  # [Z] settings in the order of the file
-    unit: str
-    bgr: bool  # whether the file has blue first
-    zero_is_none: bool  # whether truth holds only above 0; else wherever it is finite
+    split: str
+    stack: str  # the key
+    truth: str | None
+    focus: tuple[float, ...]  # [Z] disparities in the order of the file
+    bgr: bool = False  # whether the file has blue first
+    zero_is_none: bool = False  # whether truth holds only above 0; else wherever it is finite
 
 
 def find_h5(source: Path, names: Sequence[str], what: str) -> Path:
@@ -42,7 +44,7 @@ def find_h5(source: Path, names: Sequence[str], what: str) -> Path:
     for name in names:
         if (source / name).is_file():
             return source / name
-    others = sorted(path for path in source.iterdir() if path.suffix.lower() in SUFFIXES) if source.is_dir() else []
+    others = sorted(path for path in source.iterdir() if path.suffix.lower() in SUFFIXES)
     if len(others) == 1:
         return others[0]
     advice = "give the file or its folder"
@@ -51,52 +53,55 @@ def find_h5(source: Path, names: Sequence[str], what: str) -> Path:
     raise InputError(f"{source}: not {what}; looked for {' or '.join(names)}; {advice}")
 
 
-def part_shape(
-    file: h5py.File, stack: str, truth: str | None, num_frames: int, problems: list[str]
-) -> tuple[int, int, int, int] | None:
-    """The shape (N, Z, H, W) of one part; None, and what is wrong added to `problems`, if its arrays do not fit."""
-    before, n, z, h, w = len(problems), 0, 0, 0, 0
-    with collecting(problems), reading(f"{file.filename}: {stack}"):
-        n, z, h, w, _ = need(file, stack, (None, num_frames, None, None, 3), "uif").shape
+def add_part(
+    found: Inventory, file: h5py.File, part: Part, names: Callable[[int], Sequence[str]] | None = None
+) -> tuple[int, int] | None:
+    """Adds the stacks of one part to `found`, or what is wrong with its arrays.
+
+    Args:
+      names: the names of so many stacks within their split, by default numbers; may raise InputError.
+
+    Returns:
+      H, W of the frames; None if something is wrong.
+    """
+    before, n, z, h, w = len(found.problems), 0, len(part.focus), 0, 0
+    with collecting(found.problems), reading(f"{file.filename}: {part.stack}"):
+        n, z, h, w, _ = need(file, part.stack, (None, z, None, None, 3), "uif").shape
         if min(n, h, w) == 0 or n > MAX_STACKS or h * w > MAX_PIXELS:
             what = "empty" if min(n, h, w) == 0 else "too large to be true"
             raise InputError(f"{what}, of shape {(n, z, h, w, 3)}; copy the file again")
-    if truth is not None:
-        with collecting(problems), reading(f"{file.filename}: {truth}"):
-            other = need(file, truth, (None, None, None), "f").shape
+    if part.truth is not None:
+        with collecting(found.problems), reading(f"{file.filename}: {part.truth}"):
+            other = need(file, part.truth, (None, None, None), "f").shape
             if n and other != (n, h, w):
-                raise InputError(f"has shape {other} where {stack} has {(n, z, h, w, 3)}; copy the file again")
-    return None if len(problems) > before else (n, z, h, w)
+                raise InputError(f"has shape {other} where {part.stack} has {(n, z, h, w, 3)}; copy the file again")
+    if len(found.problems) > before:
+        return None
+    with collecting(found.problems):
+        for index, name in enumerate(names(n) if names else [f"{index:04d}" for index in range(n)]):
+            name = f"{part.split}/{name}"
+            found.add(name, (z, h, w), functools.partial(read_packed, Path(file.filename), part, index, name))
+    return h, w
 
 
-def part_items(path: Path, stack: str, truth: str | None, layout: Layout, names: Sequence[str]) -> tuple[Item, ...]:
-    """An item for each stack of one part; `names` has one for each."""
-    return tuple(
-        Item(name, functools.partial(read_packed, path, stack, truth, index, layout, name))
-        for index, name in enumerate(names)
-    )
-
-
-def read_packed(path: Path, stack: str, truth: str | None, index: int, layout: Layout, name: str) -> FocalStack:
-    """Reads stack `index` of the arrays `stack` and `truth` of a file; frames are sorted so that q ascends.
+def read_packed(path: Path, part: Part, index: int, name: str) -> FocalStack:
+    """Reads stack `index` of one part of a file; frames are sorted so that q ascends.
 
     Raises:
       InputError: damaged, or frames that are not in 0..255.
     """
+    depth = mask = None
     with open_h5(path) as file:
-        with reading(f"{path}: {stack}[{index}]", "array"):
-            frames = to_bytes(np.asarray(stored_array(file, stack)[index]))
-        depth = None
-        if truth is not None:
-            with reading(f"{path}: {truth}[{index}]", "array"):
-                depth = np.asarray(stored_array(file, truth)[index]).astype(np.float32)
-    order = np.argsort(layout.focus)
-    frames = np.ascontiguousarray(frames[order][..., ::-1] if layout.bgr else frames[order])
-    focus = np.asarray(layout.focus, np.float64)[order]
-    if depth is None:
-        return FocalStack(frames, focus, layout.unit, name=name)
-    mask = np.isfinite(depth) & (depth > 0) if layout.zero_is_none else np.isfinite(depth)
-    return FocalStack(frames, focus, layout.unit, np.where(mask, depth, np.float32(0)), mask, name)
+        with reading(f"{path}: {part.stack}[{index}]", "array"):
+            frames = to_bytes(np.asarray(stored_array(file, part.stack)[index]))
+        if part.truth is not None:
+            with reading(f"{path}: {part.truth}[{index}]", "array"):
+                depth = np.asarray(stored_array(file, part.truth)[index]).astype(np.float32)
+                mask = np.isfinite(depth) & (depth > 0) if part.zero_is_none else np.isfinite(depth)
+                depth = np.where(mask, depth, np.float32(0))
+    order = np.argsort(part.focus)
+    frames = np.ascontiguousarray(frames[order][..., ::-1] if part.bgr else frames[order])
+    return FocalStack(frames, np.array(part.focus)[order], "disparity", depth, mask, name)
 
 
 def to_bytes(frames: np.ndarray) -> np.ndarray:

@@ -3,45 +3,93 @@
 from __future__ import annotations
 
 import contextlib
-import io
+import hashlib
+import itertools
 import json
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import tensorflow_datasets as tfds
-
-from dff_jax.data.datasets.base import StackBuilder
-from dff_jax.data.datasets.reading import available_cores
-from dff_jax.data.datasets.records import Inventory, fingerprint
-from dff_jax.data.datasets.summary import STATISTICS
+from dff_jax.data.datasets.base import SPLITS, Dataset, Facts, Item
+from dff_jax.data.datasets.reading import available_cores, read_items
+from dff_jax.data.datasets.summary import STATISTICS, Summary
+from dff_jax.data.datasets.writing import describe, write_split
 from dff_jax.errors import InputError, SourceError
-from dff_jax.runtime.files import check_output
+from dff_jax.focus_axis import check_unit
+from dff_jax.runtime.files import check_output, staged_output
 from dff_jax.runtime.progress import say
 
 STACKS_PER_WORKER = 16
 MARGIN_BYTES = 16 * 2**20  # indices, statistics, images
 
 
-def generate(name: str, builder: tfds.core.DatasetBuilder) -> None:
-    """Runs tfds, which writes beside the goal and renames at the end, without its own bars and banners."""
-    tfds.disable_progress_bar()
-    settings = tfds.download.DownloadConfig(try_download_gcs=False)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            builder.download_and_prepare(file_format="array_record", download_config=settings)
-    except OSError as error:
-        if not builder.data_path.exists():  # else another process was faster
-            raise InputError(f"{name}: cannot write {builder.data_path}: {error}") from None
+def make(dataset: Dataset, path: Path, source: Path, workers: int) -> None:
+    """Writes the dataset into the folder `path`, or nothing. Says beforehand what it takes.
+
+    Args:
+      path: made, or replaced.
+      source: the folder or file that it is made of.
+      workers: processes that read; 0: as many as are worth while.
+
+    Raises:
+      SourceError: files that are missing or damaged; all of them.
+      InputError: no stack in `source`, not enough room, or a folder that cannot be written.
+    """
+    found = dataset.survey(source)
+    if found.problems:
+        raise SourceError(dataset.name, source, tuple(found.problems))
+    if not found.items:
+        raise InputError(f"{dataset.name}: no stack in {source}; {dataset.facts.where}")
+    splits = {split: found.splits[split] for split in SPLITS if found.splits.get(split)}
+    counts = {split: len(splits.get(split, ())) for split in SPLITS}
+    listed = ", ".join(f"{counts[split]} in {split}" for split in splits)
+    say(f"{dataset.name}: {listed}; at most {found.bytes_needed / 1e6:,.1f} MB of disk")
+    for split, published in dataset.published.items():
+        if counts[split] != published:
+            found.notes.append(f"{split}: {counts[split]} stacks where {published} were published")
+    found.notes += [
+        f"{left} was left by a run that was killed; delete it, unless it is still running"
+        for left in path.parent.glob(".dff-jax-*.partial")
+    ]
+    for note in found.notes:
+        say(f"note: {note}")
+    check_output(path, needed=found.bytes_needed + MARGIN_BYTES)
+    workers = 1 if dataset.in_process else workers or sensible_workers(len(found.items))
+    with _replacing(path), staged_output(path) as staging:
+        _write(dataset, found.facts or dataset.facts, splits, source, staging, workers)
+
+
+def _write(
+    dataset: Dataset, facts: Facts, splits: dict[str, list[Item]], source: Path, folder: Path, workers: int
+) -> None:
+    """Writes records, description, statistics and overview into `folder`, which is still hidden."""
+    summary = Summary(dataset.name, check_unit(facts.unit), {split: len(items) for split, items in splits.items()})
+    problems: list[str] = []
+
+    def good(split: str, outcomes: Iterator[bytes | InputError]) -> Iterator[bytes]:
+        for outcome in outcomes:
+            if isinstance(outcome, InputError):  # go on, to name all that is damaged in one report
+                problems.append(str(outcome))
+            elif not problems:
+                summary.add(split, outcome)
+                yield outcome
+
+    family = dataset.name.partition("/")[0]
+    with contextlib.closing(read_items(splits, dataset.name, workers)) as outcomes:
+        written = [
+            write_split(folder, family, split, good(split, itertools.islice(outcomes, len(items))))
+            for split, items in splits.items()
+        ]
+    if problems:
+        raise SourceError(dataset.name, source, tuple(problems))
+    describe(folder, dataset, facts, written)
+    summary.write(folder, fingerprint(source, folder) if dataset.needs_source else None)
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[None]:
-    """Moves data in `path` aside while new data is made, and back if that fails.
-
-    A builder that finds data would take over its description, so make the builder inside.
-    """
+def _replacing(path: Path) -> Iterator[None]:
+    """Moves data in `path` aside while new data is made, and back if that fails."""
     if not path.exists():
         yield
         return
@@ -55,25 +103,17 @@ def replacing(path: Path) -> Iterator[None]:
     shutil.rmtree(aside)
 
 
-def survey(name: str, builder: StackBuilder, source: str | os.PathLike | None) -> Inventory:
-    """What `source` holds for `builder`; nothing is missing.
+def fingerprint(source: Path, made: Path) -> str:
+    """A hash of the names and sizes of all files below `source`, to notice that it holds other files now.
 
-    Raises:
-      SourceError: with every problem.
-      InputError: no source, or one without any stack.
+    Args:
+      made: the dataset's folder, or one beside it. Files of its family, which may be below `source`, are left out.
     """
-    where = builder.builder_config.facts.where
-    if source is None:
-        raise InputError(f"{name}: --source DIR is needed, the folder with its files; {where}")
-    source = Path(source)
-    if not source.exists():
-        raise InputError(f"{name}: there is no {source}; give the folder with its files; {where}")
-    inventory = builder.survey(source)
-    if inventory.problems:
-        raise SourceError(name, source, inventory.problems)
-    if not inventory.stacks:
-        raise InputError(f"{name}: no stack in {source}; {where}")
-    return inventory
+    own = made.resolve().parents[1]
+    files = [source] if source.is_file() else sorted(path for path in source.rglob("*") if path.is_file())
+    files = [path for path in files if own not in path.resolve().parents]
+    listed = [f"{path.relative_to(source)} {path.stat().st_size}" for path in files]
+    return hashlib.sha256("\n".join(listed).encode()).hexdigest()
 
 
 def check_unchanged(name: str, made: Path, source: Path) -> None:
@@ -90,31 +130,6 @@ def check_unchanged(name: str, made: Path, source: Path) -> None:
     say(f"{name} is there already; --overwrite makes it again")
 
 
-def convert(name: str, builder: StackBuilder, source: Path, inventory: Inventory, workers: int) -> None:
-    """Writes the dataset with `workers` processes (0: as many as are worth while). Says beforehand what it takes.
-
-    Raises:
-      SourceError: files that turned out to be damaged; all of them. Nothing is kept.
-      InputError: not enough room, or a folder that cannot be written.
-    """
-    counts = ", ".join(f"{len(items)} in {split}" for split, items in inventory.splits.items())
-    needed = inventory.bytes_needed
-    room = "size not known beforehand" if needed is None else f"at most {needed / 1e6:,.1f} MB of disk"
-    say(f"{name}: {counts}; {room}")
-    for note in inventory.notes:
-        say(f"note: {note}")
-    root = Path(builder.data_path)
-    check_output(root, needed=(needed or 0) + MARGIN_BYTES)
-    for leftover in root.parent.glob(f"incomplete.*_{root.name}"):
-        say(f"note: {leftover} was left by a run that was killed; delete it, unless it is still running")
-    builder.source, builder.inventory, builder.workers = source, inventory, workers or sensible_workers(inventory)
-    try:
-        generate(name, builder)
-    finally:
-        if root.parent.is_dir() and not any(root.parent.iterdir()):
-            root.parent.rmdir()
-
-
-def sensible_workers(inventory: Inventory) -> int:
+def sensible_workers(stacks: int) -> int:
     """One a core, but none for so few stacks that starting it takes longer than the work."""
-    return min(available_cores(), max(1, inventory.stacks // STACKS_PER_WORKER))
+    return min(available_cores(), max(1, stacks // STACKS_PER_WORKER))

@@ -6,12 +6,12 @@ import multiprocessing
 import os
 import signal
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
-from dff_jax.data.datasets.records import Item, Outcome, digest, record_features, to_record
-from dff_jax.data.datasets.writing import serialize
+from dff_jax.data.datasets.base import Item
+from dff_jax.data.datasets.records import write_record
 from dff_jax.errors import InputError
 from dff_jax.runtime.progress import track
 
@@ -21,8 +21,8 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def read_items(splits: dict[str, tuple[Item, ...]], label: str, workers: int) -> Generator[Outcome | InputError]:
-    """Every item of every split in order; an InputError where one cannot be read.
+def read_items(splits: dict[str, list[Item]], label: str, workers: int) -> Generator[bytes | InputError]:
+    """The record of every item of every split in order; an InputError where one cannot be read.
 
     Args:
       splits: the items.
@@ -49,17 +49,16 @@ def read_items(splits: dict[str, tuple[Item, ...]], label: str, workers: int) ->
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def read_one(item: Item) -> Outcome | InputError:
+def read_one(item: Item) -> bytes | InputError:
     """Reads one item, checks that it is as promised, and makes its record, which takes half as long as reading."""
     try:
-        stack = item.read()
+        return write_record(item.read(), item.name)
     except InputError as error:
         return InputError(str(error))  # of this class exactly: others need not survive pickling
-    return Outcome(item.name, serialize(to_record(stack, item.name), record_features()), digest(stack))
 
 
-def _in_order(pool: ProcessPoolExecutor, items: tuple[Item, ...], ahead: int) -> Iterator[Outcome | InputError]:
-    """The outcomes in the order of `items`; at most `ahead` are in memory or being read."""
+def _in_order(pool: ProcessPoolExecutor, items: Sequence[Item], ahead: int) -> Iterator[bytes | InputError]:
+    """The records in the order of `items`; at most `ahead` are in memory or being read."""
     waiting = deque(pool.submit(read_one, item) for item in items[:ahead])
     for item in items[ahead:]:
         yield waiting.popleft().result()

@@ -1,4 +1,4 @@
-"""tfds family `rgbd`: your own images with depth maps, rendered: `dff-jax prepare rgbd/room --source DIR`.
+"""The family `rgbd`: your own images with depth maps, rendered: `dff-jax prepare rgbd/room --source DIR`.
 
 Which files make a scene: see `dff_jax.data.files.rgbd`. `DIR/train`, `DIR/val` and `DIR/test` are splits; without
 them all scenes are to train. To photograph them anew each time instead, train with `data.source=rgbd`.
@@ -11,13 +11,13 @@ import functools
 import math
 import zlib
 from pathlib import Path
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dff_jax.data.datasets.base import StackBuilder, StackConfig
-from dff_jax.data.datasets.records import Facts, Inventory, Item, one_unit, record_bytes, split_folders
+from dff_jax.data.datasets.base import Dataset, Facts, Inventory, one_unit, split_folders
 from dff_jax.data.files.images import image_size
 from dff_jax.data.files.reading import collecting
 from dff_jax.data.files.rgbd import SceneFiles, find_scenes, read_scene
@@ -29,21 +29,12 @@ from dff_jax.types import FocalStack
 END_RADIUS = 5.0  # pixels, if no `blur_per_q` is given: the blur of one end of the range when the other is in focus
 CHUNK_PIXELS = 2**24  # rendered at once, so that memory stays bounded
 
-FACTS = Facts(
-    unit="disparity",
-    focus_range=None,
-    order="rendered far to near",
-    truth="as the depth maps have it: none where they are 0 or not finite",
-    licence="that of your images",
-    citation="",
-    where="your own folder of images with depth maps",
-)
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rgbd(Dataset):
+    """Your own images with depth maps, photographed by a thin lens. The options are the lens and what the maps hold."""
 
-@dataclasses.dataclass(eq=False, kw_only=True)
-class RgbdConfig(StackConfig):
-    """The lens, and what the depth maps hold."""
-
+    in_process: ClassVar[bool] = True
     frames: int = 15
     focus_range: tuple[float, float] | None = None  # in the unit of the scenes; must be given
     blur_per_q: float | None = None  # pixels of blur radius per px of disparity, or per diopter; None: see END_RADIUS
@@ -52,51 +43,26 @@ class RgbdConfig(StackConfig):
     scale: float | None = None  # stored value * scale = depth; None: see `data.rgbd.list_scenes`
     unit: str | None = None  # of the depth maps; None: by their names
 
-
-class Rgbd(StackBuilder):
-    """Your own images with depth maps, photographed by a thin lens at given focus settings."""
-
-    name = "rgbd"
-    builder_config: RgbdConfig
-    OPEN = True
-    IN_PROCESS = True
-    BUILDER_CONFIGS = [RgbdConfig(name="any", facts=FACTS, description="your own images with depth maps, rendered")]
-
     def survey(self, source: Path) -> Inventory:
-        config = self.builder_config
-        focus_range = _check(config)
-        places, notes = split_folders(source, "train")
-        problems = []
-        found: dict[str, list[SceneFiles]] = {}
-        for split, roots in places.items():
-            for root in roots:
-                scenes, more = find_scenes(root, scale=config.scale, unit=config.unit)
-                problems += more
-                found.setdefault(split, []).extend(scenes)
-        every = [scene for scenes in found.values() for scene in scenes]
-        unit, more = one_unit({scene.unit: scene.depth for scene in reversed(every)}, FACTS.unit)
-        problems += more
-        settings, blur = _lens(config, focus_range, unit)
-        sizes = []
-        for scene in every:
-            with collecting(problems):
-                sizes.append(image_size(scene.rgb))
-        scales = {scene.scale for scene in every} - {1.0}
-        if scales and config.scale is None:
-            listed = ", ".join(f"{scene.name}: {scene.scale:.4g}" for scene in every if scene.scale != 1.0)
-            notes.append(f"stored values are scaled to {unit} ({listed})")
-        notes.append(f"blur radius: {blur:.4g} pixels per {'diopter' if unit == 'metre' else unit}")
-        items = {
-            split: tuple(
-                Item(f"{split}/{s.name}", functools.partial(render_scene, s, settings, blur, config.noise, config.seed))
-                for s in scenes
-            )
-            for split, scenes in found.items()
-            if scenes
-        }
-        needed = sum(record_bytes(config.frames, *size) for size in sizes)
-        facts = FACTS._replace(unit=unit, focus_range=(min(settings), max(settings)))
-        return Inventory(items, tuple(problems), tuple(notes), needed, facts)
+        focus_range = _check(self)
+        found = Inventory()
+        scenes: list[tuple[str, SceneFiles]] = []
+        for split, root in split_folders(source, "train", found.notes):
+            inside, problems = find_scenes(root, scale=self.scale, unit=self.unit)
+            found.problems += problems
+            scenes += [(split, scene) for scene in inside]
+        unit = one_unit({scene.unit: scene.depth for _, scene in reversed(scenes)}, "disparity", found.problems)
+        settings, blur = _lens(self, focus_range, unit)
+        for split, scene in scenes:
+            with collecting(found.problems):
+                read = functools.partial(render_scene, scene, settings, blur, self.noise, self.seed)
+                found.add(f"{split}/{scene.name}", (self.frames, *image_size(scene.rgb)), read)
+        scaled = ", ".join(f"{scene.name}: {scene.scale:.4g}" for _, scene in scenes if scene.scale != 1.0)
+        if scaled and self.scale is None:
+            found.notes.append(f"stored values are scaled to {unit} ({scaled})")
+        found.notes.append(f"blur radius: {blur:.4g} pixels per {'diopter' if unit == 'metre' else unit}")
+        found.facts = self.facts._replace(unit=unit, focus_range=(min(settings), max(settings)))
+        return found
 
 
 def render_scene(
@@ -141,7 +107,7 @@ def render_scene(
     return FocalStack(np.concatenate(frames), focus, scene.unit, scene.depth, scene.mask, files.name)
 
 
-def _check(config: RgbdConfig) -> tuple[float, float]:
+def _check(config: Rgbd) -> tuple[float, float]:
     """The focus range; raises InputError for options that cannot be."""
     if config.focus_range is None:
         raise InputError("--focus-range: needed, the first and last focus setting in the unit of the depth maps")
@@ -157,10 +123,27 @@ def _check(config: RgbdConfig) -> tuple[float, float]:
     return config.focus_range
 
 
-def _lens(config: RgbdConfig, focus_range: tuple[float, float], unit: str) -> tuple[tuple[float, ...], float]:
+def _lens(config: Rgbd, focus_range: tuple[float, float], unit: str) -> tuple[tuple[float, ...], float]:
     """Focus settings in `unit`, evenly spaced in q, ascending; and the blur radius per unit of q."""
     if unit in ("metre", "diopter") and focus_range[0] <= 0:
         raise InputError(f"--focus-range: settings in {unit} must be greater than 0, got {focus_range[0]:g}")
     low, high = sorted(float(to_q(value, unit)) for value in focus_range)
     settings = from_q(np.linspace(low, high, config.frames), unit)
     return tuple(map(float, settings)), config.blur_per_q or END_RADIUS / (high - low)
+
+
+DATASETS = [
+    Rgbd(
+        name="rgbd/NAME",
+        description="your own images with depth maps, rendered",
+        facts=Facts(
+            unit="disparity",
+            focus_range=None,
+            order="rendered far to near",
+            truth="as the depth maps have it: none where they are 0 or not finite",
+            licence="that of your images",
+            citation="",
+            where="your own folder of images with depth maps",
+        ),
+    )
+]

@@ -10,80 +10,93 @@ from typing import Any
 import numpy as np
 
 from dff_jax import focus_axis
-from dff_jax.data.datasets.records import Digest, Outcome, read_record
+from dff_jax.data.datasets.records import read_record
 from dff_jax.pictures import panels
 
 STATISTICS, OVERVIEW = "statistics.json", "overview.png"
 LITTLE = 0.02  # a smaller share of the truth inside the focus range suggests a wrong unit
 
 
-class Summary:
-    """Gathers digests and a few stacks while a dataset is written."""
+class _Split:
+    """The statistics of a split so far."""
 
-    def __init__(self, name: str, unit: str, counts: dict[str, int], source: str):
-        """`counts`: stacks in each split; `source`: the fingerprint of the files that they are read from."""
-        self.name, self.unit, self._source = name, unit, source
-        self._shown = {split: {0, count - 1} for split, count in counts.items()}
-        self._digests: dict[str, list[Digest]] = {}
+    def __init__(self) -> None:
+        self.stacks, self.without_truth, self.shapes = 0, 0, Counter[str]()
+        self.pixels = self.valid = self.in_range = 0  # with truth; with truth between first and last setting, in q
+        self.low, self.high, self.total = np.inf, -np.inf, 0.0  # of the truth, in its unit
+
+    def add(self, record: dict[str, Any], unit: str) -> None:
+        values = record["depth"][record["mask"]].astype(np.float64)
+        first, last = focus_axis.to_q(record["focus"][[0, -1]], unit)
+        q = focus_axis.to_q(values, unit)
+        self.stacks += 1
+        self.shapes[" x ".join(map(str, record["stack"].shape[:3]))] += 1
+        self.pixels += record["mask"].size
+        self.without_truth += not values.size
+        self.valid += values.size
+        self.in_range += int(np.count_nonzero((q >= first) & (q <= last)))
+        self.low, self.high = values.min(initial=self.low), values.max(initial=self.high)
+        self.total += values.sum()
+
+    def statistics(self) -> dict[str, Any]:
+        truth = {"low": float(self.low), "high": float(self.high), "mean": float(self.total / max(self.valid, 1))}
+        return {
+            "stacks": self.stacks,
+            "stacks_without_truth": self.without_truth,
+            "shapes": dict(self.shapes.most_common()),
+            "valid_share": self.valid / self.pixels,
+            "in_range_share": self.in_range / self.valid if self.valid else None,
+            "truth": truth if self.valid else None,
+        }
+
+
+class Summary:
+    """Gathers statistics and a few stacks while a dataset is written."""
+
+    def __init__(self, name: str, unit: str, counts: dict[str, int]):
+        """`counts`: stacks in each split."""
+        self._name, self._unit, self._counts = name, unit, counts
+        self._splits = {split: _Split() for split in counts}
+        self._settings: set[tuple[float, ...]] = set()
         self._rows: list[list[panels.Panel]] = []
 
-    def add(self, split: str, outcome: Outcome) -> None:
+    def add(self, split: str, record: bytes) -> None:
         """The next stack of `split`."""
-        known = self._digests.setdefault(split, [])
-        if len(known) in self._shown[split]:
-            self._rows.append(self._row(outcome))
-        known.append(outcome.digest)
+        arrays, found = read_record(record), self._splits[split]
+        if found.stacks in (0, self._counts[split] - 1):
+            self._rows.append(self._row(arrays))
+        found.add(arrays, self._unit)
+        self._settings.add(tuple(float(str(value)) for value in arrays["focus"]))  # 0.1, not 0.10000000149
 
-    def _row(self, outcome: Outcome) -> list[panels.Panel]:
+    def _row(self, record: dict[str, Any]) -> list[panels.Panel]:
         """The first, middle and last frame, and the truth."""
-        record = read_record(outcome.record)
         focus, depth, mask = record["focus"], record["depth"], record["mask"]
         row = []
-        for what, z in ((f"{outcome.name}, first frame", 0), ("middle", len(focus) // 2), ("last", -1)):
+        for what, z in ((f"{record['name'].decode()}, first frame", 0), ("middle", len(focus) // 2), ("last", -1)):
             # a copy: the frame alone would keep the whole stack in memory
-            row.append(panels.Panel(record["stack"][z].copy(), f"{what}: {focus[z]:g} {self.unit}"))
+            row.append(panels.Panel(record["stack"][z].copy(), f"{what}: {focus[z]:g} {self._unit}"))
         if mask.any():
-            q = np.where(mask, focus_axis.to_q(np.where(mask, depth, 1.0), self.unit), 0.0)
+            q = np.where(mask, focus_axis.to_q(np.where(mask, depth, 1.0), self._unit), 0.0)
             low, high = panels.robust_range(q, mask=mask)
-            bar = panels.depth_bar(low, high, self.unit)
+            bar = panels.depth_bar(low, high, self._unit)
             row.append(panels.Panel(panels.colorize(q, low, high, mask=mask), "truth (grey: none)", bar))
         return row
 
-    def statistics(self) -> dict[str, Any]:
-        """JSON-able; see `describe` for the words."""
-        every = [d for digests in self._digests.values() for d in digests]
-        settings = {d.focus for d in every}
-        focus = {
-            "low": min(min(d.focus) for d in every),
-            "high": max(max(d.focus) for d in every),
-            "same_in_all": list(settings.pop()) if len(settings) == 1 else None,
+    def write(self, folder: Path, source: str | None) -> None:
+        """Writes `statistics.json`, `overview.png` into `folder`; `source` is the fingerprint of the files."""
+        statistics = {
+            "name": self._name,
+            "unit": self._unit,
+            "focus": {
+                "low": min(map(min, self._settings)),
+                "high": max(map(max, self._settings)),
+                "same_in_all": list(*self._settings) if len(self._settings) == 1 else None,
+            },
+            "splits": {split: found.statistics() for split, found in self._splits.items()},
+            "source": source,
         }
-        splits = {split: _of_split(digests) for split, digests in self._digests.items()}
-        return {"name": self.name, "unit": self.unit, "focus": focus, "splits": splits, "source": self._source}
-
-    def write(self, folder: Path) -> None:
-        """Writes `statistics.json`, `overview.png` into `folder`."""
-        (folder / STATISTICS).write_text(json.dumps(self.statistics(), indent=1) + "\n")
-        panels.save_png(folder / OVERVIEW, panels.sheet(self._rows, title=self.name, columns=4))
-
-
-def _of_split(digests: list[Digest]) -> dict[str, Any]:
-    shapes = Counter(" x ".join(map(str, d.shape)) for d in digests)
-    valid = sum(d.valid for d in digests)
-    with_truth = [d for d in digests if d.valid]
-    found: dict[str, Any] = {
-        "stacks": len(digests),
-        "stacks_without_truth": len(digests) - len(with_truth),
-        "shapes": dict(shapes.most_common()),
-        "valid_share": valid / sum(d.shape[1] * d.shape[2] for d in digests),
-        "in_range_share": None,
-        "truth": None,
-    }
-    if valid:
-        found["in_range_share"] = sum(d.in_range for d in with_truth) / valid
-        mean = sum(d.total for d in with_truth) / valid
-        found["truth"] = {"low": min(d.low for d in with_truth), "high": max(d.high for d in with_truth), "mean": mean}
-    return found
+        (folder / STATISTICS).write_text(json.dumps(statistics, indent=1) + "\n")
+        panels.save_png(folder / OVERVIEW, panels.sheet(self._rows, title=self._name, columns=4))
 
 
 def describe(path: Path) -> str:
