@@ -27,7 +27,8 @@ _PURPOSES = ("train", "validation", "test")
 PERFECT = CameraConfig()
 
 
-def _key(seed: int, purpose: str, index: int | Array) -> Array:
+def stack_key(seed: int, purpose: str, index: int | Array) -> Array:
+    """The PRNG key of one world; different for every seed, purpose ("train", "validation" or "test") and index."""
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _PURPOSES.index(purpose)), index)
 
 
@@ -109,7 +110,7 @@ class LivePart:
         if count is not None:
             world = dataclasses.replace(world, num_frames=count)
         numbers = share.stacks(prepared)
-        keys = jax.vmap(partial(_key, share.seed, "train"))(jnp.array([n % 2**32 for n in numbers], jnp.uint32))
+        keys = jax.vmap(partial(stack_key, share.seed, "train"))(jnp.array([n % 2**32 for n in numbers], jnp.uint32))
         batch = make_batch(keys, world, data.colour, data.noise, data.camera)
         if data.reverse or data.focus_jitter:
             draws = [draw_focus(world.num_frames, share.generator(n), data.reverse, data.focus_jitter) for n in numbers]
@@ -120,7 +121,7 @@ class LivePart:
 
 def held_out_stack(split: str, index: int, world: WorldConfig) -> FocalStack:
     """Stack `index` of the fixed "validation" or "test" set, on the host; training never draws it."""
-    frames, focus, depth = jax.device_get(_photograph(_key(_HELD_OUT_SEED, split, index), world))
+    frames, focus, depth = jax.device_get(_photograph(stack_key(_HELD_OUT_SEED, split, index), world))
     return FocalStack(
         frames=np.round(frames * 255).astype(np.uint8), focus=focus.astype(np.float64), unit="disparity",
         depth=depth, mask=np.ones(depth.shape, bool), name=f"live/{split}/{index}",

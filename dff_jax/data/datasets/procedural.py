@@ -18,6 +18,7 @@ import numpy as np
 
 from dff_jax.config import WorldConfig, to_dict
 from dff_jax.data.datasets.base import SPLITS, Dataset, Facts, Inventory
+from dff_jax.data.live import stack_key
 from dff_jax.optics.scenes import make_stack
 from dff_jax.types import FocalStack
 
@@ -70,11 +71,6 @@ class Procedural(Dataset):
                 read = partial(render_world, self.world, self.seed, split, index)
                 found.add(f"{split}/{index:05d}", shape, read)
         return found
-
-
-def stack_key(seed: int, split: str, index: int) -> jax.Array:
-    """The PRNG key of one world; different for every seed, split and index."""
-    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), SPLITS.index(split)), index)
 
 
 def render_world(world: WorldConfig, seed: int, split: str, index: int) -> FocalStack:

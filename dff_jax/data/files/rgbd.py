@@ -28,8 +28,9 @@ from dff_jax.focus_axis import check_unit
 
 SCALE_FILE = "scale.txt"
 _LISTED = ", ".join(DEPTH_SUFFIXES)
-_PLAIN = ("rgb", "aif")  # stems of the image, the second as in FlyingThings3D's focal stacks
 _UNITS = {"disp": "disparity", "depth": "metre"}
+# Stems of image and map, best first; "aif" as in FlyingThings3D's focal stacks
+_PLAIN = [(image, kind) for image in ("rgb", "aif") for kind in _UNITS]
 # Stems of published sets -> divisor of 8-bit maps by the width of the image: (up to this width, divisor), ...; else 1
 _PUBLISHED = {
     ("im0", "disp0"): (),
@@ -40,7 +41,7 @@ _PUBLISHED = {
 
 
 class Scene(NamedTuple):
-    """A image and what lies at each of its pixels."""
+    """An image and what lies at each of its pixels."""
 
     rgb: np.ndarray  # [H,W,3] uint8
     depth: np.ndarray  # [H,W] float32 in `unit`; 0 where `mask` is False
@@ -112,7 +113,7 @@ def find_scenes(
 
 
 def read_scene(files: SceneFiles) -> Scene:
-    """Reads a image and its map. Not finite or 0 means that nothing is known there.
+    """Reads an image and its map. Not finite or 0 means that nothing is known there.
 
     Raises:
       InputError: a damaged file, unequal or tiny sizes, negative metres, or no depth anywhere.
@@ -156,22 +157,16 @@ def _pairs(folder: Path, entries: list[Path]) -> tuple[list[_Pair], list[str]]:
     pairs, problems = [], []
 
     # the folder is one scene
-    rgb = next((images[stem] for stem in _PLAIN if stem in images), None)
+    whole = next((stems for stems in (*_PLAIN, *_PUBLISHED) if stems[0] in images and stems[1] in maps), None)
+    image = next((stem for stem in ("rgb", *dict(_PUBLISHED)) if stem in images), None)
     kind = next((kind for kind in _UNITS if kind in maps), None)
-    published = [(a, b) for a, b in _PUBLISHED if a in images and b in maps]
-    if rgb and kind:
-        pairs.append(_Pair("", rgb, maps[kind], kind))
-    elif published:
-        a, b = published[0]
-        pairs.append(_Pair("", images[a], maps[b], "disp"))
-    elif rgb and rgb.stem.lower() == "rgb":
-        problems.append(f"{rgb}: no disp.* or depth.* ({_LISTED}) beside it; add it, or move the image away")
-    elif kind:
+    if whole:
+        pairs.append(_Pair("", images[whole[0]], maps[whole[1]], whole[1] if whole in _PLAIN else "disp"))
+    elif kind and image != "rgb":
         problems.append(f"{maps[kind]}: no rgb.png beside it; add it, or move the map away")
-    else:
-        alone = next(((a, b) for a, b in _PUBLISHED if a in images), None)
-        if alone:
-            problems.append(f"{images[alone[0]]}: no {alone[1]} ({_LISTED}) beside it; add it, or move it away")
+    elif image:
+        wanted = dict(_PUBLISHED).get(image, "disp.* or depth.*")
+        problems.append(f"{images[image]}: no {wanted} ({_LISTED}) beside it; add it, or move the image away")
 
     for stem, depth in maps.items():  # flat
         base, _, kind = stem.rpartition("_")
