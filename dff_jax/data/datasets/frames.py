@@ -54,13 +54,13 @@ def add_stack(
                 sizes[stack.truth] = exr_size(stack.truth)
             else:
                 read_bytes(stack.truth, 1)  # its size is not known before it is read
-    common = Counter(sizes.values()).most_common(1)[0][0] if sizes else (0, 0)
+    common = height, width = Counter(sizes.values()).most_common(1)[0][0] if sizes else (0, 0)
     others = {path: size for path, size in sizes.items() if size != common}
     found.problems += [str(other_size(path, size, common, "the frames are")) for path, size in others.items()]
     if len(found.problems) == before:
         frames, focus = tuple(stack.frames[i] for i in order), tuple(float(stack.focus[i]) for i in order)
         ordered = stack._replace(frames=frames, focus=focus)
-        found.add(stack.name, (len(frames), *common), functools.partial(read or read_files, ordered))
+        found.add(stack.name, (len(frames), height, width), functools.partial(read or read_files, ordered))
 
 
 def read_files(stack: StackFiles) -> FocalStack:

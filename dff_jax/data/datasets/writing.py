@@ -14,6 +14,7 @@ from pathlib import Path
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 from tensorflow_datasets.core.dataset_info import DatasetIdentity
+from tensorflow_datasets.core.splits import SplitDict
 
 from dff_jax.data.datasets.base import VERSION, Dataset, Facts
 from dff_jax.data.datasets.records import record_features
@@ -26,7 +27,7 @@ WRITER_OPTIONS = "group_size:1,zstd:1"
 def write_split(folder: Path, family: str, split: str, records: Iterable[bytes]) -> tfds.core.SplitInfo:
     """Writes the records of one split into `folder`, in their order."""
     template = tfds.core.ShardedFileTemplate(
-        dataset_name=family, data_dir=folder, split=split, filetype_suffix="array_record"
+        dataset_name=family, data_dir=tfds.core.Path(folder), split=split, filetype_suffix="array_record"
     )
     lengths, shard_bytes, total, writer = [], 0, 0, None
     try:
@@ -54,10 +55,9 @@ def describe(folder: Path, dataset: Dataset, facts: Facts, splits: list[tfds.cor
     """Writes tfds's own description beside the records, so that tfds alone can open `folder`."""
     family, _, config = dataset.name.partition("/")
     options = json.dumps(dataset.options, sort_keys=True)
+    identity = DatasetIdentity(family, tfds.core.Version(VERSION), str(folder), __package__ or "", config)
     info = tfds.core.DatasetInfo(
-        builder=DatasetIdentity(
-            name=family, version=VERSION, data_dir=str(folder), module_name=__package__ or "", config_name=config
-        ),
+        builder=identity,
         description=dataset.description,
         features=record_features(),
         metadata=tfds.core.MetadataDict(**facts._asdict(), options=options, **dataset.fingerprint),
@@ -66,5 +66,5 @@ def describe(folder: Path, dataset: Dataset, facts: Facts, splits: list[tfds.cor
         disable_shuffling=True,  # record i is item i
     )
     info.set_file_format("array_record")
-    info.set_splits(tfds.core.splits.SplitDict(splits))
+    info.set_splits(SplitDict(splits))
     info.write_to_directory(folder)

@@ -158,15 +158,15 @@ def _pairs(folder: Path, entries: list[Path]) -> tuple[list[_Pair], list[str]]:
 
     # the folder is one scene
     whole = next((stems for stems in (*_PLAIN, *_PUBLISHED) if stems[0] in images and stems[1] in maps), None)
-    image = next((stem for stem in ("rgb", *dict(_PUBLISHED)) if stem in images), None)
+    wanted = {"rgb": "disp.* or depth.*"} | dict(_PUBLISHED.keys())
+    image = next((stem for stem in wanted if stem in images), None)
     kind = next((kind for kind in _UNITS if kind in maps), None)
     if whole:
         pairs.append(_Pair("", images[whole[0]], maps[whole[1]], whole[1] if whole in _PLAIN else "disp"))
     elif kind and image != "rgb":
         problems.append(f"{maps[kind]}: no rgb.png beside it; add it, or move the map away")
     elif image:
-        wanted = dict(_PUBLISHED).get(image, "disp.* or depth.*")
-        problems.append(f"{images[image]}: no {wanted} ({_LISTED}) beside it; add it, or move the image away")
+        problems.append(f"{images[image]}: no {wanted[image]} ({_LISTED}) beside it; add it, or move the image away")
 
     for stem, depth in maps.items():  # flat
         base, _, kind = stem.rpartition("_")
