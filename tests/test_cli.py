@@ -194,7 +194,10 @@ def test_stopped_at_any_moment_it_ends_without_a_traceback_and_leaves_nothing(
     tmp_path, photographs, number, default_signals
 ):
     start = "import sys; from dff_jax import cli; print(flush=True); sys.exit(cli.main(sys.argv[1:]))"
-    command = [sys.executable, "-c", start, "predict", photographs, "--output", tmp_path / "out"]
+    # Not a network: the second signal would wait until it is compiled. Large frames keep the command at work.
+    for file in photographs.iterdir():
+        Image.effect_noise((2400, 1800), 50).convert("RGB").save(file, compress_level=0)
+    command = [sys.executable, "-c", start, "predict", photographs, "--output", tmp_path / "out", "--method", "sml"]
     for seconds in (0.2, 0.8, 2.5):
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
