@@ -21,6 +21,7 @@ from PIL import Image
 
 from dff_jax import focus_axis
 from dff_jax.pictures import panels
+from dff_jax.runtime.files import finite
 
 MOST = 640
 """Longest side of the images of a page, pixels."""
@@ -117,28 +118,17 @@ def shown_stack(
 
 def page(title: str, about: str, unit: str, stacks: Sequence[Shown], tables: Sequence[Table] = ()) -> str:
     """The page as HTML; `unit` is that of the focus axis, in which values are shown."""
-    from matplotlib import colormaps
-
-    def colours(name: str) -> str:
-        table = np.rint(colormaps[name](np.arange(256))[:, :3] * 255).astype(np.uint8)
-        return base64.b64encode(table.tobytes()).decode()
-
-    def rows(table: Table) -> list[list[Any]]:
-        known = lambda cell: not isinstance(cell, float) or np.isfinite(cell)  # noqa: E731
-        return [[cell if known(cell) else None for cell in row] for row in table.rows]
-
+    colours = {"depth": panels.COLOUR_MAP, "error": "inferno", "confidence": "viridis"}
     data = {
         "title": title,
         "about": about,
         "unit": unit,
-        "colours": {
-            "depth": colours(panels.COLOUR_MAP), "error": colours("inferno"), "confidence": colours("viridis")
-        },
+        "colours": {name: _base64(panels.colour_table(cmap).tobytes()) for name, cmap in colours.items()},
         "stacks": [stack.content for stack in stacks],
         "tables": [
             {
                 "title": table.title, "note": table.note, "stacks": table.stacks,
-                "columns": list(table.columns) or None, "rows": rows(table),
+                "columns": list(table.columns) or None, "rows": finite(list(table.rows)),
                 "image": None if table.image is None else _png(table.image),
             }
             for table in tables
@@ -147,12 +137,9 @@ def page(title: str, about: str, unit: str, stacks: Sequence[Shown], tables: Seq
     # "<" must not appear: a name like "</script>" would end the element that holds the data
     text = json.dumps(data, allow_nan=False, ensure_ascii=True).replace("<", "\\u003c")
     read = lambda name: resources.files("dff_jax.pictures").joinpath(name).read_text("utf-8")  # noqa: E731
-    parts = {"title": _escaped(title), "style": read("viewer.css"), "script": read("viewer.js"), "data": text}
+    escaped = title.replace("&", "&amp;").replace("<", "&lt;")
+    parts = {"title": escaped, "style": read("viewer.css"), "script": read("viewer.js"), "data": text}
     return re.sub(r"@(title|style|script|data)@", lambda found: parts[found[1]], read("viewer.html"))
-
-
-def _escaped(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;")
 
 
 def _scaled(image: np.ndarray, step: int) -> np.ndarray:
@@ -183,4 +170,8 @@ def _jpeg(rgb: np.ndarray) -> str:
 def _uri(rgb: np.ndarray, kind: str, **options: Any) -> str:
     file = io.BytesIO()
     Image.fromarray(rgb).save(file, format=kind, **options)
-    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
+    return f"data:image/{kind};base64,{_base64(file.getvalue())}"
+
+
+def _base64(content: bytes) -> str:
+    return base64.b64encode(content).decode()

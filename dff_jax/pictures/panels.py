@@ -113,10 +113,7 @@ def colorize(
     Returns:
       [H,W,3] uint8.
     """
-    from matplotlib import colormaps
-
-    values = np.asarray(values)
-    table = np.rint(colormaps[cmap](np.arange(256))[:, :3] * 255).astype(np.uint8)
+    values, table = np.asarray(values), colour_table(cmap)
     image = np.empty((*values.shape, 3), np.uint8)
     for rows in bands(values):
         part = values[rows].astype(np.float32)
@@ -124,6 +121,13 @@ def colorize(
         scaled = np.where(keep, (part - low) / (high - low), 0.0)
         image[rows] = np.where(keep[..., None], table[np.clip(scaled * 256, 0, 255).astype(np.uint8)], HOLE)
     return image
+
+
+def colour_table(cmap: str, count: int = 256) -> np.ndarray:
+    """`count` colours from the first to the last of a colour map of matplotlib, [count,3] uint8."""
+    from matplotlib import colormaps
+
+    return np.rint(colormaps[cmap](np.linspace(0, 1, count))[:, :3] * 255).astype(np.uint8)
 
 
 def depth_bar(low: float, high: float, unit: str, *, cmap: str = COLOUR_MAP) -> Bar:
@@ -272,11 +276,9 @@ def _fit(image: np.ndarray, width: int) -> Image.Image:
 def _draw_bar(page: Image.Image, box: tuple[float, float, float, float], bar: Bar, size: int) -> None:
     """Draws `bar` into `page`: the colours in `box` (left, top, right, bottom), ticks and label to the right of it with
     letters of `size` pixels."""
-    from matplotlib import colormaps
-
     left, top, right, bottom = (round(x) for x in box)
     height, right = max(2, bottom - top), max(left + 1, right)
-    ramp = np.rint(colormaps[bar.cmap](np.linspace(1, 0, height))[:, None, :3] * 255).astype(np.uint8)
+    ramp = colour_table(bar.cmap, height)[::-1, None]
     page.paste(Image.fromarray(ramp).resize((right - left, height), Image.Resampling.NEAREST), (left, top))
     draw, widest = ImageDraw.Draw(page), 0.0
     draw.rectangle((left, top, right - 1, top + height - 1), outline="black")

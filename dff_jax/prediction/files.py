@@ -98,9 +98,7 @@ def sixteen_bit(q: np.ndarray, unit: str) -> tuple[np.ndarray, dict[str, Any]]:
     coded = np.empty(q.shape, np.uint16)
     for rows in panels.bands(q):
         coded[rows] = np.rint((q[rows].astype(np.float64) - low) / scale)
-    rule = "depth = offset + scale * value"
-    if unit == "metre":
-        rule = "metres = 1 / (offset + scale * value)"
+    rule = "metres = 1 / (offset + scale * value)" if unit == "metre" else "depth = offset + scale * value"
     return coded, {"offset": low, "scale": scale, "rule": rule}
 
 
@@ -114,23 +112,14 @@ def _overview(
     title = f"{title}: {count} frames" + (f", {len(shown)} shown" if count > len(shown) else "")
     suffix = {"metre": " m", "diopter": " dpt", "disparity": " px", "index": ""}[result.unit]
     ends = {} if result.unit == "index" else {0: ", farthest", count - 1: ", nearest"}
-    top = [
-        Panel(
-            panels.to_uint8(frames[i]),
-            f"{names[i]}\nfocus {_number(float(result.focus[i]))}{suffix}{ends.get(i, '')}",
-        )
-        for i in shown
-    ]
+    top = []
+    for i in shown:
+        focus = float(result.focus[i])
+        number = f"{focus:.0f}" if abs(focus) >= 1e4 else f"{focus:.4g}"
+        top.append(Panel(panels.to_uint8(frames[i]), f"{names[i]}\nfocus {number}{suffix}{ends.get(i, '')}"))
     certain = panels.colorize(result.confidence, 0.0, 1.0, cmap="viridis")
+    certainty = panels.plain_bar(0.0, 1.0, "0 = guess, 1 = sharp peak", cmap="viridis")
     bottom = [
-        Panel(sharp, "all in focus"),
-        Panel(coloured, "depth", bar),
-        Panel(
-            certain, "confidence", panels.plain_bar(0.0, 1.0, "0 = guess, 1 = sharp peak", cmap="viridis")
-        ),
-    ]
+        Panel(sharp, "all in focus"), Panel(coloured, "depth", bar), Panel(certain, "confidence", certainty)
+    ]  # fmt: skip
     return panels.sheet([top, bottom], title=title)
-
-
-def _number(value: float) -> str:
-    return f"{value:.0f}" if abs(value) >= 1e4 else f"{value:.4g}"

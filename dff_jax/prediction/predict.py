@@ -62,17 +62,9 @@ def predict(
       frames: [Z,H,W,3], grey [Z,H,W], or a list of such frames; uint8, uint16, or float in [0,1]; any order.
       focus: [Z] focus settings in `unit`, one a frame; None: the frame index.
       unit: None: disparity if `focus` is given, otherwise index.
-      method: a method without weights; None: `weights` decide.
-      weights: a `.safetensors` file or a run folder; None: the network of this package.
-      iterations: K of the unroll; None: as trained.
-      tile: longest side of a tile, pixels; an image of up to about 1.5 tiles square is not cut.
-      overlap: overlap of neighbouring tiles, pixels; None: as the method needs.
-      memory: GB that the process may take beside the given frames, and on an accelerator the programs as much there.
-        Tiles become smaller for it.
-      devices: number of tiles that are worked on at a time, each on a device of its own.
-      align: first brings the frames onto the middle one, by this kind of motion. Confidence is 0 where not all frames
-        see. Needs the extra `align`.
-      progress: shows a bar on a terminal, plain lines elsewhere (stderr).
+
+    The other arguments are those of `predict_to_folder`. `memory` does not count the given frames; on an accelerator
+    the programs may take as much again there. With `align`, confidence is 0 where not all frames see.
 
     Raises:
       InputError: frames of several sizes or outside [0,1], focus settings that do not fit, unusable weights.
@@ -116,11 +108,11 @@ def predict_to_folder(
       weights: a .safetensors file or a run folder; default: the network that comes with the package.
       iterations: iterations K of the unroll; default: as trained.
       max_size: longest side in pixels that the frames, and so all maps, are scaled down to.
-      tile: longest side in pixels of the tiles in which larger images are worked on.
+      tile: longest side in pixels of the tiles that larger images are cut into (over about 1.5 tiles square).
       overlap: overlap of neighbouring tiles in pixels; default: as the method needs.
       memory: GB within which the process stays.
       devices: number of devices, each of which works on a tile.
-      align: first brings the frames onto the middle one, by this kind of motion.
+      align: first brings the frames onto the middle one, by this kind of motion; needs the extra `align`.
       progress: shows progress on stderr.
 
     Returns:
@@ -203,16 +195,14 @@ def _choose(
     if iterations is not None and iterations < 0:
         raise InputError(f"iterations: must be at least 0, got {iterations}")
     notes: tuple[str, ...] = ()
+    if method is None and weights is None:
+        notes = ("the network of this package answers; --method classical does without one, --weights takes another",)
     if method is not None:
         model = config.model_preset(method)
         chosen = LoadedEstimator(model, _built(model), {}, "")
     else:
-        if weights is None:
-            notes = (
-                "the network of this package answers; --method classical does without one, --weights takes another",
-            )
-        loaded, _ = load_named(weights or PRETRAINED)
         label = str(weights or PRETRAINED)
+        loaded, _ = load_named(weights or PRETRAINED)
         chosen = LoadedEstimator(loaded.model, _built(loaded.model), loaded.variables, label, loaded.info)
     if iterations is not None and chosen.model.num_iterations is None:
         notes += (f"iterations has no effect on {chosen.model.method}",)

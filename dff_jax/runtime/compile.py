@@ -102,8 +102,7 @@ def cache_folder() -> Path | None:
 
 def read_cached(*key: Any) -> bytes | None:
     """What `write_cached` wrote under the same key, with the same code and versions."""
-    folder = cache_folder()
-    if folder is None:
+    if (folder := cache_folder()) is None:
         return None
     try:
         found = (folder / _file_name(key)).read_bytes()
@@ -115,8 +114,7 @@ def read_cached(*key: Any) -> bytes | None:
 
 def write_cached(content: bytes, *key: Any) -> None:
     """Keeps `content` under a key of values with a faithful repr."""
-    folder = cache_folder()
-    if folder is None:
+    if (folder := cache_folder()) is None:
         return
     trial = folder / f".{os.getpid()}-{secrets.token_hex(4)}"
     with contextlib.suppress(OSError):
