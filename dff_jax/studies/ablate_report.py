@@ -133,7 +133,7 @@ def markdown(report: dict[str, Any]) -> str:
 
 
 def _metrics(rows: dict[str, dict[str, Any]]) -> list[str]:
-    return texts.table([[name, *map(row.get, COLUMNS)] for name, row in rows.items()], ["", *COLUMNS], _FORMATS)
+    return texts.table([[name, *map(row.get, COLUMNS)] for name, row in rows.items()], ["row", *COLUMNS], _FORMATS)
 
 
 def _table_1(report: dict[str, Any]) -> dict[str, Any]:
