@@ -172,7 +172,9 @@ def test_a_run_without_refiner_answers_with_its_last_iterate(tmp_path, stacks, m
 
     fake(monkeypatch, build)
     model = dataclasses.replace(MODEL, refiner_steps=0)
-    (report,) = ablate([save_run(tmp_path / "run", model, build(model))], tmp_path / "out", data=stacks, schemes=[])
+    (report,) = ablate(
+        [save_run(tmp_path / "run", model, build(model))], tmp_path / "out", data=stacks, iterations=[2], schemes=[]
+    )
     assert report["meta"]["answer"] == "D(1)" and not [row for row in report["rows"] if row.startswith("refined")]
     assert "Refined" not in (tmp_path / "out" / "table.md").read_text().replace("FlyingThings3D: Refined", "")
 
