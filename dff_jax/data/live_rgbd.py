@@ -23,7 +23,8 @@ from dff_jax.data.live import PERFECT, augment_frames, map_stacks, refocus_batch
 from dff_jax.data.parts import EpochOrder, Share
 from dff_jax.errors import InputError
 from dff_jax.focus_axis import to_q
-from dff_jax.optics.rgbd import fill_holes, photograph
+from dff_jax.optics.render import add_sensor_noise, render_stack
+from dff_jax.optics.rgbd import fill_holes
 from dff_jax.types import Batch, FocalStack, LoadedBatch
 
 _CACHE_BYTES = 2**29  # of decoded scenes, kept so that a small set is read only once
@@ -140,10 +141,9 @@ def photograph_batch(
     def one(view: Views) -> Batch:
         rgb, q, mask, focus, blur_per_q, sigma, seed, *_ = (jnp.asarray(field) for field in view)
         k_noise, *others = jax.random.split(jax.random.key(seed), 4)
-        frames = photograph(
-            k_noise, rgb.astype(jnp.float32) / 255, q, focus, blur_per_q=blur_per_q, max_radius=margin,
-            num_layers=num_layers, noise=sigma,
-        )  # fmt: skip
+        rgb = rgb.astype(jnp.float32) / 255
+        frames = render_stack(rgb, q, focus, blur_per_q=blur_per_q, max_radius=margin, num_layers=num_layers)
+        frames = add_sensor_noise(k_noise, frames, sigma)
         frames = jnp.round(frames[:, *inside] * 255) / 255
         depth = jnp.where(mask, q[inside], 0.0)
         return Batch(augment_frames(others, frames, colour, noise, camera), focus, depth, mask)

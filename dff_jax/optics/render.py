@@ -17,6 +17,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from scipy.fft import next_fast_len
 
 from dff_jax.optics.thin_lens import blur_radius
 from dff_jax.types import Array
@@ -121,27 +122,14 @@ def _blur(channels: Array, kernels: Array, use_fft: bool) -> Array:
     padded = jnp.pad(channels, ((0, 0), (radius, radius), (radius, radius)), mode="edge")
     if not use_fft:
         return lax.conv_general_dilated(
-            padded[..., None], kernels[:, :, None, :], (1, 1), "VALID",
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )  # fmt: skip
-    shape = tuple(_fft_size(n) for n in padded.shape[1:])
+            padded[..., None], kernels[:, :, None], (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+    shape = tuple(int(next_fast_len(n, real=True)) for n in padded.shape[1:])  # pyright: ignore[reportArgumentType]
     spectrum = jnp.fft.rfft2(padded, s=shape)[:, None]
     response = jnp.fft.rfft2(jnp.moveaxis(kernels, -1, 0), s=shape)[None]
     blurred = jnp.fft.irfft2(spectrum * response, s=shape)
     h, w = channels.shape[1:]
     return jnp.moveaxis(blurred[:, :, 2 * radius : 2 * radius + h, 2 * radius : 2 * radius + w], 1, -1)
-
-
-def _fft_size(n: int) -> int:
-    """The next size from n on that has no prime factor above 5, for which FFTs are quick."""
-    while True:
-        rest = n
-        for p in (2, 3, 5):
-            while rest % p == 0:
-                rest //= p
-        if rest == 1:
-            return n
-        n += 1
 
 
 @partial(jax.jit, static_argnames=("max_radius", "num_layers", "layer_step"))
@@ -174,11 +162,6 @@ def render_stack(
     layers = far + spacing * jnp.arange(num_layers, dtype=depth.dtype)
     scene = jnp.concatenate([srgb_to_linear(rgb), depth[..., None]], -1)
 
-    def add_layer(carry, layer):
-        if layer_step is None:
-            return blend(carry, layer), None
-        return lax.cond(layer < near + spacing, blend, lambda carry, _: carry, carry, layer), None
-
     def blend(carry, layer):
         light, cover = carry  # [3,H,W,Z], [1,H,W,Z]
         seen = (depth < layer + spacing).astype(scene.dtype)[..., None]
@@ -191,6 +174,11 @@ def render_stack(
         light = blurred[:3] + (1 - blurred[3:]) * light
         cover = blurred[3:] + (1 - blurred[3:]) * cover
         return light, cover
+
+    def add_layer(carry, layer):
+        if layer_step is None:
+            return blend(carry, layer), None
+        return lax.cond(layer < near + spacing, blend, lambda carry, _: carry, carry, layer), None
 
     shape = depth.shape + focus.shape
     start = (jnp.zeros((3, *shape), scene.dtype), jnp.zeros((1, *shape), scene.dtype))

@@ -1,15 +1,12 @@
-"""Focal stacks from an RGB-D image: its holes are filled, then a lens and noise are applied."""
+"""What an RGB-D image needs before it is rendered: no holes in its depth, and a number of layers."""
 
 from __future__ import annotations
 
 import math
 
-import jax.numpy as jnp
 import numpy as np
 
 from dff_jax.errors import InputError
-from dff_jax.optics.render import add_sensor_noise, render_stack
-from dff_jax.types import Array
 
 _RADII = (2, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 _LAYER_STEP = 0.5  # pixels of blur radius between two layers
@@ -58,26 +55,3 @@ def lens_limits(depth: np.ndarray, focus: np.ndarray, blur_per_q: float) -> tupl
 
 def _at_least(choices: tuple[int, ...], value: float) -> int:
     return next((choice for choice in choices if choice >= value), choices[-1])
-
-
-def photograph(
-    key: Array, rgb: Array, depth: Array, focus: Array, *,
-    blur_per_q: Array | float, max_radius: int, num_layers: int, noise: Array | float,
-) -> Array:  # fmt: skip
-    """A noisy focal stack of a scene, as `render.render_stack` photographs it. Can be jitted and mapped over scenes.
-
-    Args:
-      key: of the noise.
-      rgb: [H,W,3] sharp image, display-coded, float in [0,1].
-      depth: [H,W] q, finite everywhere (`fill_holes`).
-      focus: [Z] q.
-      blur_per_q: pixels of blur radius per unit of |q - focus|; may be traced, as may `noise`.
-      max_radius, num_layers: static; `lens_limits` gives them.
-      noise: standard deviation, of full scale.
-
-    Returns:
-      [Z,H,W,3] in [0,1].
-    """
-    rgb, depth, focus = jnp.asarray(rgb), jnp.asarray(depth), jnp.asarray(focus, jnp.float32)
-    frames = render_stack(rgb, depth, focus, blur_per_q=blur_per_q, max_radius=max_radius, num_layers=num_layers)
-    return add_sensor_noise(key, frames, noise)

@@ -21,7 +21,7 @@ from jax import lax, random
 
 from dff_jax.config import WorldConfig
 from dff_jax.optics.render import MOST_VIEWS, Aperture, add_sensor_noise, render_stack
-from dff_jax.optics.textures import Draws, between, draw, log_between, pick, texture
+from dff_jax.optics.textures import Draws, between, draw, log_between, pick, texture, turned
 from dff_jax.types import Array
 
 LAYER_STEP = 0.65  # pixels of blur radius between two layers, where `num_layers` allows it
@@ -113,8 +113,7 @@ def make_world(key: Array, config: WorldConfig) -> World:
         angle = between(d.uniform[14], 0.0, 2 * math.pi)
         # printed faces are large, as those of boxes, books and screens
         size = log_between(d.uniform[15], 0.05, 0.32 if config.textures != "printed" else 0.6) * min(h, w)
-        u = (x - cx) * jnp.cos(angle) + (y - cy) * jnp.sin(angle)
-        v = (y - cy) * jnp.cos(angle) - (x - cx) * jnp.sin(angle)
+        u, v = turned(x - cx, y - cy, angle)
         shape = jnp.where(is_background, _BACKGROUND, pick(d.uniform[16], _SHAPE_SHARE))
         inside = lax.switch(shape, _SHAPES, d, u, v, size)
         flat = jnp.where(is_background, 0.6 * scale, scale)  # a background is slanted less

@@ -50,6 +50,11 @@ def pick(u: Array, shares: tuple[float, ...]) -> Array:
     return (u >= edges).sum()
 
 
+def turned(x: Array, y: Array, angle: Array) -> tuple[Array, Array]:
+    """The coordinates along a direction, at `angle` from x, and across it."""
+    return x * jnp.cos(angle) + y * jnp.sin(angle), y * jnp.cos(angle) - x * jnp.sin(angle)
+
+
 def paint(u: Array, n: Array) -> Array:
     """A random colour of medium saturation, [1,1,3], from one uniform and three normal numbers."""
     return jnp.clip(between(u, 0.1, 0.9) + 0.25 * n, 0.02, 0.98)[None, None]
@@ -59,14 +64,23 @@ def paint(u: Array, n: Array) -> Array:
 # normal[0:6] ---------------------------------------------------------------------------------------------------
 
 
+def _frequencies(shape: tuple[int, ...]) -> tuple[Array, Array]:
+    """Those of `rfft2`, in cycles per pixel: down [H,1] and across [1,W/2+1]."""
+    return jnp.fft.fftfreq(shape[0])[:, None], jnp.fft.rfftfreq(shape[1])[None]
+
+
+def _shaped(field: Array, frequency: Array, slope: Array) -> Array:
+    """White noise [H,W] given a spectrum of 1/frequency^slope and standard deviation 1."""
+    spectrum = jnp.fft.rfft2(field) * (frequency + 1 / max(field.shape)) ** -slope
+    field = jnp.fft.irfft2(spectrum, s=field.shape)
+    return field / (field.std() + 1e-6)
+
+
 def _noise_texture(d: Draws, x: Array, y: Array) -> Array:
     """1/f^p noise, p from 0.6 (fine) to 1.8 (cloudy), around a base colour."""
-    h, w = x.shape
-    frequency = jnp.hypot(jnp.fft.fftfreq(h)[:, None], jnp.fft.rfftfreq(w)[None, :])
     slope = between(d.uniform[0], 0.6, 1.8)
-    shaped = jnp.fft.rfft2(d.field) * ((frequency + 1 / max(h, w)) ** -slope)[None]
-    field = jnp.fft.irfft2(shaped, s=(h, w))
-    field = field / (field.std((1, 2), keepdims=True) + 1e-6)
+    frequency = jnp.hypot(*_frequencies(x.shape))
+    field = jnp.stack([_shaped(plane, frequency, slope) for plane in d.field])
     grey = jnp.moveaxis(0.7 * field[:1] + 0.3 * field, 0, -1)
     return paint(d.uniform[1], d.normal[:3]) + between(d.uniform[2], 0.06, 0.2) * grey
 
@@ -94,8 +108,7 @@ def _cells_texture(d: Draws, x: Array, y: Array) -> Array:
 def _waves(d: Draws, x: Array, y: Array) -> tuple[Array, Array, Array]:
     """Two phases [H,W] of a rotated grid of 4 to 40 pixels, and its sharpness."""
     angle, period = between(d.uniform[0], 0.0, math.pi), log_between(d.uniform[1], 4.0, 40.0)
-    u = (x * jnp.cos(angle) + y * jnp.sin(angle)) * (2 * math.pi / period)
-    v = (y * jnp.cos(angle) - x * jnp.sin(angle)) * (2 * math.pi / period)
+    u, v = (axis * (2 * math.pi / period) for axis in turned(x, y, angle))
     return u, v, log_between(d.uniform[2], 1.0, 8.0)
 
 
@@ -117,7 +130,7 @@ def _checks_texture(d: Draws, x: Array, y: Array) -> Array:
 def _gradient_texture(d: Draws, x: Array, y: Array) -> Array:
     """A smooth ramp between two colours with faint grain."""
     angle = between(d.uniform[0], 0.0, 2 * math.pi)
-    ramp = (x * jnp.cos(angle) + y * jnp.sin(angle)) / max(x.shape)
+    ramp = turned(x, y, angle)[0] / max(x.shape)
     return _two_colours(d, jnp.clip(0.5 + ramp, 0.0, 1.0)) + 0.015 * d.field[0, ..., None]
 
 
@@ -149,13 +162,10 @@ def _leaves_texture(d: Draws, x: Array, y: Array) -> Array:
 
 def _fibres_texture(d: Draws, x: Array, y: Array) -> Array:
     """1/f noise stretched in one direction: wood, cloth, brushed metal, grass."""
-    h, w = x.shape
     angle, stretch = between(d.uniform[0], 0.0, math.pi), log_between(d.uniform[1], 2.0, 12.0)
-    fy, fx = jnp.fft.fftfreq(h)[:, None], jnp.fft.rfftfreq(w)[None, :]
-    along, across = fx * jnp.cos(angle) + fy * jnp.sin(angle), fy * jnp.cos(angle) - fx * jnp.sin(angle)
-    shape = (jnp.hypot(stretch * along, across) + 1 / max(h, w)) ** -between(d.uniform[2], 0.8, 1.6)
-    field = jnp.fft.irfft2(jnp.fft.rfft2(d.field[2]) * shape, s=(h, w))
-    field = field / (field.std() + 1e-6)
+    fy, fx = _frequencies(x.shape)
+    along, across = turned(fx, fy, angle)
+    field = _shaped(d.field[2], jnp.hypot(stretch * along, across), between(d.uniform[2], 0.8, 1.6))
     return _two_colours(d, jnp.clip(0.5 + between(d.uniform[5], 0.1, 0.35) * field, 0.0, 1.0))
 
 
@@ -164,8 +174,7 @@ def _print_texture(d: Draws, x: Array, y: Array) -> Array:
     h, w = x.shape
     centres = d.cells[:, :2] * jnp.array([[h, w]]) - 0.1 * jnp.array([[h, w]])
     long, thin = log_between(d.cells[:, 2], 1.0, 12.0), log_between(d.cells[:, 3], 0.6, 3.0)
-    turned = d.uniform[0] * math.pi
-    u, v = x * jnp.cos(turned) + y * jnp.sin(turned), y * jnp.cos(turned) - x * jnp.sin(turned)
+    u, v = turned(x, y, d.uniform[0] * math.pi)
 
     def mark(ink: Array, one: tuple[Array, Array, Array]) -> tuple[Array, None]:
         (cy, cx), a, b = one
@@ -225,19 +234,12 @@ def _label_texture(d: Draws, x: Array, y: Array) -> Array:
     return pale + (deep - pale) * printed[..., None] + 0.003 * d.field[0, ..., None]
 
 
-_FLYING = (
-    _noise_texture, _cells_texture, _stripes_texture, _checks_texture, _gradient_texture, _plain_texture,
-)  # fmt: skip
+_FLYING = (_noise_texture, _cells_texture, _stripes_texture, _checks_texture, _gradient_texture, _plain_texture)
+_NATURAL = (*_FLYING, _leaves_texture, _fibres_texture, _print_texture)
 _FAMILIES = {
     "flying": (_FLYING, (0.34, 0.22, 0.12, 0.12, 0.1, 0.1)),
-    "natural": (
-        (*_FLYING, _leaves_texture, _fibres_texture, _print_texture),
-        (0.2, 0.1, 0.05, 0.04, 0.07, 0.07, 0.25, 0.12, 0.1),
-    ),
-    "printed": (
-        (*_FLYING, _leaves_texture, _fibres_texture, _print_texture, _label_texture),
-        (0.15, 0.08, 0.03, 0.03, 0.06, 0.1, 0.2, 0.1, 0.08, 0.17),
-    ),
+    "natural": (_NATURAL, (0.2, 0.1, 0.05, 0.04, 0.07, 0.07, 0.25, 0.12, 0.1)),
+    "printed": ((*_NATURAL, _label_texture), (0.15, 0.08, 0.03, 0.03, 0.06, 0.1, 0.2, 0.1, 0.08, 0.17)),
 }
 
 
@@ -246,20 +248,11 @@ def texture(d: Draws, x: Array, y: Array, textures: str) -> Array:
     families, shares = _FAMILIES[textures]
     kind = pick(d.uniform[6], shares)
     base = lax.switch(kind, families, d, x, y)
-    grain = between(d.uniform[7], 0.0, 0.03) * ((kind != 4) & (kind != 5))  # fine grain on all but the smooth families
-    if textures != "flying":
-        mean = base.mean((0, 1), keepdims=True)
-        base = mean + log_between(d.uniform[20], 0.2, 1.4) * (base - mean)
-        grey = base.mean(-1, keepdims=True)
-        base = grey + d.uniform[21] * (base - grey)  # the world is less colourful than paint
-        fine = _detail(d.field[1], d.uniform[22])
-        return base + log_between(d.uniform[7], 0.003, 0.1) * ((kind != 5) & (kind < 8)) * fine[..., None]
-    return base + grain * d.field[1, ..., None]
-
-
-def _detail(field: Array, u: Array) -> Array:
-    """Normal noise [H,W] with a spectrum of 1/f^0.2 to 1/f^1.3, of standard deviation 1."""
-    h, w = field.shape
-    frequency = jnp.hypot(jnp.fft.fftfreq(h)[:, None], jnp.fft.rfftfreq(w)[None]) + 1 / max(h, w)
-    shaped = jnp.fft.irfft2(jnp.fft.rfft2(field) * frequency ** -between(u, 0.2, 1.3), s=(h, w))
-    return shaped / (shaped.std() + 1e-6)
+    if textures == "flying":  # fine grain on all but the smooth families
+        return base + between(d.uniform[7], 0.0, 0.03) * ((kind != 4) & (kind != 5)) * d.field[1, ..., None]
+    mean = base.mean((0, 1), keepdims=True)
+    base = mean + log_between(d.uniform[20], 0.2, 1.4) * (base - mean)
+    grey = base.mean(-1, keepdims=True)
+    base = grey + d.uniform[21] * (base - grey)  # the world is less colourful than paint
+    fine = _shaped(d.field[1], jnp.hypot(*_frequencies(x.shape)), between(d.uniform[22], 0.2, 1.3))
+    return base + log_between(d.uniform[7], 0.003, 0.1) * ((kind != 5) & (kind < 8)) * fine[..., None]

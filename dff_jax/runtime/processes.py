@@ -6,23 +6,24 @@ once, as the others would wait for it. They notice within LOST_SECONDS; then JAX
 
 from __future__ import annotations
 
-import json
 import os
+import pickle
 import signal
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from dff_jax.errors import ConfigError, one_line
 from dff_jax.runtime.stopping import SIGNALS
 
+T = TypeVar("T")
 LOST_SECONDS = 25  # a process that gives no sign of life for this long counts as dead
 
 
@@ -44,19 +45,18 @@ def join(coordinator: str | None = None, num_processes: int | None = None, proce
     Raises:
       ConfigError: some arguments are missing, or the other processes cannot be reached.
     """
-    if coordinator is None or num_processes is None or process_id is None:
-        if not coordinator is num_processes is process_id is None:
-            names = "--coordinator, --num-processes, --process-id"
-            raise ConfigError(f"{names}: give all three, or none on a known cluster")
-    elif not coordinator.rpartition(":")[2].isdigit():
+    given = coordinator, num_processes, process_id
+    if None in given and given != (None, None, None):
+        names = "--coordinator, --num-processes, --process-id"
+        raise ConfigError(f"{names}: give all three, or none on a known cluster")
+    if coordinator is not None and not coordinator.rpartition(":")[2].isdigit():
         raise ConfigError(f"--coordinator: needs host:port, got {coordinator!r}")
-    elif not 0 <= process_id < num_processes:
+    if process_id is not None and num_processes is not None and not 0 <= process_id < num_processes:
         raise ConfigError(f"--process-id: from 0 to {num_processes - 1}, got {process_id}")
     try:
         jax.distributed.initialize(
-            coordinator, num_processes, process_id, heartbeat_timeout_seconds=LOST_SECONDS,
-            initialization_timeout=120, shutdown_timeout_seconds=20,
-        )  # fmt: skip
+            *given, heartbeat_timeout_seconds=LOST_SECONDS, initialization_timeout=120, shutdown_timeout_seconds=20
+        )
     except (ValueError, RuntimeError) as error:
         raise ConfigError(
             f"processes: cannot join the others ({one_line(error)}); start all of them at about the same time, and "
@@ -67,8 +67,8 @@ def join(coordinator: str | None = None, num_processes: int | None = None, proce
 
 
 def leave(status: int, agreed: bool = True) -> None:
-    """Ends this process's part of the run. It ends the program too if it failed or if not all `agreed` to stop: the
-    others may wait for what this process will no longer compute, so it must not wait for them."""
+    """Ends this process's part of the run, and the program too if it failed or if not all `agreed` to stop: the others
+    may wait for what this process will no longer compute, so it must not wait for them."""
     if agreed and status in (0, 130):
         jax.distributed.shutdown()
         return
@@ -93,15 +93,14 @@ class Stop:
     """Whether to stop: `asked` is set in the process that got the signal, and `agreed` is the same answer in all.
 
     Every process calls `agreed` at the same points of its loop. The answer is that of the call before: the maximum over
-    the processes is computed behind the training step in between. So a call does not wait for the device, as
-    `multihost_utils.process_allgather` would, and all stop one step later.
-    (`multihost_utils.reached_preemption_sync_point` knows SIGTERM only, not Ctrl-C.)
+    the processes is computed behind the training step in between. So no call waits for the device, and all stop one
+    step later. (`multihost_utils.process_allgather` waits; `reached_preemption_sync_point` does not know Ctrl-C.)
     """
 
     def __init__(self, asked: threading.Event):
         self.asked = asked
         self._before: jax.Array | None = None
-        mesh = Mesh(np.array(jax.devices()), ("devices",))
+        mesh = jax.make_mesh((jax.device_count(),), ("devices",))
         self._split = NamedSharding(mesh, PartitionSpec("devices"))
         self._any = jax.jit(jnp.max, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
@@ -119,19 +118,13 @@ class Stop:
         return any(gather(self.asked.is_set()))
 
 
-def gather(value: Any) -> list[Any]:
-    """The values of all processes, in their order. Every process must call it.
-
-    Args:
-      value: small; what JSON knows, and arrays. Tuples and arrays come back as lists.
-    """
+def gather(value: T) -> list[T]:
+    """The values of all processes, in their order; `value` is small. Every process must call it."""
     if jax.process_count() == 1:
         return [value]
     from jax.experimental.multihost_utils import process_allgather
 
-    data = np.frombuffer(json.dumps(value, default=lambda x: np.asarray(x).tolist()).encode(), np.uint8)
+    data = np.frombuffer(pickle.dumps(value), np.uint8)
     sizes = np.ravel(process_allgather(np.int32(data.size)))
-    padded = np.zeros(sizes.max(), np.uint8)
-    padded[: data.size] = data
-    rows = np.reshape(process_allgather(padded), (len(sizes), -1))
-    return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
+    rows = process_allgather(np.pad(data, (0, sizes.max() - data.size)))
+    return [pickle.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]

@@ -29,28 +29,29 @@ def _handling(handler: Any, instead_of: Callable[[Any], bool]) -> Iterator[dict[
     before: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
         before = {number: old for number in SIGNALS if instead_of(old := signal.getsignal(number))}
-    for number in before:
-        signal.signal(number, handler)
+    _install(dict.fromkeys(before, handler))
     try:
         yield before
     finally:
-        _restore(before)
+        _install(before)
 
 
-def _restore(handlers: dict[int, Any]) -> None:
+def _install(handlers: dict[int, Any]) -> None:
     for number, handler in handlers.items():
         signal.signal(number, handler or signal.SIG_DFL)  # None: it was not installed from Python
+
+
+def _is_default(handler: Any) -> bool:
+    return handler in (signal.SIG_DFL, signal.default_int_handler)
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
     """Lets SIGTERM raise KeyboardInterrupt as Ctrl-C does, so that a command cleans up after both.
 
-    A second signal within a second is ignored: impatience must not interrupt the cleaning up. Python drops an exception
-    that is raised while it collects garbage or finalizes an object; the signal is then sent again.
-
-    While JAX is imported, both signals end the process at once: nothing is there to clean up, and an interrupted
-    import leaves a long traceback.
+    A second signal within a second is ignored, as it would interrupt the cleaning up. Python drops an exception that is
+    raised while it collects garbage or finalizes an object; the signal is then sent again. While JAX is imported, both
+    signals end the process at once: an interrupted import leaves a long traceback.
     """
     last, received = -math.inf, signal.SIGINT
     report = sys.unraisablehook
@@ -70,13 +71,9 @@ def interruptible() -> Iterator[None]:
         again.daemon = True
         again.start()
 
-    def is_default(handler: Any) -> bool:
-        return handler in (signal.SIG_DFL, signal.default_int_handler)
-
-    if "jax" not in sys.modules:
-        with _handling(signal.SIG_DFL, is_default):
-            import jax  # noqa: F401
-    with _handling(interrupt, is_default):
+    with _handling(signal.SIG_DFL, _is_default):
+        import jax  # noqa: F401
+    with _handling(interrupt, _is_default):
         sys.unraisablehook = send_again
         try:
             yield
@@ -88,26 +85,27 @@ def interruptible() -> Iterator[None]:
 def interrupt_held_back() -> Iterator[None]:
     """Lets Ctrl-C and SIGTERM wait for the end of the block, and says so on stderr. A second one does not wait.
 
-    An exception raised inside XLA's compiler crashes Python at its exit, and XLA cannot be stopped half way.
+    XLA cannot be stopped half way, and an exception raised inside its compiler crashes Python at its exit.
     """
     received: list[tuple[int, FrameType | None]] = []
 
     def remember(number: int, frame: FrameType | None) -> None:
-        if received:
+        received.append((number, frame))
+        if len(received) > 1:
             before[number](number, frame)
         else:
             os.write(2, b"stopping as soon as the compiler or the device is done; a second time stops at once\n")
-        received.append((number, frame))
 
     with _handling(remember, callable) as before:
         yield
     if received:
-        before[received[0][0]](*received[0])
+        number, frame = received[0]
+        before[number](number, frame)
 
 
 @contextmanager
 def stop_on_signal() -> Iterator[threading.Event]:
-    """Yields an event that the first SIGINT or SIGTERM sets. The second acts as if this context were not there.
+    """Yields an event that the first SIGINT or SIGTERM sets. A later one acts as if this context were not there.
 
     Signals within a second count as one: a terminal sends Ctrl-C to a launcher and to the processes to which the
     launcher passes it on.
@@ -118,12 +116,12 @@ def stop_on_signal() -> Iterator[threading.Event]:
     def ask(number: int, frame: FrameType | None) -> None:
         nonlocal first
         if time.monotonic() - first > 1:
-            _restore(before)
+            _install(before)
             signal.raise_signal(number)
         elif not asked.is_set():
             first = time.monotonic()
             asked.set()
-            # os.write: print may be interrupted inside itself by a signal, and refuses to be re-entered.
+            # os.write: a signal may interrupt print inside itself, and print refuses to be re-entered.
             os.write(2, b"\nstopping after this step and saving; once more to stop at once\n")
 
     with _handling(ask, lambda handler: True) as before:

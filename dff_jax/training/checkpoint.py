@@ -11,7 +11,8 @@ import logging
 import math
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,9 +64,7 @@ def open_manager(run: Path, keep: int) -> ocp.CheckpointManager:
     """
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports every file at level info and warning
 
-    def mae(metrics: Any) -> float:
-        return metrics["MAE"]
-
+    mae = itemgetter("MAE")
     best = policies.BestN(get_metric_fn=mae, reverse=True, n=1, keep_checkpoints_without_metrics=False)
     options = ocp.CheckpointManagerOptions(
         preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
@@ -74,9 +73,11 @@ def open_manager(run: Path, keep: int) -> ocp.CheckpointManager:
         enable_async_checkpointing=False,
         cleanup_tmp_directories=True,
     )
+    handlers = {"state": ocp.StandardCheckpointHandler()}
+    handlers |= {"data": ocp.JsonCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
     folder = Path(run).resolve() / FOLDER
     try:
-        return ocp.CheckpointManager(folder, item_names=("state", "data", "meta"), options=options)
+        return ocp.CheckpointManager(folder, item_handlers=handlers, options=options)
     except OSError as error:
         raise InputError(f"{folder}: cannot hold checkpoints ({error.strerror or error})") from None
     except ValueError as error:  # orbax reads the metrics of all, and does not say whose are damaged
@@ -92,11 +93,7 @@ def _is_damaged(file: Path) -> bool:
 
 
 def save(
-    manager: ocp.CheckpointManager,
-    config: Config,
-    state: TrainState,
-    data: dict[str, Any],
-    progress: Progress,
+    manager: ocp.CheckpointManager, config: Config, state: TrainState, data: dict[str, Any], progress: Progress
 ) -> None:
     """Writes the checkpoint of `state.step`, unless there is one. Every process calls this.
 
@@ -119,8 +116,7 @@ def save(
     try:
         manager.save(step, metrics=metrics, args=ocp.args.Composite(**items), force=True)
     except OSError as error:
-        reason = error.strerror or error
-        raise InputError(f"{manager.directory}: cannot write a checkpoint ({reason})") from None
+        raise InputError(f"{manager.directory}: cannot write a checkpoint ({error.strerror or error})") from None
 
 
 def _items(state: TrainState) -> dict[str, Any]:
@@ -141,22 +137,27 @@ def restore(manager: ocp.CheckpointManager, config: Config, abstract_state: Trai
     step = manager.latest_step()
     if step is None:
         return None
-    plain = ocp.args.Composite(data=ocp.args.JsonRestore(), meta=ocp.args.JsonRestore())
+    wanted = _items(abstract_state)
     with _readable(manager, step):
-        found = manager.restore(step, args=plain)
-        meta, data = found["meta"], dict(found["data"])
+        plain = ocp.args.Composite(data=ocp.args.JsonRestore(), meta=ocp.args.JsonRestore())
+        data, meta = itemgetter("data", "meta")(manager.restore(step, args=plain))
         saved, progress = meta["config"], Progress(**meta["progress"])
+        stored = manager.item_metadata(step)["state"]
     check_config(saved, configs.to_dict(config), manager.directory)
-    wanted = ocp.args.Composite(state=ocp.args.StandardRestore(_items(abstract_state)))
-    with _readable(manager, step, abstract_state):
-        state = manager.restore(step, args=wanted)["state"]
+    if _shapes(stored) != _shapes(wanted):  # the config is the same, but the code makes another network of it
+        raise InputError(
+            f"{manager.directory / str(step)}: does not fit the network of this version; resume with the version that "
+            "began the run"
+        )
+    with _readable(manager, step):
+        state = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(wanted)))["state"]
     if progress.best_mae is None:
         progress = progress._replace(best_mae=math.inf)
-    return Restored(TrainState(**state), data, progress)
+    return Restored(TrainState(**state), dict(data), progress)
 
 
 @contextmanager
-def _readable(manager: ocp.CheckpointManager, step: int, wanted: TrainState | None = None) -> Iterator[None]:
+def _readable(manager: ocp.CheckpointManager, step: int) -> Iterator[None]:
     """Turns orbax's errors of reading into InputError. A lack of memory or a lost process is no damage and passes."""
     where = manager.directory / str(step)
     try:
@@ -166,11 +167,6 @@ def _readable(manager: ocp.CheckpointManager, step: int, wanted: TrainState | No
     except Exception as error:
         if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
             raise InputError(f"{where}: cannot be read ({error.strerror or one_line(error)})") from None
-        if wanted is not None and _other_network(manager, step, wanted):
-            raise InputError(  # the config is the same, but the code makes another network of it
-                f"{where}: does not fit the network of this version ({one_line(error)}); resume with the version that "
-                "began the run"
-            ) from None
         older = [other for other in manager.all_steps() if other < step]
         then = f"goes on from step {max(older)}" if older else "begins anew, as no other is left"
         raise InputError(
@@ -178,18 +174,10 @@ def _readable(manager: ocp.CheckpointManager, step: int, wanted: TrainState | No
         ) from None
 
 
-def _other_network(manager: ocp.CheckpointManager, step: int, wanted: TrainState) -> bool:
-    """Whether the stored arrays have other names or shapes than those of `wanted`; False if that cannot be read."""
-
-    def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-        leaves = jax.tree_util.tree_leaves_with_path(tree)
-        return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}
-
-    try:
-        stored = manager.item_metadata(step)["state"]
-        return stored is not None and shapes(stored) != shapes(_items(wanted))
-    except Exception:
-        return False
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """The shape of each array by its name."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}
 
 
 def check_config(saved: dict[str, Any], now: dict[str, Any], where: Any) -> None:
@@ -200,10 +188,8 @@ def check_config(saved: dict[str, Any], now: dict[str, Any], where: Any) -> None
     Raises:
       ConfigError: names each field that differs.
     """
-    try:
+    with suppress(ConfigError):  # it may have fields that this version lacks; they are named below
         saved = configs.to_dict(configs.from_dict(saved))
-    except ConfigError:  # it has fields that this version lacks; they are named below
-        pass
     old, new = _flatten(saved), _flatten(now)
     free = FREE_FIELDS
     # The world and the lens matter only where data is rendered, not where it has been prepared.
@@ -228,13 +214,14 @@ def abstract(state: TrainState, sharding: jax.sharding.Sharding) -> TrainState:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state)
 
 
-def _flatten(config: dict[Any, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for name, value in config.items():
-        if isinstance(value, list | tuple) and value and isinstance(value[0], dict):
-            value = dict(enumerate(value))
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = list(value) if isinstance(value, tuple) else value
-    return flat
+def _flatten(config: dict[str, Any]) -> dict[str, Any]:
+    """The config's values by their dotted names. Lists of sections have names of their own, other lists are values."""
+
+    def is_value(x: Any) -> bool:
+        return x is None or isinstance(x, list | tuple) and not (x and isinstance(x[0], dict))
+
+    leaves = jax.tree_util.tree_leaves_with_path(config, is_leaf=is_value)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): list(x) if isinstance(x, tuple) else x
+        for path, x in leaves
+    }

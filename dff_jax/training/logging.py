@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,17 +18,6 @@ from dff_jax.runtime.progress import say
 FILE_NAME = "train.jsonl"
 
 
-class Writer(Protocol):
-    """Where measurements go. `kind` is "train", "validation" or "transfer"."""
-
-    def scalars(self, step: int, kind: str, values: Mapping[str, float]) -> None: ...
-    def images(self, step: int, kind: str, images: Mapping[str, np.ndarray]) -> None:
-        """images: uint8 [H,W,3]."""
-        ...
-
-    def close(self) -> None: ...
-
-
 class JsonlWriter:
     """`train.jsonl`: one line {"step", "kind", values...} a measurement, on disk when the call returns.
 
@@ -37,19 +26,19 @@ class JsonlWriter:
 
     def __init__(self, folder: Path, step: int = 0, evaluated: int = -1):
         """Keeps training lines up to `step` and evaluations up to step `evaluated`, and appends to them."""
-        self._path = folder / FILE_NAME
-        if self._path.exists():
-            last = {"train": step}
-            kept = [x for x in _complete_lines(self._path) if x["step"] <= last.get(x["kind"], evaluated)]
-            temporary = self._path.with_name(f".{FILE_NAME}.tmp")
+        path = folder / FILE_NAME
+        if path.exists():
+            kept = [x for x in read_log(folder) if x["step"] <= (step if x["kind"] == "train" else evaluated)]
+            temporary = path.with_name(f".{FILE_NAME}.tmp")
             temporary.write_text("".join(map(_line, kept)))
-            os.replace(temporary, self._path)
+            os.replace(temporary, path)
         try:
-            self._file = self._path.open("a")
+            self._file = path.open("a")
         except OSError as error:
-            raise InputError(f"{self._path}: cannot be written ({error.strerror})") from None
+            raise InputError(f"{path}: cannot be written ({error.strerror})") from None
 
     def scalars(self, step: int, kind: str, values: Mapping[str, float]) -> None:
+        """`kind` is "train", "validation" or "transfer"."""
         self._file.write(_line({"step": step, "kind": kind} | dict(values)))
         self._file.flush()
         os.fsync(self._file.fileno())
@@ -74,12 +63,16 @@ class TensorBoardWriter:
             self._writer.add_scalar(f"{kind}/{name}", value, step)
 
     def images(self, step: int, kind: str, images: Mapping[str, np.ndarray]) -> None:
+        """images: uint8 [H,W,3]."""
         for name, image in images.items():
             self._writer.add_image(f"{kind}/{name}", image, step, dataformats="HWC")
         self._writer.flush()
 
     def close(self) -> None:
         self._writer.close()
+
+
+Writer = JsonlWriter | TensorBoardWriter
 
 
 def open_writers(folder: Path, *, tensorboard: bool, step: int, evaluated: int) -> list[Writer]:
@@ -97,19 +90,11 @@ def open_writers(folder: Path, *, tensorboard: bool, step: int, evaluated: int) 
 
 def read_log(folder: str | Path) -> list[dict[str, Any]]:
     """The lines of a run's train.jsonl. An unfinished last line, of a killed process, is left out."""
-    return _complete_lines(Path(folder) / FILE_NAME)
-
-
-def _complete_lines(path: Path) -> list[dict[str, Any]]:
-    lines = path.read_text().split("\n")
+    lines = (Path(folder) / FILE_NAME).read_text().split("\n")
     return [json.loads(line) for line in lines[:-1]]  # what follows the last newline is unfinished
 
 
 def _line(values: dict[str, Any]) -> str:
-    def plain(value):
-        if value is None or isinstance(value, int | str):
-            return value
-        value = float(value)
-        return value if math.isfinite(value) else None  # JSON has no NaN
-
-    return json.dumps({key: plain(value) for key, value in values.items()}) + "\n"
+    """A line of the log. JSON has no NaN: a number that is not finite becomes null."""
+    plain = {name: None if isinstance(x, float) and not math.isfinite(x) else x for name, x in values.items()}
+    return json.dumps(plain) + "\n"

@@ -9,8 +9,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -97,7 +97,10 @@ def train(config: Config, output: str | Path, *, resume: bool = True) -> dict[st
     check_output(output)
     estimator = estimators.build(config.model)  # finds a wrong prox before data is made
     with ExitStack() as stack:
-        loader = stack.enter_context(closing(_open_loader(config)))
+        count = jax.process_count()
+        share = dataclasses.replace(config.data, batch_size=config.data.batch_size // count)
+        loader = pipeline.training_loader(share, config.seed, process_index=jax.process_index(), process_count=count)
+        stack.enter_context(closing(loader))
         shapes = _first_shapes(loader)
         sources = _evaluation_sources(config)
         stack.enter_context(_run_folder(output))
@@ -210,21 +213,13 @@ def _check_finite(run: _Run, now: state.TrainState, recent: dict[int, tuple[str,
     bad = int(parallel.local_copy(run.devices, now.bad_step))
     if bad >= 0:
         last = run.manager.latest_step()
-        good = "there is no checkpoint yet"
-        if last is not None:
-            good = f"the last good checkpoint is {run.manager.directory / str(last)}"
+        good = f"the last good checkpoint is {run.manager.directory / str(last)}"
         raise TrainingDiverged(
             f"step {bad}: the loss, a gradient or a parameter is not a finite number (stacks of this batch: "
-            f"{', '.join(recent.get(bad, ()))}); nothing of it was saved, {good}"
+            f"{', '.join(recent.get(bad, ()))}); nothing of it was saved, "
+            + ("there is no checkpoint yet" if last is None else good)
         )
     recent.clear()
-
-
-def _open_loader(config: Config) -> pipeline.Loader:
-    share = dataclasses.replace(config.data, batch_size=config.data.batch_size // jax.process_count())
-    return pipeline.training_loader(
-        share, config.seed, process_index=jax.process_index(), process_count=jax.process_count()
-    )
 
 
 def _first_shapes(loader: pipeline.Loader) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
@@ -238,10 +233,8 @@ def _first_shapes(loader: pipeline.Loader) -> tuple[jax.ShapeDtypeStruct, jax.Sh
 
 def _evaluation_sources(config: Config) -> dict[str, pipeline.StackSource]:
     sources = {"validation": pipeline.open_source(config.data, "validation")}
-    if config.training.transfer is not None:
-        sources["transfer"] = pipeline.open_data(
-            configs.DataSpec(source=config.training.transfer, unit=config.data.unit)
-        )
+    if (transfer := config.training.transfer) is not None:
+        sources["transfer"] = pipeline.open_data(configs.DataSpec(source=transfer, unit=config.data.unit))
     return sources
 
 
@@ -254,7 +247,7 @@ def _run_folder(output: Path) -> Iterator[None]:
         yield
     except InputError:
         for folder in (output / checkpoint.FOLDER, output) if made else ():
-            if folder.is_dir() and not any(folder.iterdir()):
+            with suppress(OSError):  # it holds something, or was not made
                 folder.rmdir()
         raise
 
@@ -263,12 +256,9 @@ def _summary(
     config: Config, output: Path, step: int, progress: checkpoint.Progress, interrupted: bool, seconds: float
 ) -> dict[str, Any]:
     weights = output / validation.BEST_WEIGHTS
-    lines: list[Mapping[str, Any]] = []
-    if (output / logs.FILE_NAME).exists():
-        lines = [x for x in logs.read_log(output) if x["kind"] == "validation"]
-    best = None
-    if math.isfinite(progress.best_mae):
-        best = {"step": progress.best_step, "MAE": progress.best_mae}
+    lines = logs.read_log(output) if (output / logs.FILE_NAME).exists() else []
+    evaluated = [line for line in lines if line["kind"] == "validation"]
+    best = {"step": progress.best_step, "MAE": progress.best_mae}
     return {
         "output": str(output),
         "step": step,
@@ -276,6 +266,6 @@ def _summary(
         "interrupted": interrupted,
         "seconds": seconds,
         "weights": str(weights) if weights.exists() else None,
-        "best": best,
-        "final": lines[-1] if lines else None,
+        "best": best if math.isfinite(progress.best_mae) else None,
+        "final": evaluated[-1] if evaluated else None,
     }

@@ -26,8 +26,7 @@ class Sums(NamedTuple):
     """Sums over the pixels of a batch. Divide once, after adding over all devices."""
 
     loss: Array  # [] of the penalised, weighted errors, over the pixels of `loss_mask`
-    count: Array  # [] float32, valid pixels
-    errors: dict[str, Array]  # [] each: of |error| in q, by the name under which it is logged
+    errors: dict[str, Array]  # [] each: of |error| in q over the valid pixels, by the name under which it is logged
 
 
 def objective(prediction: Prediction, batch: Batch, config: LossConfig, coordinate: str) -> Sums:
@@ -46,37 +45,37 @@ def objective(prediction: Prediction, batch: Batch, config: LossConfig, coordina
       and `update`, the mean over k of |D(k) - D(k-1)| (K > 0). It shows first that a proximal network no longer does
       anything.
     """
-    scale = focus_axis.span(batch.focus)[:, None, None] if coordinate == "unit" else 1.0
-
-    def total(values):
-        return jnp.sum(jnp.where(batch.mask, values, 0.0))
+    span = focus_axis.span(batch.focus)[:, None, None]
+    counts = loss_mask(batch, config)
 
     def error(depth, mask=batch.mask):
         # Masked before the penalty, so that an invalid pixel sends no gradient, whatever was predicted there.
         return jnp.where(mask, depth - batch.depth, 0.0)
 
+    def total(values, mask=batch.mask):
+        return jnp.sum(jnp.where(mask, values, 0.0))
+
     penalty = "mse" if config.kind == "mse_final" else config.penalty
-    counts = loss_mask(batch, config)
+    scale = span if coordinate == "unit" else 1.0
     loss = jnp.float32(0.0)
     for weight, depth in weighted_depths(prediction, config):
-        loss += weight * jnp.sum(jnp.where(counts, penalize(error(depth, counts) / scale, penalty), 0.0))
+        loss += weight * total(penalize(error(depth, counts) / scale, penalty), counts)
     if config.uncertainty:
         expected = error_of_confidence(prediction.confidence)
-        seen = jnp.abs(lax.stop_gradient(error(prediction.depth, counts))) / focus_axis.span(batch.focus)[:, None, None]
+        seen = jnp.abs(lax.stop_gradient(error(prediction.depth, counts))) / span
         # negative log likelihood of a Laplace distribution, whose scale is the mean absolute error
-        loss += config.uncertainty * jnp.sum(jnp.where(counts, seen / expected + jnp.log(expected), 0.0))
-    errors = {"mae": total(jnp.abs(error(prediction.depth)))}
+        loss += config.uncertainty * total(seen / expected + jnp.log(expected), counts)
+
+    logged = {"mae": prediction.depth}
     history = prediction.history
     if history is not None:
-        errors["mae_Dbar"] = total(jnp.abs(error(history.expected)))
-        errors["mae_D0"] = total(jnp.abs(error(history.iterates[:, 0])))
-        errors["mae_DK"] = total(jnp.abs(error(history.iterates[:, -1])))
+        logged |= {"mae_Dbar": history.expected, "mae_D0": history.iterates[:, 0], "mae_DK": history.iterates[:, -1]}
         if history.refined.shape[1]:
-            errors["mae_refined"] = total(jnp.abs(error(history.refined[:, -1])))
-        moves = jnp.abs(jnp.diff(history.iterates, axis=1))
-        if moves.shape[1]:
-            errors["update"] = total(jnp.mean(moves, axis=1))
-    return Sums(loss, jnp.sum(batch.mask, dtype=jnp.float32), errors)
+            logged["mae_refined"] = history.refined[:, -1]
+    errors = {name: total(jnp.abs(error(depth))) for name, depth in logged.items()}
+    if history is not None and history.iterates.shape[1] > 1:
+        errors["update"] = total(jnp.mean(jnp.abs(jnp.diff(history.iterates, axis=1)), axis=1))
+    return Sums(loss, errors)
 
 
 def loss_mask(batch: Batch, config: LossConfig) -> Array:
@@ -111,9 +110,8 @@ def stages(prediction: Prediction) -> list[Array]:
     history = prediction.history
     if history is None:
         return [prediction.depth]
-    iterates = [history.iterates[:, k] for k in range(history.iterates.shape[1])]
-    refined = [history.refined[:, t] for t in range(history.refined.shape[1])]
-    return [history.expected, *iterates, *refined]
+    maps = jnp.concatenate([history.expected[:, None], history.iterates, history.refined], 1)
+    return list(jnp.moveaxis(maps, 1, 0))
 
 
 def stage_weights(num_stages: int, gamma: float) -> list[float]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -92,34 +91,27 @@ def put_batch(devices: Devices, batch: Batch) -> Batch:
 
 def to_devices(devices: Devices, state: Any) -> Any:
     """Copies a state, from `canonical`, one device or the host, to where the update wants it."""
-    if devices.pmap:
-        local = [d for d in devices.mesh.devices.flat if d.process_index == jax.process_index()]
 
-        def put(x):
-            x = np.broadcast_to(np.asarray(_first(x)), (len(local), *x.shape))
-            return jax.make_array_from_process_local_data(devices.split, x)
+    def put(x):
+        # A copy, because the update donates its state and must not take the caller's buffers.
+        x = np.array(_first(x))
+        if devices.pmap:
+            x = np.repeat(x[None], len(devices.mesh.local_devices), axis=0)
+        return jax.make_array_from_process_local_data(devices.split if devices.pmap else devices.whole, x)
 
-        return jax.tree.map(put, state)
-    if jax.process_count() > 1:
-        return jax.tree.map(lambda x: _replicated(devices, np.array(_first(x))), state)
-    # A copy, because the update donates its state and device_put alone may share the caller's buffers.
-    return jax.tree.map(lambda x: jax.device_put(jnp.array(_first(x)), devices.whole), state)
+    return jax.tree.map(put, state)
 
 
 def canonical(devices: Devices, state: Any) -> Any:
     """The state as checkpoints have it: replicated over the mesh, without pmap's device axis."""
     if not devices.pmap:
         return state
-    return jax.tree.map(lambda x: _replicated(devices, np.asarray(_first(x)[0])), state)
+    return to_devices(devices._replace(pmap=False), local_copy(devices, state))
 
 
 def local_copy(devices: Devices, tree: Any) -> Any:
     """One device's copy of a state, of part of one, or of the update's metrics, without a device axis."""
     return jax.tree.map(lambda x: _first(x)[0] if devices.pmap else _first(x), tree)
-
-
-def _replicated(devices: Devices, x: np.ndarray) -> jax.Array:
-    return jax.make_array_from_process_local_data(devices.whole, x)
 
 
 def _first(x: Any) -> Any:

@@ -9,7 +9,8 @@ from PIL import Image
 from dff_jax.data import datasets
 from dff_jax.data.files.rgbd import find_scenes, list_scenes, read_scene
 from dff_jax.errors import InputError
-from dff_jax.optics.rgbd import fill_holes, lens_limits, photograph
+from dff_jax.optics.render import add_sensor_noise, render_stack
+from dff_jax.optics.rgbd import fill_holes, lens_limits
 
 H, W = 32, 40
 
@@ -215,7 +216,7 @@ def test_a_photograph_is_sharp_where_the_plane_is_and_noisy_as_told(key):
     depth = jnp.full((H, W), 30.0)
     focus = jnp.array([10.0, 30.0, 60.0])
     lens = dict(blur_per_q=0.1, max_radius=4, num_layers=8)
-    shoot = jax.jit(lambda k, noise: photograph(k, picture, depth, focus, noise=noise, **lens))
+    shoot = jax.jit(lambda k, noise: add_sensor_noise(k, render_stack(picture, depth, focus, **lens), noise))
     clean = shoot(key, 0.0)
     np.testing.assert_allclose(clean[1], picture, atol=1e-4)
     contrast = clean.std((1, 2, 3))

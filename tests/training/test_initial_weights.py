@@ -44,8 +44,11 @@ def test_what_fits_is_taken_and_the_rest_is_named(tmp_path):
 
 
 def test_a_refiner_that_sees_the_settings_begins_as_one_that_does_not(tmp_path):
-    frames, focus = fakes.batch(1, num_frames=4, side=64)[:2]
-    before, after = (estimators.build(dataclasses.replace(PLAIN, refiner_inputs=x)) for x in
+    frames, focus = fakes.batch(1, num_frames=4, side=32)[:2]
+    small = dataclasses.replace(
+        PLAIN, measure_prior="none", guide="none", num_candidates=2, prox="identity", refiner_steps=1
+    )
+    before, after = (estimators.build(dataclasses.replace(small, refiner_inputs=x)) for x in
                      ("depth_volume_candidates", "with_settings"))  # fmt: skip
     theirs = variables(before, seed=9)
     save_weights(tmp_path / "before.safetensors", PLAIN, theirs, {})

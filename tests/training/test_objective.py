@@ -57,7 +57,7 @@ def test_sequence_loss_is_the_weighted_sum_over_stages(coordinate, penalty, iter
         for w, m in zip(weights, maps, strict=True)
     )
     np.testing.assert_allclose(sums.loss, want, rtol=1e-4)
-    assert float(sums.count) == mask.sum() < mask.size
+    assert 0 < mask.sum() < mask.size
 
 
 def test_stage_weights_are_normalised_and_grow():
@@ -72,7 +72,7 @@ def test_mse_final_is_the_papers():
     found = prediction(BATCH)
     sums = objective(found, BATCH, LossConfig(kind="mse_final", penalty="l1"), "raw")
     error = np.asarray(found.depth - BATCH.depth)[np.asarray(BATCH.mask)]
-    np.testing.assert_allclose(sums.loss / sums.count, np.mean(error.astype(np.float64) ** 2), rtol=1e-5)
+    np.testing.assert_allclose(sums.loss / BATCH.mask.sum(), np.mean(error.astype(np.float64) ** 2), rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["sequence", "mse_final"])
@@ -103,7 +103,7 @@ def test_logged_errors():
         "mae_refined": mean(h.refined[:, 0] - BATCH.depth),
         "update": (mean(h.iterates[:, 1] - h.iterates[:, 0]) + mean(h.iterates[:, 2] - h.iterates[:, 1])) / 2,
     }
-    got = {name: float(x / sums.count) for name, x in sums.errors.items()}
+    got = {name: float(x / BATCH.mask.sum()) for name, x in sums.errors.items()}
     assert got == pytest.approx(want, rel=1e-5)
     bare = objective(prediction(BATCH, 0, 0), BATCH, LossConfig(), "unit")
     assert "update" not in bare.errors and "mae_refined" not in bare.errors

@@ -23,7 +23,8 @@ from dff_jax.data.files.reading import collecting
 from dff_jax.data.files.rgbd import SceneFiles, find_scenes, read_scene
 from dff_jax.errors import InputError
 from dff_jax.focus_axis import from_q, to_q
-from dff_jax.optics.rgbd import fill_holes, lens_limits, photograph
+from dff_jax.optics.render import add_sensor_noise, render_stack
+from dff_jax.optics.rgbd import fill_holes, lens_limits
 from dff_jax.types import FocalStack
 
 END_RADIUS = 5.0  # pixels, if no `blur_per_q` is given: the blur of one end of the range when the other is in focus
@@ -93,16 +94,11 @@ def render_scene(
     for start in range(0, len(q), count):
         some = q[start : start + count]
         padded = np.concatenate([some, np.full(count - len(some), some[-1], np.float32)])  # one shape to compile
-        made = photograph(
-            jax.random.fold_in(key, start),
-            rgb,
-            jnp.asarray(depth),
-            jnp.asarray(padded),
-            blur_per_q=blur_per_q,
-            max_radius=max_radius,
+        sharp = render_stack(
+            rgb, jnp.asarray(depth), jnp.asarray(padded), blur_per_q=blur_per_q, max_radius=max_radius,
             num_layers=num_layers,
-            noise=noise,
-        )
+        )  # fmt: skip
+        made = add_sensor_noise(jax.random.fold_in(key, start), sharp, noise)
         frames.append(np.asarray(jnp.round(made * 255).astype(jnp.uint8))[: len(some)])
     return FocalStack(np.concatenate(frames), focus, scene.unit, scene.depth, scene.mask, files.name)
 
