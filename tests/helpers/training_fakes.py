@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -62,6 +63,7 @@ def build(model: configs.ModelConfig) -> Estimator:
         return BUILD(model)
     net = Net()
 
+    @jax.jit  # one small program: each process of a test would compile a hundred otherwise
     def init(key, frames, focus):
         return net.init(key, jnp.zeros(frames.shape), focus, False, model.num_iterations)
 

@@ -108,7 +108,7 @@ def test_accumulated_statistics_move_with_each_part():
 
 def test_parameters_and_statistics_move(on_one_device):
     """Or the comparison above would mean nothing."""
-    start = fakes.build(FAKE).init(jax.random.key(0), *two_batches()[0][:2])
+    start = variables(fakes.build(FAKE), two_batches()[0].frames)
     now, logged = on_one_device
     moved = np.abs(now.params["Conv_0"]["kernel"] - start["params"]["Conv_0"]["kernel"])
     assert moved.max() > 4e-4  # the learning rate starts at 4e-4
