@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from dff_jax.errors import InputError
     from dff_jax.estimators import build
     from dff_jax.estimators.weights import load_estimator
-    from dff_jax.evaluation.evaluate import evaluate_to_folder
+    from dff_jax.evaluation.folder import evaluate_to_folder
     from dff_jax.prediction.predict import predict, predict_to_folder
     from dff_jax.training.loop import train
 
@@ -28,7 +28,7 @@ __all__ = [
 
 _HOMES = {
     "predict": "prediction.predict", "predict_to_folder": "prediction.predict",
-    "evaluate_to_folder": "evaluation.evaluate", "train": "training.loop", "build": "estimators",
+    "evaluate_to_folder": "evaluation.folder", "train": "training.loop", "build": "estimators",
     "load_estimator": "estimators.weights", "Config": "config", "DataSpec": "config", "ModelConfig": "config",
     "InputError": "errors",
 }  # fmt: skip

@@ -286,7 +286,7 @@ COMMANDS = {
     "train": Command("Train a network.", train),
     "evaluate": Command(
         "Measure a network, or a method without one, on stacks with ground truth.",
-        "dff_jax.evaluation.evaluate:evaluate_to_folder", _show_table, "spec",
+        "dff_jax.evaluation.folder:evaluate_to_folder", _show_table, "spec",
     ),
     "predict": Command(
         "Depth of your own photographs.", "dff_jax.prediction.predict:predict_to_folder", _show_prediction, "source"

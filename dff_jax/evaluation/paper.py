@@ -158,28 +158,28 @@ class Column(NamedTuple):
     unit: str
 
 
-def layout_of(convention: str, has_truth: bool) -> Layout | None:
-    """The figure that goes with a dataset, if any."""
-    return LAYOUTS.get(convention, None if has_truth else PREDICTIONS)
-
-
-def choose_stacks(layout: Layout, length: int, asked: Sequence[int] | None = None) -> list[int]:
-    """Numbers of the stacks to show.
+def choose(
+    convention: str, has_truth: bool, length: int, asked: Sequence[int] | None = None
+) -> tuple[Layout, list[int]] | None:
+    """The figure that goes with a dataset, if any, and the numbers of the stacks in it.
 
     Args:
       length: stacks in the split.
-      asked: instead of the layout's.
+      asked: numbers to show instead of the layout's; then any dataset has a figure.
 
     Raises:
       InputError: a number that was asked for and does not exist.
     """
+    if convention not in LAYOUTS and has_truth and asked is None:
+        return None
+    layout = LAYOUTS.get(convention, PREDICTIONS)
     if asked is not None:
         if not asked or any(not 0 <= number < length for number in asked):
             raise InputError(f"--figure-stacks: numbers from 0 to {length - 1}, got {' '.join(map(str, asked))}")
-        return list(dict.fromkeys(asked))
+        return layout, list(dict.fromkeys(asked))
     if layout.stacks is not None:
-        return [number for number in layout.stacks if number < length] or [0]
-    return sorted({int(x) for x in np.linspace(0, length - 1, min(_COLUMNS, length)).round()})
+        return layout, [number for number in layout.stacks if number < length] or [0]
+    return layout, sorted({int(x) for x in np.linspace(0, length - 1, min(_COLUMNS, length)).round()})
 
 
 def column(

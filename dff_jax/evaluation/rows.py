@@ -91,9 +91,7 @@ class Measured(NamedTuple):
         return len(self.stacks) + len(self.excluded)
 
 
-def gather(
-    parts: Sequence[Measured], unit: str, convention: Convention = CONVENTIONS["default"]
-) -> Evaluation:
+def gather(parts: Sequence[Measured], unit: str, convention: Convention = CONVENTIONS["default"]) -> Evaluation:
     """The numbers of all batches, of one process or of several, as one Evaluation.
 
     Args:
@@ -159,9 +157,7 @@ def _seconds(parts: Sequence[Measured]) -> dict[str, Any]:
     return found
 
 
-def _notes(
-    sums: dict[str, metrics.Regions], stacks: list[str], excluded: list[str], is_signed: bool
-) -> Iterator[str]:
+def _notes(sums: dict[str, metrics.Regions], stacks: list[str], excluded: list[str], is_signed: bool) -> Iterator[str]:
     def where(counts: np.ndarray) -> list[str]:
         return [name for name, n in zip(stacks, counts, strict=True) if n]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import functools
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,44 +21,42 @@ markdown = functools.partial(texts.table, formats=FORMATS)
 _COUNTED = {"valid_pixels": "valid pixels", "clipped_pixels": "clipped"}  # column of a row -> heading
 
 
-def report(evaluation: Evaluation, **meta: Any) -> dict[str, Any]:
+def report(evaluation: Evaluation | None, **meta: Any) -> dict[str, Any]:
     """The contents of `metrics.json`: `rows`, `dynamics`, `literature`, `calibration`, `paper` and `meta`.
 
-    Metrics are at `rows.<name>.<metric>`, `.in_range.<metric>`, `.pooled.<metric>` and
-    `.in_range.pooled.<metric>`, by a variant of the literature at `literature.<variant>.<row>.<metric>`; `paper` holds
-    the tables of `paper.tables`. NaN becomes null, which JSON can hold; `meta.notes` says which rows had any.
+    Metrics are at `rows.<name>.<metric>`, `.in_range.<metric>`, `.pooled.<metric>` and `.in_range.pooled.<metric>`, by
+    a variant of the literature at `literature.<variant>.<row>.<metric>`; `paper` holds the tables of `paper.tables`.
+    NaN becomes null, which JSON can hold; `meta.notes` says which rows had any.
 
     Args:
+      evaluation: None: the data have no ground truth, and only `meta` says anything.
       meta: what to say of the run: at least label, dataset, unit and iterations.
     """
-    meta |= {
-        "stacks": len(evaluation.stacks),
-        "excluded": list(evaluation.excluded),
-        "notes": list(evaluation.notes),
-        "seconds": evaluation.seconds,
-        "convention": evaluation.convention.name,
-    }
-    out = {"rows": evaluation.rows, "dynamics": evaluation.dynamics, "literature": evaluation.literature}
-    out |= {"calibration": evaluation.calibration, "meta": meta | machine()}
-    out = finite(out)
+    out: dict[str, Any] = {"rows": {}, "dynamics": {}, "literature": {}, "calibration": {}}
+    if evaluation is None:
+        notes = ["the dataset has no ground truth: there is nothing to measure, only figures to look at"]
+        meta |= {"stacks": 0, "excluded": [], "notes": notes}
+    else:
+        out = {name: getattr(evaluation, name) for name in out}
+        meta |= {
+            "stacks": len(evaluation.stacks),
+            "excluded": evaluation.excluded,
+            "notes": evaluation.notes,
+            "seconds": evaluation.seconds,
+            "convention": evaluation.convention.name,
+        }
+    out = finite(out | {"meta": meta | machine()})
     return out | {"paper": paper.tables(out)}
 
 
-def report_without_truth(**meta: Any) -> dict[str, Any]:
-    """The contents of `metrics.json` for data without ground truth: no number, but what was run."""
-    notes = ["the dataset has no ground truth: there is nothing to measure, only figures to look at"]
-    meta |= {"stacks": 0, "excluded": [], "notes": notes} | machine()
-    return finite({"rows": {}, "dynamics": {}, "literature": {}, "calibration": {}, "paper": [], "meta": meta})
-
-
-def write(folder: Path, report: dict[str, Any], per_stack: Iterable[dict[str, Any]]) -> None:
+def write(folder: Path, report: dict[str, Any], evaluation: Evaluation | None) -> None:
     """Writes `metrics.json`, `per_stack.csv` (undefined: empty; failed prediction: nan) and `table.md`."""
     text = json.dumps(report, indent=2, allow_nan=False)
     (folder / "metrics.json").write_text(text + "\n", encoding="utf-8")
     with open(folder / "per_stack.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, ["stack", "row", "region", *METRICS, *COUNTS])
         writer.writeheader()
-        writer.writerows(per_stack)
+        writer.writerows(evaluation.per_stack if evaluation else ())
     (folder / "table.md").write_text(summary(report), encoding="utf-8")
 
 

@@ -15,7 +15,7 @@ from dff_jax.data.live import held_out_stack
 from dff_jax.errors import InputError, WeightsError
 from dff_jax.estimators import release as packing
 from dff_jax.estimators import weights
-from dff_jax.evaluation.evaluate import evaluate_to_folder
+from dff_jax.evaluation.folder import evaluate_to_folder
 from dff_jax.prediction.predict import predict
 
 FILE = weights.PRETRAINED_FILE

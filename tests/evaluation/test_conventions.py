@@ -8,12 +8,11 @@ import math
 import jax
 import numpy as np
 import pytest
-from known_errors import VARIABLES, fake_estimator, loaded_batch
+from known_errors import VARIABLES, evaluate, fake_estimator, loaded_batch
 
 from dff_jax.errors import InputError
 from dff_jax.evaluation import conventions, metrics, tables
 from dff_jax.evaluation.conventions import CONVENTIONS
-from dff_jax.evaluation.evaluate import evaluate
 
 RANGES = {
     "flyingthings": (10, 100), "middlebury": (10, 60), "hci": (-2.5, 2.5), "ddff12": (0.02, 0.28),

@@ -8,12 +8,12 @@ import math
 import jax
 import numpy as np
 import pytest
-from known_errors import VARIABLES, H, W, fake_estimator, loaded_batch
+from known_errors import VARIABLES, H, W, evaluate, fake_estimator, loaded_batch
 
 from dff_jax.errors import InputError
 from dff_jax.evaluation import evaluate as module
 from dff_jax.evaluation import figures, metrics, programs, tables
-from dff_jax.evaluation.evaluate import evaluate, evaluated
+from dff_jax.evaluation.evaluate import evaluated
 from dff_jax.evaluation.rows import gather
 from dff_jax.pictures import panels
 from dff_jax.types import Batch, LoadedBatch

@@ -19,7 +19,7 @@ from dff_jax.errors import InputError
 from dff_jax.estimators import weights
 from dff_jax.evaluation import evaluate as module
 from dff_jax.evaluation import figures
-from dff_jax.evaluation.evaluate import evaluate_to_folder
+from dff_jax.evaluation.folder import evaluate_to_folder
 from dff_jax.pictures import panels
 
 Z = 4

@@ -19,7 +19,7 @@ from dff_jax.data.parts import StackSource
 from dff_jax.errors import InputError
 from dff_jax.evaluation import evaluate as module
 from dff_jax.evaluation import paper, resampling
-from dff_jax.evaluation.evaluate import evaluate_to_folder
+from dff_jax.evaluation.folder import evaluate_to_folder
 from dff_jax.pictures import panels
 from dff_jax.types import Estimator, FocalStack, Prediction
 
@@ -224,13 +224,15 @@ def test_a_column_without_truth_beside_one_with_it_says_so():
 
 def test_which_stacks_are_shown():
     hci, ddff = paper.LAYOUTS["hci"], paper.LAYOUTS["ddff12"]
-    assert paper.choose_stacks(hci, 4) == [0, 1, 2, 3] and paper.choose_stacks(hci, 2) == [0, 1]
-    assert paper.choose_stacks(ddff, 120) == [0, 30, 60, 89, 119] and paper.choose_stacks(ddff, 1) == [0]
-    assert paper.choose_stacks(ddff, 120, [7, 3, 7]) == [7, 3]
+    assert paper.choose("hci", True, 4) == (hci, [0, 1, 2, 3]) and paper.choose("hci", True, 2) == (hci, [0, 1])
+    assert paper.choose("ddff12", False, 120) == (ddff, [0, 30, 60, 89, 119])
+    assert paper.choose("ddff12", False, 1) == (ddff, [0])
+    assert paper.choose("ddff12", False, 120, [7, 3, 7]) == (ddff, [7, 3])
     with pytest.raises(InputError, match="0 to 3"):
-        paper.choose_stacks(hci, 4, [])
-    assert paper.layout_of("default", True) is None
-    assert paper.layout_of("default", False) is paper.PREDICTIONS
+        paper.choose("hci", True, 4, [])
+    assert paper.choose("default", True, 4) is None
+    assert paper.choose("default", False, 2) == (paper.PREDICTIONS, [0, 1])
+    assert paper.choose("default", True, 4, [2]) == (paper.PREDICTIONS, [2])
 
 
 # Views of the data ------------------------------------------------------------------------------------------------

@@ -5,6 +5,9 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 
+from dff_jax.evaluation.conventions import CONVENTIONS
+from dff_jax.evaluation.evaluate import evaluated
+from dff_jax.evaluation.rows import gather
 from dff_jax.types import Batch, Estimator, History, LoadedBatch, Prediction
 
 Z, H, W = 4, 18, 24
@@ -45,3 +48,9 @@ def loaded_batch(names, unit="disparity", empty=(), height=H, seed=0):
         mask[i] &= name not in ("", *empty)
     focus = np.tile(np.linspace(10, 50, Z, dtype=np.float32), (len(names), 1))
     return LoadedBatch(Batch(frames, focus, np.where(mask, truth, 0).astype(np.float32), mask), tuple(names))
+
+
+def evaluate(estimator, variables, batches, unit="disparity", convention=CONVENTIONS["default"], **options):
+    """`evaluated` over all batches, and `gather`."""
+    found = evaluated(estimator, variables, batches, unit=unit, convention=convention, **options)
+    return gather([measured for measured, _, _ in found], unit, convention)

@@ -18,7 +18,7 @@ from dff_jax import estimators
 from dff_jax.config import DataSpec
 from dff_jax.config.load import load_config
 from dff_jax.data import datasets, pipeline
-from dff_jax.evaluation.evaluate import evaluate_to_folder
+from dff_jax.evaluation.folder import evaluate_to_folder
 from dff_jax.training import loop
 from dff_jax.training.objective import objective
 from dff_jax.types import Batch

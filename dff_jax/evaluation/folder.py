@@ -1,0 +1,166 @@
+"""`dff-jax evaluate`: from the names of a method and of data to a folder of numbers, tables, figures and a page."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dff_jax import config
+from dff_jax.data import pipeline
+from dff_jax.data.parts import StackSource
+from dff_jax.errors import InputError
+from dff_jax.estimators import weights
+from dff_jax.evaluation import conventions, evaluate, figures, page, paper, resampling, tables
+from dff_jax.evaluation.programs import Task
+from dff_jax.evaluation.rows import BASELINES, Evaluation, gather
+from dff_jax.pictures.page import Shown
+from dff_jax.runtime.files import check_output, staged_output
+from dff_jax.runtime.progress import ProgressBar
+from dff_jax.types import LoadedBatch
+
+
+class _Run(NamedTuple):
+    """What is measured and drawn."""
+
+    label: str  # of the method
+    tasks: list[Task]  # the method, then `rows.BASELINES`
+    source: StackSource
+    batches: Callable[[StackSource], Iterator[LoadedBatch]]
+
+
+def evaluate_to_folder(
+    spec: str | Path,
+    output: str | Path,
+    data: config.DataSpec,
+    *,
+    iterations: int | None = None,
+    batch_size: int = 1,
+    convention: str | None = None,
+    resize: tuple[int, int] | None = None,
+    figure_stacks: tuple[int, ...] | None = None,
+    report: int = 0,
+) -> dict[str, Any]:
+    """Measures depth on stacks with ground truth: writes metrics.json, per_stack.csv, table.md and figures.
+
+    Stacks without ground truth get figures alone; the tables are empty then.
+
+    Args:
+      spec: A run folder, a weights file, pretrained, or a method without training such as classical.
+      output: Folder of the results.
+      data: The stacks to measure on.
+      iterations: Iterations of the unroll; default as trained.
+      batch_size: Stacks that are measured together.
+      convention: Dataset whose masks of the literature also measure; default the dataset's own.
+      resize: Height and width to scale the frames to; truth keeps its values.
+      figure_stacks: Numbers of the stacks in the paper's figure, from 0; default the paper's.
+      report: Also write report.html, a page with this many of the worst stacks; without a value 24.
+
+    Returns:
+      The contents of `metrics.json`.
+
+    Raises:
+      InputError: wrong arguments, unreadable data or weights, or an output folder that cannot be written.
+        Nothing is left in `output` then.
+    """
+    smallest = {"--iterations": (iterations, 0), "--batch-size": (batch_size, 1), "--report": (report, 0)}
+    for name, (value, least) in smallest.items():
+        if value is not None and value < least:
+            raise InputError(f"{name}: must be at least {least}, got {value}")
+    loaded = weights.load_estimator(spec)
+    run = _open(loaded, data, resize, batch_size, iterations)
+    measured_by = conventions.find(convention or run.source.convention, run.source.unit)
+    figure = paper.choose(measured_by.name, run.source.has_truth, len(run.source), figure_stacks)
+    folder = Path(output) / "figures"
+    check_output(output, (*tables.FILES, page.FILE))
+    check_output(folder, (*figures.FILES, *paper.FILES))
+
+    evaluation = _measure(run, measured_by) if run.source.has_truth else None
+    as_built = loaded.model.num_iterations  # None: the method does not iterate
+    results = tables.report(
+        evaluation, spec=str(spec), label=run.label, model=config.to_dict(loaded.model), dataset=run.source.name,
+        unit=run.source.unit, iterations=as_built if None in (as_built, iterations) else iterations,
+        convention=measured_by.name, resize=resize,
+    )  # fmt: skip
+    with staged_output(output, last="metrics.json") as staging, staged_output(folder) as drawn:
+        if figure is not None:
+            names = _draw_papers_figure(drawn, run, *figure)
+            results["meta"]["figure"] = {"file": f"figures/{figure[0].file}", "stacks": names}
+        shown = _draw_stacks(drawn, run, evaluation, report)
+        tables.write(staging, results, evaluation)
+        if shown:
+            (staging / page.FILE).write_text(page.write(results, shown, evaluation), encoding="utf-8")
+        written = {path.name for path in (*staging.iterdir(), *drawn.iterdir())}
+    for path in (*(folder / name for name in (*figures.FILES, *paper.FILES)), Path(output) / page.FILE):
+        if path.name not in written:  # of an earlier evaluation, of more or of other stacks
+            path.unlink(missing_ok=True)
+    return results
+
+
+def _open(
+    loaded: weights.LoadedEstimator,
+    data: config.DataSpec,
+    resize: tuple[int, int] | None,
+    batch_size: int,
+    iterations: int | None,
+) -> _Run:
+    """The method beside its baselines, and the first `data.limit` stacks."""
+    source = pipeline.open_data(data)
+    if resize is not None:
+        source = resampling.resized(source, resize)
+    method = loaded.model.method
+    estimator = evaluate.baseline(method) if method in BASELINES else loaded.estimator
+    tasks = [Task(estimator, loaded.variables, iterations), *(Task(evaluate.baseline(name)) for name in BASELINES)]
+
+    def batches(of: StackSource) -> Iterator[LoadedBatch]:
+        for batch in pipeline.evaluation_batches(of, batch_size):
+            weights.check_frames(loaded, batch.batch.frames.shape[1])
+            yield batch
+
+    first = dataclasses.replace(source, length=min(len(source), data.limit or len(source)))
+    return _Run(loaded.label, tasks, first, batches)
+
+
+def _measure(run: _Run, convention: conventions.Convention) -> Evaluation:
+    estimator, variables, iterations = run.tasks[0]
+    found = evaluate.evaluated(
+        estimator, variables, run.batches(run.source), unit=run.source.unit, num_iterations=iterations,
+        convention=convention,
+    )  # fmt: skip
+    parts = []
+    with ProgressBar("evaluate", len(run.source)) as bar:
+        for measured, _, _ in found:
+            parts.append(measured)
+            bar.advance(measured.count)
+    return gather(parts, run.source.unit, convention)
+
+
+def _draw_papers_figure(folder: Path, run: _Run, layout: paper.Layout, numbers: Sequence[int]) -> list[str]:
+    """Draws these stacks as the paper does; returns their names."""
+    columns = []
+    few = dataclasses.replace(run.source, length=len(numbers), read=lambda i: run.source.read(numbers[i]))
+    for _, name, batch, (answer, *others) in evaluate.answers_for(run.tasks, run.batches(few)):
+        depths = {other: one.depth for other, one in zip(BASELINES, others, strict=True)}
+        columns.append(paper.column(name, batch, answer, depths, run.source.unit, run.label))
+    paper.save(folder / layout.file, layout, columns)
+    return [one.name for one in columns]
+
+
+def _draw_stacks(folder: Path, run: _Run, evaluation: Evaluation | None, on_page: int) -> list[Shown]:
+    """Draws charts and sheets; returns `on_page` stacks for the page: the worst, or without truth the first."""
+    if evaluation is None:
+        source = dataclasses.replace(run.source, length=min(on_page, len(run.source)))
+        return [
+            page.shown(name, batch, answer, source.unit)
+            for _, name, batch, (answer, *_) in evaluate.answers_for(run.tasks[:1], run.batches(source))
+        ]
+    figures.write(folder, evaluation)
+    roles, worst = figures.choose(evaluation), page.worst(evaluation, on_page)
+    pages = {}
+    for i, name, batch, (answer, *others) in evaluate.answers_for(run.tasks, run.batches(run.source), {*roles, *worst}):
+        if i in roles:
+            figures.write_sheet(folder, evaluation, i, roles[i], batch, answer, [one.depth for one in others])
+        if i in worst:
+            pages[i] = page.shown(name, batch, answer, evaluation.unit, rows=evaluation.of_stack(i))
+    return [pages[i] for i in worst]
