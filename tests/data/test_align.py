@@ -86,7 +86,7 @@ def test_a_known_motion_is_found_again(model, kind):
         assert motion.correlation > 0.9
     if model == "similarity":
         last = aligned.motions[-1]
-        assert last.scale == pytest.approx(1.02**2, abs=2e-3) and last.rotation == pytest.approx(0.6, abs=0.05)
+        assert last.scale == pytest.approx(1.02**2, abs=2e-3) and last.rotation_degrees == pytest.approx(0.6, abs=0.05)
         assert last.shift == pytest.approx((2.6, -1.6), abs=0.1)
         assert aligned.motions[2].corners == 0 and aligned.motions[2].correlation == 1
     top = 1.0 if kind == np.float32 else np.iinfo(kind).max

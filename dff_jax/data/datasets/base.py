@@ -48,9 +48,9 @@ class Item(NamedTuple):
 class Inventory:
     """What a source holds. A survey fills it, and goes on where something is wrong, to name all of it."""
 
-    def __init__(self, problems: list[str] | None = None, notes: list[str] | None = None):
-        self.problems = problems or []  # all that is missing or damaged, a line each: which file or key, what to do
-        self.notes = notes or []  # assumptions, one sentence each
+    def __init__(self) -> None:
+        self.problems: list[str] = []  # all that is missing or damaged, a line each: which file or key, what to do
+        self.notes: list[str] = []  # assumptions, one sentence each
         self.splits: dict[str, list[Item]] = {}
         self.bytes_needed = 0  # of all records, uncompressed
         self.facts: Facts | None = None  # where the files decide what the dataset alone cannot know, such as the unit

@@ -14,7 +14,7 @@ from pathlib import Path
 from dff_jax.data.datasets.base import SPLITS, Dataset, Facts, Item
 from dff_jax.data.datasets.reading import available_cores, read_items
 from dff_jax.data.datasets.summary import STATISTICS, Summary
-from dff_jax.data.datasets.writing import describe, write_split
+from dff_jax.data.datasets.writing import write_description, write_split
 from dff_jax.errors import InputError, SourceError
 from dff_jax.focus_axis import check_unit
 from dff_jax.runtime.files import check_output, staged_output
@@ -83,7 +83,7 @@ def _write(
         ]
     if problems:
         raise SourceError(dataset.name, source, tuple(problems))
-    describe(folder, dataset, facts, written)
+    write_description(folder, dataset, facts, written)
     summary.write(folder, fingerprint(source, folder) if dataset.needs_source else None)
 
 

@@ -51,7 +51,7 @@ def write_split(folder: Path, family: str, split: str, records: Iterable[bytes])
     return tfds.core.SplitInfo(name=split, shard_lengths=lengths, num_bytes=total, filename_template=template)
 
 
-def describe(folder: Path, dataset: Dataset, facts: Facts, splits: list[tfds.core.SplitInfo]) -> None:
+def write_description(folder: Path, dataset: Dataset, facts: Facts, splits: list[tfds.core.SplitInfo]) -> None:
     """Writes tfds's own description beside the records, so that tfds alone can open `folder`."""
     family, _, config = dataset.name.partition("/")
     options = json.dumps(dataset.options, sort_keys=True)

@@ -89,16 +89,7 @@ def report(aligned: Aligned, names: list[str] | tuple[str, ...]) -> dict[str, An
         "seen_by_all": float(aligned.mask.mean()),
         "failed": [names[z] for z in aligned.failed()],
         "frames": [
-            {
-                "name": name,
-                "ok": motion.ok,
-                "scale": motion.scale,
-                "rotation_degrees": motion.rotation,
-                "shift": list(motion.shift),
-                "corners": motion.corners,
-                "correlation": motion.correlation,
-                "matrix": motion.matrix.tolist(),
-            }
+            {"name": name} | motion._asdict() | {"matrix": motion.matrix.tolist(), "shift": list(motion.shift)}
             for name, motion in zip(names, aligned.motions, strict=True)
         ],
     }

@@ -28,7 +28,7 @@ class Motion(NamedTuple):
 
     matrix: np.ndarray  # [3,3] float64: pixel (x, y, 1) of the reference -> pixel of the frame as photographed
     scale: float  # magnification of the frame over the reference
-    rotation: float  # degrees
+    rotation_degrees: float
     shift: tuple[float, float]  # x, y of the frame's content at the image's centre, pixels
     corners: float  # how far the corner that moves most moves, pixels
     correlation: float  # with the neighbour that it was registered to, in [-1, 1]; 1 for the reference
@@ -97,7 +97,7 @@ def register(
     motion = describe(matrix, after, True, size)
     plausible = (
         1 / MAX_SCALE < motion.scale < MAX_SCALE
-        and abs(motion.rotation) < MAX_TURN
+        and abs(motion.rotation_degrees) < MAX_TURN
         and motion.corners < MAX_SHIFT * max(size)
     )
     return (matrix if plausible and after >= MIN_CORRELATION else None), after
