@@ -93,16 +93,11 @@ def find_scenes(
     scenes: dict[str, SceneFiles] = {}
     problems: list[str] = []
     for folder, entries in walk(root):
-        pairs, lonely = _pairs(folder, entries)
-        problems += lonely
-        for pair in pairs:
-            name = _full_name(root, folder, pair.name)
-            if name in scenes:
-                problems.append(f"{pair.rgb} and {scenes[name].rgb}: two scenes named {name!r}; rename one")
-                continue
+        for pair in _pairs(root, folder, entries, problems):
             with collecting(problems):
-                factor = scale or _scale(root, pair)
-                scenes[name] = SceneFiles(name, pair.rgb, pair.depth, unit or _UNITS[pair.kind], factor)
+                found = SceneFiles(*pair[:3], unit or _UNITS[pair.kind], scale or _scale(root, pair))
+                if (other := scenes.setdefault(pair.name, found)) is not found:
+                    raise InputError(f"{pair.rgb} and {other.rgb}: two scenes named {pair.name!r}; rename one")
     if not scenes and not problems:
         raise InputError(
             f"{root}: no images with depth maps here or below; looked for rgb.png with disp.* or depth.* "
@@ -136,7 +131,7 @@ def read_scene(files: SceneFiles) -> Scene:
 
 
 class _Pair(NamedTuple):
-    name: str  # within the folder; "" for the scene that the folder is
+    name: str  # below the root
     rgb: Path
     depth: Path
     kind: str  # "disp" or "depth"
@@ -151,10 +146,10 @@ def _by_stem(entries: Iterable[Path], suffixes: tuple[str, ...]) -> dict[str, Pa
     return found
 
 
-def _pairs(folder: Path, entries: list[Path]) -> tuple[list[_Pair], list[str]]:
-    """The scenes whose image is in `folder`, and what is there without its other half."""
+def _pairs(root: Path, folder: Path, entries: list[Path], problems: list[str]) -> list[_Pair]:
+    """The scenes whose image is in `folder`; adds what is there without its other half to `problems`."""
     images, maps = _by_stem(entries, IMAGE_SUFFIXES), _by_stem(entries, DEPTH_SUFFIXES)
-    pairs, problems = [], []
+    pairs = []
 
     # the folder is one scene
     whole = next((stems for stems in (*_PLAIN, *_PUBLISHED) if stems[0] in images and stems[1] in maps), None)
@@ -162,7 +157,8 @@ def _pairs(folder: Path, entries: list[Path]) -> tuple[list[_Pair], list[str]]:
     image = next((stem for stem in wanted if stem in images), None)
     kind = next((kind for kind in _UNITS if kind in maps), None)
     if whole:
-        pairs.append(_Pair("", images[whole[0]], maps[whole[1]], whole[1] if whole in _PLAIN else "disp"))
+        shown = whole[1] if whole in _PLAIN else "disp"
+        pairs.append(_Pair(_name(root, folder), images[whole[0]], maps[whole[1]], shown))
     elif kind and image != "rgb":
         problems.append(f"{maps[kind]}: no rgb.png beside it; add it, or move the map away")
     elif image:
@@ -176,24 +172,22 @@ def _pairs(folder: Path, entries: list[Path]) -> tuple[list[_Pair], list[str]]:
         if rgb is None:
             problems.append(f"{depth}: no image {base}_rgb, {base}_left or {base} beside it")
         else:
-            pairs.append(_Pair(depth.stem[: len(base)], rgb, depth, kind))
+            pairs.append(_Pair(_name(root, folder, depth.stem[: len(base)]), rgb, depth, kind))
 
     kind = next((kind for kind in _UNITS if (folder.parent / kind).is_dir()), None)
-    if folder.name == "rgb" and kind:  # side by side
+    if folder.name == "rgb" and folder != root and kind:  # side by side
         beside = _by_stem((folder.parent / kind).iterdir(), DEPTH_SUFFIXES)
         for stem, rgb in images.items():
             if stem in beside:
-                pairs.append(_Pair(f"../{rgb.stem}", rgb, beside[stem], kind))
+                pairs.append(_Pair(_name(root, folder.parent, rgb.stem), rgb, beside[stem], kind))
             else:
                 problems.append(f"{rgb}: no {kind}/{rgb.stem}.* ({_LISTED}) to go with it")
-    return pairs, problems
+    return pairs
 
 
-def _full_name(root: Path, folder: Path, name: str) -> str:
-    if name.startswith("../"):
-        folder, name = folder.parent, name[3:]
-    parts = [*folder.relative_to(root).parts, *([name] if name else [])]
-    return "/".join(parts) or root.resolve().name
+def _name(root: Path, folder: Path, own: str = "") -> str:
+    """A scene's name: its path below the root, or what the root is called."""
+    return "/".join(filter(None, (*folder.relative_to(root).parts, own))) or root.resolve().name
 
 
 def _scale(root: Path, pair: _Pair) -> float:
