@@ -21,6 +21,8 @@ from dff_jax.optics.render import (
 )
 from dff_jax.optics.scenes import LAYER_STEP, draw_lens, make_stack
 
+MOVE = jax.jit(camera._move, static_argnums=(2, 3))
+
 
 @pytest.fixture
 def frames(key):
@@ -38,18 +40,23 @@ def test_a_perfect_camera_changes_nothing(key, frames):
 def test_a_share_of_stacks_has_all_faults_one_after_the_other_and_half_are_compressed(frames):
     config = CameraConfig(share=0.5, shift=1.0, breathing=0.01, vignetting=0.3, exposure=0.1, softness=0.7)
     hits, photographed = [], jax.jit(partial(camera.apply_camera_faults, config=config))
+
+    @jax.jit
+    def all_faults(key, frames):
+        _, k_move, k_light, k_soft = jax.random.split(key, 4)
+        lit = camera._light(k_light, camera._move(k_move, frames, 1.0, 0.01), 0.3, 0.1)
+        return camera._soften(lit, 0.7 * jax.random.uniform(k_soft))
+
     for seed in range(24):
         key = jax.random.key(seed)
         found = photographed(key, frames)
         hits.append(bool((found != frames).any()))
         if hits[-1]:
-            _, k_move, k_light, k_soft = jax.random.split(key, 4)
-            want = camera._light(k_light, camera._move(k_move, frames, 1.0, 0.01), 0.3, 0.1)
-            want = camera._soften(want, 0.7 * jax.random.uniform(k_soft))
-            np.testing.assert_allclose(found, want, atol=1e-5)
+            np.testing.assert_allclose(found, all_faults(key, frames), atol=1e-5)
     assert 2 < sum(hits) < 22
     small = frames[:1]
-    found = [np.asarray(camera.compress(jax.random.key(seed), small, (50, 50))) for seed in range(24)]
+    compress = jax.jit(camera.compress, static_argnums=2)
+    found = [np.asarray(compress(jax.random.key(seed), small, (50, 50))) for seed in range(24)]
     changed = [(x != small).any() for x in found]
     assert 2 < sum(changed) < 22
     np.testing.assert_allclose(found[changed.index(True)], camera.jpeg(small, 50.0), atol=1e-5)
@@ -64,11 +71,11 @@ def test_frames_move_by_no_more_than_told_and_the_middle_of_the_stack_hardly_bre
     ramp = jnp.broadcast_to(jnp.stack([x / 80, y / 60, 0 * x], -1), (5, 60, 80, 3))  # pictures of their own coordinates
     farthest = 0.0
     for seed in range(20):
-        moved = camera._move(jax.random.key(seed), ramp, 1.5, 0.0)
+        moved = MOVE(jax.random.key(seed), ramp, 1.5, 0.0)
         by = np.stack([80 * (moved - ramp)[..., 0], 60 * (moved - ramp)[..., 1]], -1)[:, 5:-5, 5:-5]
         assert np.abs(by).max() <= 1.5 + 1e-3 and np.ptp(by, axis=(1, 2)).max() < 1e-3
         farthest = max(farthest, np.abs(by).max())
-        grown = camera._move(jax.random.key(seed), ramp, 0.0, 0.02)
+        grown = MOVE(jax.random.key(seed), ramp, 0.0, 0.02)
         scale = np.diff(80 * np.asarray(grown)[:, 30, 10:70, 0], axis=1).mean(1)
         assert np.abs(scale - 1).max() <= 0.0101 and abs(scale[2] - 1) < 1e-4
     assert farthest > 0.8
