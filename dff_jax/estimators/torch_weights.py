@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import hashlib
 import importlib
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -157,14 +156,14 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
       path: a `.safetensors` file, or what `torch.save` wrote: a state dict, or a dict that holds one as `state_dict`.
 
     Raises:
-      WeightsError: no such file, damaged, pickled objects beside the tensors, no state dict inside, or a tensor that
+      WeightsError: no such file, damaged, Python objects beside the tensors, no state dict inside, or a tensor that
         does not hold finite floats.
       InputError: PyTorch is needed and not there, or too old to read safely.
     """
     path = Path(path)
     if not path.is_file():
         raise WeightsError(f"{path}: no such file")
-    found = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickled(path)
+    found = _read_safetensors(path) if path.suffix == ".safetensors" else _read_checkpoint(path)
     tensors = {}
     for key, x in found.items():
         key = str(key).removeprefix("module.")
@@ -186,7 +185,7 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
         raise WeightsError(f"{path}: not a safetensors file, or truncated ({one_line(error)})") from None
 
 
-def _read_pickled(path: Path) -> dict[str, np.ndarray]:
+def _read_checkpoint(path: Path) -> dict[str, np.ndarray]:
     try:
         import torch
     except ImportError:
@@ -200,18 +199,16 @@ def _read_pickled(path: Path) -> dict[str, np.ndarray]:
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.serialization.safe_globals(_numpy_scalars()))
             found = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except Exception as error:  # of the unpickler and the zip reader, EOFError, KeyError: whatever the bytes lead to
         if "global" in str(error).lower():
             raise WeightsError(
-                f"{path}: holds pickled objects beside its tensors, which are not loaded, as they could run any "
+                f"{path}: holds Python objects beside its tensors, which are not loaded, as they could run any "
                 "program; if you trust the file, save its tensors alone, in the folder of the code that it came from: "
                 f'python -c "import torch; torch.save(torch.load({str(path)!r}, map_location=\'cpu\', '
                 "weights_only=False)['state_dict'], 'state_dict.pth')\""
             ) from None
-        raise WeightsError(f"{path}: not a PyTorch checkpoint, or truncated") from None
-    except OSError as error:
-        raise WeightsError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except Exception:  # RuntimeError of the zip reader, EOFError, KeyError: whatever the bytes lead to
         raise WeightsError(f"{path}: not a PyTorch checkpoint, or truncated") from None
     if isinstance(found, Mapping):
         found = found.get("state_dict", found)

@@ -6,14 +6,14 @@ once, as the others would wait for it. They notice within LOST_SECONDS; then JAX
 
 from __future__ import annotations
 
+import json
 import os
-import pickle
 import signal
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,6 @@ from jax.sharding import NamedSharding, PartitionSpec
 from dff_jax.errors import ConfigError, one_line
 from dff_jax.runtime.stopping import SIGNALS
 
-T = TypeVar("T")
 LOST_SECONDS = 25  # a process that gives no sign of life for this long counts as dead
 
 
@@ -118,13 +117,17 @@ class Stop:
         return any(gather(self.asked.is_set()))
 
 
-def gather(value: T) -> list[T]:
-    """The values of all processes, in their order; `value` is small. Every process must call it."""
+def gather(value: Any) -> list[Any]:
+    """The values of all processes, in their order. Every process must call it.
+
+    Args:
+      value: small; what JSON knows, and arrays. Tuples and arrays come back as lists.
+    """
     if jax.process_count() == 1:
         return [value]
     from jax.experimental.multihost_utils import process_allgather
 
-    data = np.frombuffer(pickle.dumps(value), np.uint8)
+    data = np.frombuffer(json.dumps(value, default=lambda x: np.asarray(x).tolist()).encode(), np.uint8)
     sizes = np.ravel(process_allgather(np.int32(data.size)))
     rows = process_allgather(np.pad(data, (0, sizes.max() - data.size)))
-    return [pickle.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
+    return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]

@@ -7,7 +7,7 @@ import shlex
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from dff_jax.config import Config
 from dff_jax.data import pipeline
 from dff_jax.estimators import weights
 from dff_jax.evaluation.evaluate import evaluated
+from dff_jax.evaluation.metrics import Sums
 from dff_jax.evaluation.rows import Evaluation, Measured, gather
 from dff_jax.runtime import processes
 from dff_jax.runtime.progress import ProgressBar, say
@@ -67,7 +68,7 @@ class Validator(NamedTuple):
             everywhere = processes.gather((asked.is_set(), parts))
             if any(stopped for stopped, _ in everywhere):
                 return progress
-            found[name] = gather([part for _, theirs in everywhere for part in theirs], source.unit)
+            found[name] = gather([_rebuilt(part) for _, theirs in everywhere for part in theirs], source.unit)
         for name, evaluation in found.items():
             values = flatten(evaluation) | {"seconds": evaluation.seconds["total"]}
             for writer in self.writers:
@@ -106,6 +107,16 @@ class Validator(NamedTuple):
             weights.save_weights(self.output / name, model, jax.device_get(variables), info)
         except ImportError:
             say(f"safetensors is not installed: no {name}; the checkpoints hold the weights")
+
+
+def _rebuilt(part: Sequence[Any]) -> Measured:
+    """A `Measured` of what `processes.gather` hands on, in which tuples and arrays may have become lists."""
+    one = Measured(*part)
+    return one._replace(
+        sums=tuple(Sums(*map(np.asarray, sums)) for sums in one.sums),
+        changes=None if one.changes is None else np.asarray(one.changes),
+        confidence=np.asarray(one.confidence), shape=tuple(one.shape),
+    )  # fmt: skip
 
 
 def flatten(evaluation: Evaluation) -> dict[str, float]:

@@ -146,7 +146,7 @@ def test_checkpoints_of_torch(tmp_path, torch):
     for holds, words in (
         ([1], "no state dict inside, but list"),
         ({"epoch": 3}, "epoch is not a tensor"),
-        (pickle.UnpicklingError("Weights only load failed. Unsupported global: GLOBAL a.B"), "pickled objects"),
+        (pickle.UnpicklingError("Weights only load failed. Unsupported global: GLOBAL a.B"), "Python objects"),
         (pickle.UnpicklingError("invalid load key"), "not a PyTorch checkpoint, or truncated$"),
         (RuntimeError("PytorchStreamReader failed"), "not a PyTorch checkpoint, or truncated$"),
         (PermissionError(13, "Permission denied"), "cannot be read .Permission denied"),

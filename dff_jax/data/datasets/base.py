@@ -39,7 +39,7 @@ class Item(NamedTuple):
     """One stack to read."""
 
     name: str  # unique, begins with the split: "train/0007"
-    # Of a module-level function, so that it can be pickled. Gives frames [Z,H,W,3] uint8 RGB sorted so that q
+    # Of a module-level function that worker processes call. Gives frames [Z,H,W,3] uint8 RGB sorted so that q
     # ascends, focus [Z] float64 in the dataset's unit, and depth [H,W] float32 (0 where mask is False) with mask
     # [H,W] bool, or both None without truth. Raises InputError for a damaged file.
     read: functools.partial[FocalStack]
