@@ -12,7 +12,7 @@ from dff_jax.studies.bench import accelerator
 
 ROOT = pathlib.Path(__file__).parents[2]
 NOT_NEEDED = (
-    "tensorflow_datasets tensorflow grain tyro tqdm safetensors PIL scipy matplotlib tensorboardX imagecodecs tifffile "
+    "tensorflow_datasets tensorflow grain tyro tqdm safetensors PIL matplotlib tensorboardX imagecodecs tifffile "
     "OpenEXR cv2 h5py array_record torch"
 )
 WITHOUT = f"""
