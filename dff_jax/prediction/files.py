@@ -118,7 +118,7 @@ def _overview(
         number = f"{focus:.0f}" if abs(focus) >= 1e4 else f"{focus:.4g}"
         top.append(Panel(panels.to_uint8(frames[i]), f"{names[i]}\nfocus {number}{suffix}{ends.get(i, '')}"))
     certain = panels.colorize(result.confidence, 0.0, 1.0, cmap="viridis")
-    certainty = panels.plain_bar(0.0, 1.0, "0 = guess, 1 = sharp peak", cmap="viridis")
+    certainty = panels.plain_bar(0.0, 1.0, "0 = guess, 1 = sure", cmap="viridis")
     bottom = [
         Panel(sharp, "all in focus"), Panel(coloured, "depth", bar), Panel(certain, "confidence", certainty)
     ]  # fmt: skip
