@@ -130,7 +130,7 @@ class DataSpec(Checked):
     dataset: str | None = None
     """A tfds dataset of this package, such as procedural/quickstart."""
     source: str | None = None
-    """A folder of stacks: <scene>/<focus>.png ..., disp.exr or disp.npy."""
+    """A folder of stacks: <scene>/<focus>.png ..., disp.* or depth.*."""
     world: WorldConfig | None = None
     """Procedural worlds, rendered when they are read; the same ones for equal fields."""
     unit: Unit = "disparity"

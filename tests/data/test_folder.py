@@ -198,12 +198,38 @@ def test_labelled_stack(tmp_path):
     assert list_stacks(tmp_path / "scene3") == [tmp_path / "scene3"]
 
 
+@pytest.mark.parametrize("name", ["disp.npy", "depth.pfm", "Depth.npz", "DISP.PNG", "depth.exr"])
+def test_truth_is_read_by_any_reader_and_has_holes(tmp_path, name):
+    depth = np.linspace(1, 90, H * W, dtype=np.float32).reshape(H, W).round()
+    holes = depth.copy()
+    holes[0, :4] = [0, np.nan, np.inf, -np.inf]
+    folder = labelled(tmp_path / "train" / "scene", depth)
+    (folder / "disp.npy").unlink()
+    save(folder, ["depth.jpg"])  # a picture of it
+    suffix = name[-4:].lower()
+    if suffix == ".npz":
+        np.savez(folder / name, holes)
+    elif suffix == ".pfm":
+        (folder / name).write_bytes(b"Pf\n%d %d\n-1\n" % (W, H) + holes[::-1].tobytes())
+    elif suffix == ".png":
+        Image.fromarray(np.where(np.isfinite(holes), 2 * holes, 0).astype(np.uint16)).save(folder / name)
+        with pytest.raises(InputError, match=f"{name}: a PNG needs a scale"):
+            read_labelled_stack(folder, "disparity")
+        (tmp_path / "train" / "scale.txt").write_text("1/2\n")
+    else:
+        labelled(folder, holes if suffix == ".npy" else {"Z": holes}, name)
+    assert list_stacks(tmp_path) == [folder]
+    stack = read_labelled_stack(folder, "disparity")
+    assert stack.focus.tolist() == [10, 55.25, 55.5]
+    known = np.arange(H * W).reshape(H, W) > 3
+    np.testing.assert_array_equal(stack.mask, known)
+    np.testing.assert_array_equal(stack.depth, np.where(known, depth, 0))
+
+
 def test_bad_truth(tmp_path):
     depth = np.ones((H, W), np.float32)
-    holes = depth.copy()
-    holes[0, :3] = [np.nan, np.inf, -np.inf]
     cases = {
-        "nan": (holes, "disp.npy: 3 of 480 values are NaN or infinite"),
+        "nan": (np.full((H, W), np.nan, np.float32), "every value is NaN or infinite"),
         "size": (np.ones((H, W + 1), np.float32), "disp.npy: 25 x 20"),
         "zero": (np.zeros((H, W), np.float32), "everywhere"),
         "text": (np.full((H, W), "x"), "not real numbers"),
@@ -216,7 +242,7 @@ def test_bad_truth(tmp_path):
     with pytest.raises(InputError, match="negative distances"):
         read_labelled_stack(labelled(tmp_path / "metre", -depth), "metre")
     (tmp_path / "zero" / "disp.npy").unlink()
-    with pytest.raises(InputError, match="no ground truth; looked for disp.exr and disp.npy"):
+    with pytest.raises(InputError, match="no ground truth; looked for disp.* and depth.*"):
         read_labelled_stack(tmp_path / "zero", "disparity")
     (tmp_path / "zero" / "disp.exr").write_text("hello")
     with pytest.raises(InputError, match="disp.exr: truncated or corrupt EXR"):

@@ -11,11 +11,10 @@ from typing import NamedTuple
 import numpy as np
 
 from dff_jax.data.datasets.base import Inventory
-from dff_jax.data.files.depth_maps import exr_size, read_depth_map
+from dff_jax.data.files.depth_maps import exr_size, read_truth
 from dff_jax.data.files.folder import read_frames
 from dff_jax.data.files.images import image_size
 from dff_jax.data.files.reading import collecting, other_size, read_bytes
-from dff_jax.errors import InputError
 from dff_jax.focus_axis import sort_order
 from dff_jax.pictures.panels import to_uint8
 from dff_jax.types import FocalStack
@@ -72,11 +71,5 @@ def read_files(stack: StackFiles) -> FocalStack:
     frames, size = read_frames(stack.frames)
     depth = mask = None
     if stack.truth is not None:
-        depth, finite = read_depth_map(stack.truth)
-        if depth.shape != size:
-            raise other_size(stack.truth, depth.shape, size, "the frames are")
-        if not finite.any():
-            raise InputError(f"{stack.truth}: every value is NaN or infinite; write 0 where unknown")
-        mask = finite & (depth > 0 if stack.positive else depth != 0)
-        depth = np.where(mask, depth, np.float32(0))
+        depth, mask = read_truth(stack.truth, size, positive=stack.positive)
     return FocalStack(to_uint8(frames), np.array(stack.focus), stack.unit, depth, mask, stack.name)

@@ -1,8 +1,8 @@
 """The family `stacks`: your own focal stacks, under any name: `dff-jax prepare stacks/garden --source DIR`.
 
 A stack is a folder of images, with focus settings as `dff-jax predict` finds them (file names, a distance file, else
-the frame index), and perhaps a truth, `disp.exr` or `disp.npy` (0 = none). `DIR/train`, `DIR/val` and `DIR/test` are
-splits; without them all stacks are the test split.
+the frame index), and perhaps a truth: `disp.*` (disparity) or `depth.*` (metres), 0 or not finite where there is none.
+`DIR/train`, `DIR/val` and `DIR/test` are splits; without them all stacks are the test split.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dff_jax.data.datasets.base import Dataset, Facts, Inventory, one_unit, spli
 from dff_jax.data.datasets.frames import StackFiles, add_stack, read_files
 from dff_jax.data.files.align import align_stack, check_model, remarks
 from dff_jax.data.files.focus_settings import focus_settings, labelled_settings
-from dff_jax.data.files.folder import MIN_SIDE, find_frames, list_stacks, truth_file
+from dff_jax.data.files.folder import MIN_SIDE, labelled_files, list_stacks
 from dff_jax.data.files.images import downscale
 from dff_jax.data.files.reading import collecting
 from dff_jax.errors import InputError
@@ -69,15 +69,15 @@ class UserStacks(Dataset):
 
 def _find(name: str, folder: Path, config: UserStacks) -> tuple[StackFiles, tuple[str, ...]]:
     """The files of one stack and what was assumed of them."""
-    files = find_frames(folder)
-    truth = truth_file(folder)
+    files, truth = labelled_files(folder)
     if truth is None:
         focus, unit, notes = focus_settings(files, None, config.unit, reverse=config.reverse)
     else:
         if config.reverse or config.max_size:
             option = "reverse" if config.reverse else "max-size"
             raise InputError(f"{truth}: --{option} is for stacks without truth; leave it out, or prepare them apart")
-        focus, unit, notes = labelled_settings(files), config.unit or "disparity", ()
+        unit = config.unit or ("metre" if truth.stem.lower() == "depth" else "disparity")
+        focus, notes = labelled_settings(files), ()
     return StackFiles(name, tuple(files), tuple(focus), truth, unit, unit == "metre"), notes
 
 
@@ -105,7 +105,7 @@ DATASETS = [
             unit="index",
             focus_range=None,
             order="as the focus settings say",
-            truth="disp.exr or disp.npy of each stack, where it is not 0; some or all stacks may have none",
+            truth="disp.* or depth.* of each stack, where it is not 0; some or all stacks may have none",
             licence="yours",
             citation="",
             where="your own folder of stacks",

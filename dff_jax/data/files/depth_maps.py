@@ -17,9 +17,10 @@ from typing import NamedTuple
 import numpy as np
 
 from dff_jax.data.files.images import check_png
-from dff_jax.data.files.reading import read_bytes, reading
+from dff_jax.data.files.reading import other_size, read_bytes, reading
 from dff_jax.errors import InputError, one_line
 
+SCALE_FILE = "scale.txt"
 MAX_VALUES = 2**26  # of a map, or of all channels together; the largest published one is 5120 x 5120
 _DEPTH_NAMES = ("Y", "Z", "R")  # of channels of an EXR, best first
 
@@ -63,17 +64,52 @@ def read_depth_map(path: str | Path, *, scale: float = 1.0) -> DepthMap:
         return DepthMap(values, finite)
 
 
-def read_depth(path: str | Path) -> np.ndarray:
-    """As `read_depth_map`, for files that write 0 where there is no truth: [H,W] float32 as the file has it.
+def read_truth(path: Path, size: tuple[int, int], *, positive: bool = False) -> DepthMap:
+    """The ground truth of a stack whose frames have H, W = `size`: a hole where it is 0 or not finite.
+
+    Args:
+      positive: a hole also where it is below 0.
 
     Raises:
-      InputError: as there, or not finite somewhere.
+      InputError: as `read_depth_map` and `scale_of`; of another size, or finite nowhere.
     """
-    values, finite = read_depth_map(path)
-    bad = values.size - np.count_nonzero(finite)
-    if bad:
-        raise InputError(f"{path}: {bad} of {values.size} values are NaN or infinite; write 0 where unknown")
-    return values
+    values, finite = read_depth_map(path, scale=scale_of(path, path.parent, path.parent.parent))
+    if values.shape != size:
+        raise other_size(path, values.shape, size, "the frames are")
+    if not finite.any():
+        raise InputError(f"{path}: every value is NaN or infinite; write 0 where unknown")
+    known = finite & (values > 0 if positive else values != 0)
+    return DepthMap(np.where(known, values, np.float32(0)), known)
+
+
+def scale_of(path: Path, *places: Path) -> float:
+    """Stored value * scale = depth: from the `scale.txt` in the first of `places` that has one, else 1.
+
+    Raises:
+      InputError: a `scale.txt` without a positive number, or none for a PNG.
+    """
+    for place in places:
+        if (place / SCALE_FILE).is_file():
+            return positive_number(place / SCALE_FILE)
+    if path.suffix.lower() == ".png":
+        raise InputError(
+            f"{path}: a PNG needs a scale (stored value x scale = depth); write it to {path.parent / SCALE_FILE}"
+        )
+    return 1.0
+
+
+def positive_number(path: Path) -> float:
+    """The positive number on the first line of a text file; may be a fraction such as 1/3."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            text = file.read(1000).split("\n")[0].strip()
+        above, _, below = text.partition("/")
+        value = float(above) / float(below or 1)
+    except (OSError, ValueError, ZeroDivisionError):
+        value = math.nan
+    if not (math.isfinite(value) and value > 0):
+        raise InputError(f"{path}: its first line must be a positive number, such as 0.25 or 1/4")
+    return value
 
 
 _MOST_HEADER = 4096  # bytes

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dff_jax import focus_axis
-from dff_jax.data.files.depth_maps import read_depth
+from dff_jax.data.files.depth_maps import DEPTH_SUFFIXES, read_truth
 from dff_jax.data.files.focus_settings import focus_settings, labelled_settings
 from dff_jax.data.files.frame_store import Allocate, release_pages
 from dff_jax.data.files.images import IMAGE_SUFFIXES, downscale, read_image
@@ -22,7 +22,7 @@ from dff_jax.data.files.reading import other_size, reading
 from dff_jax.errors import InputError
 from dff_jax.types import FocalStack
 
-TRUTH_FILES = ("disp.exr", "disp.npy")
+TRUTH_STEMS = ("disp", "depth")  # of a file that `depth_maps` reads, best first
 # Photographs that are not read. A note names them, unless there is a frame of the same name: cameras write both.
 OTHER_SUFFIXES = frozenset(
     ".heic .heif .avif .webp .gif .jp2 .jxl .dng .cr2 .cr3 .nef .arw .raf .orf .rw2 .pef .srw .x3f".split()
@@ -92,39 +92,56 @@ def read_labelled_stack(folder: Path, unit: str) -> FocalStack:
     """Reads one stack with ground truth, laid out like FlyingThings3D's.
 
     Args:
-      folder: holds `<focus>.png` ..., `disp.exr` or `disp.npy` (0 = no truth there), and perhaps `AiF.png`. A
-        distance file or `*_0.35.jpg` names serve instead of `<focus>.png`.
+      folder: holds `<focus>.png` ..., `disp.*` or `depth.*` as `depth_maps.read_truth` reads it, and perhaps
+        `AiF.png`. A distance file or `*_0.35.jpg` names serve instead of `<focus>.png`.
       unit: of the focus settings and of the truth.
 
     Returns:
       FocalStack, frames sorted so that q ascends, depth [H,W] float32 (0 where mask is False), mask [H,W].
 
     Raises:
-      InputError: as `read_stack`; no focus settings; no truth, or of another size, not finite, nowhere valid.
+      InputError: as `read_stack`; no focus settings; no truth, or of another size, nowhere valid.
     """
     focus_axis.check_unit(unit)
     folder = Path(folder)
-    files = find_frames(folder)
-    truth = truth_file(folder)
+    files, truth = labelled_files(folder)
     if truth is None:
-        raise InputError(f"{folder}: no ground truth; looked for {' and '.join(TRUTH_FILES)}")
+        raise InputError(f"{folder}: no ground truth; looked for disp.* and depth.* ({', '.join(DEPTH_SUFFIXES)})")
     values = labelled_settings(files)
     order = focus_axis.sort_order(values, unit, [str(file) for file in files])
     frames, size = read_frames([files[i] for i in order])
-    depth = read_depth(truth)
-    if depth.shape != size:
-        raise other_size(truth, depth.shape, size, "the frames are")
+    depth, mask = read_truth(truth, size)
     if unit == "metre" and depth.min() < 0:
         raise InputError(f"{truth}: holds negative distances in metres; is the unit right?")
-    mask = depth != 0
     if not mask.any():
         raise InputError(f"{truth}: is 0 (no truth) everywhere")
     return FocalStack(frames, values[order], unit, depth, mask, name=folder.name)
 
 
+def labelled_files(folder: Path) -> tuple[list[Path], Path | None]:
+    """The frames of a stack folder as `find_frames` gives them, and its ground truth if it has one.
+
+    Raises:
+      InputError: as `find_frames`; fewer than two frames beside the truth.
+    """
+    truth = truth_file(folder)
+    files = [path for path in find_frames(folder) if truth is None or path.stem.lower() not in TRUTH_STEMS]
+    if len(files) < 2:
+        raise InputError(f"{folder}: only one image beside {truth}; a focal stack needs at least 2 frames")
+    return files, truth
+
+
 def truth_file(folder: Path) -> Path | None:
     """The ground truth of a stack folder, if it has one."""
-    return next((folder / name for name in TRUTH_FILES if (folder / name).is_file()), None)
+    return min(filter(_is_truth, folder_entries(folder)), key=_truth_rank, default=None)
+
+
+def _is_truth(path: Path) -> bool:
+    return path.stem.lower() in TRUTH_STEMS and path.suffix.lower() in DEPTH_SUFFIXES and path.is_file()
+
+
+def _truth_rank(path: Path) -> tuple[int, int]:
+    return TRUTH_STEMS.index(path.stem.lower()), DEPTH_SUFFIXES.index(path.suffix.lower())
 
 
 def list_stacks(root: Path) -> list[Path]:
@@ -236,7 +253,7 @@ def _is_frame(path: Path) -> bool:
 
 
 def _is_stack(entries: list[Path]) -> bool:
-    return any(entry.name in TRUTH_FILES for entry in entries) or sum(map(_is_frame, entries)) >= 2
+    return any(map(_is_truth, entries)) or sum(map(_is_frame, entries)) >= 2
 
 
 def read_frames(

@@ -19,14 +19,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dff_jax.data.files.depth_maps import DEPTH_SUFFIXES, read_depth_map
+from dff_jax.data.files.depth_maps import DEPTH_SUFFIXES, SCALE_FILE, positive_number, read_depth_map, scale_of
 from dff_jax.data.files.folder import MIN_SIDE, natural_key, walk
 from dff_jax.data.files.images import IMAGE_SUFFIXES, image_size, read_image
 from dff_jax.data.files.reading import collecting, other_size
 from dff_jax.errors import InputError
 from dff_jax.focus_axis import check_unit
 
-SCALE_FILE = "scale.txt"
 _LISTED = ", ".join(DEPTH_SUFFIXES)
 _UNITS = {"disp": "disparity", "depth": "metre"}
 # Stems of image and map, best first; "aif" as in FlyingThings3D's focal stacks
@@ -192,32 +191,12 @@ def _name(root: Path, folder: Path, own: str = "") -> str:
 
 def _scale(root: Path, pair: _Pair) -> float:
     """Stored value * scale = depth; see `list_scenes`."""
-    for place in dict.fromkeys((pair.depth.parent, root)):
-        if (place / SCALE_FILE).is_file():
-            return _number(place / SCALE_FILE)
-    if pair.depth.suffix.lower() != ".png":
-        return 1.0
     stems = pair.rgb.stem.lower(), pair.depth.stem.lower()
-    if stems not in _PUBLISHED:
-        raise InputError(
-            f"{pair.depth}: a PNG needs a scale (stored value x scale = depth); write it to "
-            f"{pair.depth.parent / SCALE_FILE}, or give it (--scale)"
-        )
+    places = pair.depth.parent, root
+    written = any((place / SCALE_FILE).is_file() for place in places)
+    if written or pair.depth.suffix.lower() != ".png" or stems not in _PUBLISHED:
+        return scale_of(pair.depth, *places)
     if (pair.depth.parent / "info.txt").is_file():
-        return 1.0 / _number(pair.depth.parent / "info.txt")
+        return 1.0 / positive_number(pair.depth.parent / "info.txt")
     width = image_size(pair.rgb)[1]
     return 1.0 / next((divisor for widest, divisor in _PUBLISHED[stems] if width <= widest), 1)
-
-
-def _number(path: Path) -> float:
-    """The positive number on the first line of a text file; may be a fraction such as 1/3."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            text = file.read(1000).split("\n")[0].strip()
-        above, _, below = text.partition("/")
-        value = float(above) / float(below or 1)
-    except (OSError, ValueError, ZeroDivisionError):
-        value = math.nan
-    if not (math.isfinite(value) and value > 0):
-        raise InputError(f"{path}: its first line must be a positive number, such as 0.25 or 1/4")
-    return value
