@@ -1,11 +1,13 @@
 """Checkpoints of a run, by orbax: state, data position, config and bookkeeping together.
 
 A checkpoint is one folder `<run>/checkpoints/<step>`. It is written under a temporary name and renamed when it is
-complete. So a process that is killed leaves either all of it or nothing that will be read.
+complete. So a process that is killed leaves either all of it or nothing that will be read. The checksums of its files
+lie in it, as orbax itself would not notice a flipped bit.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
@@ -26,6 +28,7 @@ from dff_jax.errors import ConfigError, InputError, one_line
 from dff_jax.training.state import TrainState
 
 FOLDER = "checkpoints"
+SUMS = "SHA256SUMS"  # in each checkpoint; `sha256sum --check` reads it, too
 
 # What may change when a run is resumed: how it is watched, where its data lies, and on which devices it computes; never
 # what it computes. `training.num_steps` may not: the learning rate is a function of it, so a longer run is another run.
@@ -115,6 +118,11 @@ def save(
     }
     try:
         manager.save(step, metrics=metrics, args=ocp.args.Composite(**items), force=True)
+        if jax.process_index() == 0:
+            where = Path(manager.directory) / str(step)
+            unfinished = where / f".{SUMS}"
+            unfinished.write_text("".join(f"{line}\n" for line in _sums(where)))
+            unfinished.rename(where / SUMS)
     except OSError as error:
         raise InputError(f"{manager.directory}: cannot write a checkpoint ({error.strerror or error})") from None
 
@@ -139,6 +147,7 @@ def restore(manager: ocp.CheckpointManager, config: Config, abstract_state: Trai
         return None
     wanted = _items(abstract_state)
     with _readable(manager, step):
+        _check_sums(Path(manager.directory) / str(step))
         plain = ocp.args.Composite(data=ocp.args.JsonRestore(), meta=ocp.args.JsonRestore())
         data, meta = itemgetter("data", "meta")(manager.restore(step, args=plain))
         saved, progress = meta["config"], Progress(**meta["progress"])
@@ -154,6 +163,27 @@ def restore(manager: ocp.CheckpointManager, config: Config, abstract_state: Trai
     if progress.best_mae is None:
         progress = progress._replace(best_mae=math.inf)
     return Restored(TrainState(**state), dict(data), progress)
+
+
+def _sums(folder: Path) -> list[str]:
+    """A line for each file below `folder`: its SHA-256 and its name."""
+    found = []
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name not in (SUMS, f".{SUMS}"):
+            with path.open("rb") as file:
+                found.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.relative_to(folder)}")
+    return found
+
+
+def _check_sums(folder: Path) -> None:
+    """Raises ValueError if a file is not as it was saved. A checkpoint without checksums, of an earlier version or of
+    a process that was killed just then, passes."""
+    if not (folder / SUMS).exists():
+        return
+    now = {*_sums(folder), ""}
+    for line in (folder / SUMS).read_text(errors="replace").split("\n"):
+        if line not in now:
+            raise ValueError(f"{ascii(line[66:] or SUMS)} is not as it was saved")
 
 
 @contextmanager

@@ -173,24 +173,31 @@ def test_network_that_has_changed_under_the_same_config(tmp_path):
 
 
 def test_a_damaged_one_is_named_with_what_to_do(tmp_path):
-    """Whichever of its files is cut short: one line, or, where that file is not needed, all of the checkpoint."""
+    """Whichever of its files is cut short, and whichever bit of it is another one: one line that names the file."""
     write(tmp_path / "run", [4, 5], [0.5, 0.4])
     whole = tmp_path / "run" / checkpoint.FOLDER / "5"
-    errors = []
+    rng = np.random.default_rng(0)
     for file in sorted(f.relative_to(whole) for f in whole.rglob("*") if f.is_file()):
-        shutil.copytree(tmp_path / "run", tmp_path / "copy")
-        damaged = tmp_path / "copy" / checkpoint.FOLDER / "5" / file
-        damaged.write_bytes(damaged.read_bytes()[:-1][:60])
-        try:
-            with checkpoint.open_manager(tmp_path / "copy", 2) as manager:
-                assert int(checkpoint.restore(manager, CONFIG, abstract()).state.step) == 5
-        except InputError as error:
-            errors.append((file.parts[0], str(error)))
-        shutil.rmtree(tmp_path / "copy")
-    assert {part for part, _ in errors} == {"state", "meta", "data", "metrics"}
-    for part, error in errors:
-        assert "/5: damaged (" in error and "move this folder away" in error and "\n" not in error
-        assert part == "metrics" or error.endswith("the run then goes on from step 4")
+        for cut in (True, False):
+            shutil.copytree(tmp_path / "run", tmp_path / "copy")
+            damaged = tmp_path / "copy" / checkpoint.FOLDER / "5" / file
+            data = bytearray(damaged.read_bytes())
+            data[rng.integers(len(data))] ^= 1 << rng.integers(8)
+            damaged.write_bytes(damaged.read_bytes()[:-1][:60] if cut else data)
+            with pytest.raises(InputError) as raised, checkpoint.open_manager(tmp_path / "copy", 2) as manager:
+                checkpoint.restore(manager, CONFIG, abstract())
+            error = str(raised.value)
+            assert "/5: damaged (" in error and "move this folder away" in error and "\n" not in error
+            assert file.parts[0] in (checkpoint.SUMS, "metrics") or f"'{file}' is not as it was saved" in error
+            assert file.parts[0] == "metrics" or error.endswith("the run then goes on from step 4")
+            shutil.rmtree(tmp_path / "copy")
+
+
+def test_a_checkpoint_of_an_earlier_version_has_no_checksums(tmp_path):
+    write(tmp_path, [4])
+    (tmp_path / checkpoint.FOLDER / "4" / checkpoint.SUMS).unlink()
+    with checkpoint.open_manager(tmp_path, 2) as manager:
+        assert int(checkpoint.restore(manager, CONFIG, abstract()).state.step) == 4
 
 
 @pytest.mark.parametrize("error", [MemoryError(), jax.errors.JaxRuntimeError("FULL"), OSError(24, "many")])
