@@ -14,17 +14,22 @@ import sys
 import typing
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Annotated, Any, NamedTuple, NoReturn
 
 import tyro
 from tyro._errors import on_parse_error
 from tyro.conf import Positional, Suppress, UseAppendAction
 
-from dff_jax import __version__
+from dff_jax import __version__, config
 from dff_jax.errors import InputError, one_line
 from dff_jax.runtime.stopping import interruptible
 
 REPLACED = {"--near-first": "--frame-order descending", "--bgr": "--bgr True", "--no-bgr": "--bgr False"}
+READS_WEIGHTS = ("train", "evaluate", "predict", "ablate", "compare", "pack")
+Trust = Annotated[
+    UseAppendAction[tuple[str, ...]],
+    tyro.conf.arg(help="module:function of a scheme or prox of your own that the weights name; may be repeated."),
+]
 WITHOUT_VALUE = {"--align": "similarity", "--report": "24"}  # what these options mean when no value follows
 
 
@@ -58,8 +63,6 @@ def main(argv: list[str] | None = None) -> int:
         return _refused("dff-jax", f"{name!r} is no command" if name else "give a command")
     # XLA's alarms of slow compilation look like failures; what goes wrong is raised, not logged
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    if os.getcwd() not in sys.path:  # a scheme or prox of the user's own, by its dotted name
-        sys.path.append(os.getcwd())
     with interruptible():
         status, agreed = _run(name, words)
     import jax
@@ -75,6 +78,7 @@ def _run(name: str, words: list[str]) -> tuple[int, bool]:
     """The exit status, and whether the command came to its own end."""
     try:
         function, given = parse(name, words)
+        config.trust(*given.pop("trust", ()))
         if name != "bench":  # which times compilation
             _keep_compiled_programs()
         result = function(**given)
@@ -125,6 +129,10 @@ def parse(name: str, words: list[str]) -> tuple[Callable[..., Any], dict[str, An
     if positional:
         hints[positional] = Positional[hints[positional]]
     parameters = [p.replace(annotation=hints[p.name]) for p in signature.parameters.values()]
+
+    if name in READS_WEIGHTS:
+        parameters.append(inspect.Parameter("trust", inspect.Parameter.KEYWORD_ONLY, default=(), annotation=Trust))
+        hints["trust"] = Trust
 
     def keep(*args: Any, **kwargs: Any) -> dict[str, Any]:
         return dict(zip(signature.parameters, args, strict=False)) | kwargs

@@ -14,6 +14,10 @@ class ConfigError(InputError):
     """A configuration field that does not exist, or holds a value that it may not hold."""
 
 
+class UntrustedCode(ConfigError):
+    """A file names code outside this package that the user did not name."""
+
+
 class WeightsError(InputError):
     """A weights file that cannot be read, or that belongs to another architecture."""
 

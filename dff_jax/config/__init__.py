@@ -22,6 +22,7 @@ from dff_jax.config.methods import (
     Proximal,
     RfvrLike,
 )
+from dff_jax.config.own_code import trust
 from dff_jax.config.presets import MODEL_PRESETS, dfv_diff, dfv_fv, model_preset, paper, physical, tiny
 from dff_jax.config.training import Config, LossConfig, OptimizerConfig, TrainingConfig
 
@@ -30,4 +31,5 @@ __all__ = [
     "Classical", "Comparison", "Config", "DWild", "DataConfig", "DataSpec", "LensConfig", "LossConfig", "Method",
     "ModelConfig", "OptimizerConfig", "PartConfig", "Proximal", "RfvrLike", "TestSet", "TrainingConfig", "WorldConfig",
     "dfv_diff", "dfv_fv", "from_dict", "from_json", "model_preset", "paper", "physical", "tiny", "to_dict", "to_json",
+    "trust",
 ]  # fmt: skip

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from dff_jax.config.base import Checked
-from dff_jax.config.methods import METHODS, ModelConfig
+from dff_jax.config.methods import METHODS, ModelConfig, Proximal
+from dff_jax.config.own_code import check_trusted, trust, working_directory_importable
 from dff_jax.config.presets import MODEL_PRESETS
 from dff_jax.config.training import Config
 from dff_jax.errors import ConfigError, InputError
@@ -47,6 +48,7 @@ def from_dict(data: Any, cls: type = Config, where: str = "") -> Any:
 
     Raises:
       ConfigError: an unknown field (named, with the nearest choices) or a bad value.
+      UntrustedCode: a scheme or prox of somebody's own, which the user did not name (see `own_code`).
     """
     if not isinstance(data, dict):
         raise ConfigError(f"{where or 'config'}: expected fields, got {data!r}")
@@ -70,6 +72,8 @@ def from_dict(data: Any, cls: type = Config, where: str = "") -> Any:
             value = from_dict(value, inner, path)
         elif isinstance(value, list):
             value = tuple(value)
+        if cls is Proximal and key in Proximal.MAY_BE_OWN:
+            check_trusted(f"model.{key}", value)
         kwargs[key] = value
     return cls(**kwargs)
 
@@ -119,7 +123,7 @@ def load_config(spec: str, kind: type = Config) -> Any:
         raise ConfigError(f"config: {name} is not a Python file")
     module = importlib.util.module_from_spec(module_spec)
     sys.modules[module_spec.name] = module
-    with _errors_of(path):
+    with _errors_of(path), working_directory_importable():
         module_spec.loader.exec_module(module)
     functions = {
         key: value
@@ -129,7 +133,7 @@ def load_config(spec: str, kind: type = Config) -> Any:
     function = function or "config"
     if function not in functions:
         raise ConfigError(f"config: {name} has no function {function!r}; it has {', '.join(functions)}")
-    with _errors_of(path):
+    with _errors_of(path), working_directory_importable():
         config = functions[function]()
     if not isinstance(config, kind):
         raise ConfigError(f"config: {spec} returns {type(config).__name__}, not a {kind.__name__}")
@@ -222,6 +226,7 @@ def override(config: Config, arguments: list[str]) -> Config:
         for key in path:
             section = section[int(key) if isinstance(section, tuple) else key]
         section[leaf] = _parsed(name, words, fields[name][1])
+    trust(*(data["model"].get(field, "") for field in Proximal.MAY_BE_OWN))
     return from_dict(data, type(config))
 
 

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from dff_jax.config import Proximal
+from dff_jax.config.own_code import working_directory_importable
 from dff_jax.errors import ConfigError
 from dff_jax.network.prox import NETWORKS, learned_prox, static_convolution
 from dff_jax.types import Array
@@ -109,9 +110,10 @@ def resolve(name: str, known: dict[str, Any], field: str) -> Any:
             f"{field}: {name!r} is unknown; choose one of {', '.join(known)}, or name your own module:function"
         )
     try:
-        return getattr(importlib.import_module(module_name), function)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"{field}: cannot load {name!r} ({error})") from None
+        with working_directory_importable():
+            return getattr(importlib.import_module(module_name), function)
+    except Exception as error:  # whatever the user's module raises
+        raise ConfigError(f"{field}: cannot load {name!r} ({type(error).__name__}: {error})") from None
 
 
 def _prox(config: Proximal) -> tuple[Prox | PlainProx, Callable[..., Any] | None]:

@@ -21,7 +21,7 @@ import numpy as np
 
 from dff_jax import config as configs
 from dff_jax.config import ModelConfig, Proximal
-from dff_jax.errors import ConfigError, InputError, WeightsError, one_line
+from dff_jax.errors import ConfigError, InputError, UntrustedCode, WeightsError, one_line
 from dff_jax.estimators.migration import migrate
 from dff_jax.runtime.compile import read_cached, write_cached
 from dff_jax.types import Estimator, Variables
@@ -142,6 +142,8 @@ def read(path: str | Path) -> tuple[ModelConfig, dict[str, np.ndarray], dict[str
         info = json.loads(metadata["info"])
         if not isinstance(info, dict):
             raise ConfigError("info: expected fields")
+    except UntrustedCode as error:
+        raise WeightsError(f"{path}: {error}") from None
     except (KeyError, ValueError, RecursionError) as error:
         raise WeightsError(f"{path}: the config inside cannot be used ({one_line(error)})") from None
     if metadata.get("sha256_config", _checksum_text(metadata)) != _checksum_text(metadata):  # earlier files have none
@@ -174,7 +176,7 @@ def identity(model: ModelConfig) -> str | None:
     """Names the estimator of `model` in the cache on disk; None if code of the user's own is part of it."""
     from dff_jax import estimators
 
-    own = isinstance(model, Proximal) and any(mark in name for name in (model.scheme, model.prox) for mark in ".:")
+    own = isinstance(model, Proximal) and bool(model.own_code)
     own = own or estimators.build.__module__ != estimators.__name__
     return None if own else configs.to_json(model)
 
@@ -212,10 +214,15 @@ def differences(want: Mapping[str, tuple[int, ...]], have: Mapping[str, tuple[in
     return "; ".join(complaints)
 
 
-def load_estimator(spec: str | Path) -> LoadedEstimator:
-    """An estimator by what a command line calls it; `spec` and what is raised are those of `load_named`."""
+def load_estimator(spec: str | Path, *, trusted: Iterable[str] = ()) -> LoadedEstimator:
+    """An estimator by what a command line calls it; `spec` and what is raised are those of `load_named`.
+
+    Args:
+      trusted: names `module:function` of schemes and proxes outside this package that the weights may import.
+    """
     from dff_jax import estimators
 
+    configs.trust(*trusted)
     weights, label = load_named(spec)
     return LoadedEstimator(weights.model, estimators.build(weights.model), weights.variables, label, weights.info)
 
@@ -228,7 +235,7 @@ def load_named(spec: str | Path) -> tuple[Weights, str]:
         file; or a run folder, of which the best weights so far are taken.
 
     Raises:
-      WeightsError: nothing usable there; as `load_weights`.
+      WeightsError: nothing usable there; code of somebody's own that the user does not trust; as `load_weights`.
     """
     if str(spec) in configs.UNTRAINED:
         return Weights(configs.model_preset(str(spec)), {}, {}), str(spec)

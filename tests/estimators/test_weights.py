@@ -14,9 +14,13 @@ from safetensors.numpy import load_file, save_file
 
 from dff_jax import config as configs
 from dff_jax import estimators
+from dff_jax.config import own_code
 from dff_jax.errors import InputError, WeightsError
+from dff_jax.estimators import release
 from dff_jax.estimators import weights as weights_module
 from dff_jax.estimators.weights import check_frames, load_estimator, load_weights, save_weights
+from dff_jax.prediction.predict import predict
+from dff_jax.training.initial_weights import load_encoder, load_matching
 
 MODEL = configs.tiny()
 BUILD = estimators.build
@@ -26,6 +30,7 @@ INFO = {"step": 7, "metric": {"MAE": 1.5}, "num_frames": fakes.FRAMES, "name": "
 @pytest.fixture(autouse=True)
 def network(monkeypatch):
     monkeypatch.setattr(estimators, "build", fakes.build)
+    monkeypatch.setattr(own_code, "_trusted", set())
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +110,25 @@ def test_foreign_file_and_other_versions(path, tmp_path):
     rewrite(path, version="2")
     with pytest.raises(WeightsError, match="format 2, but this dff-jax reads 1"):
         load_weights(path)
+
+
+def test_code_that_a_file_names_is_refused_by_all_that_read_weights(path, tmp_path):
+    model = {"scheme": "their_module:scheme"}
+    with safe_open(path, "numpy") as file:
+        model = json.loads(file.metadata()["model"]) | model
+    rewrite(path, model=json.dumps(model), sha256_config=None)
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / weights_module.FILE_NAME).write_bytes(path.read_bytes())
+    for reader, spec in (
+        (load_weights, path), (load_estimator, run), (lambda spec: load_matching(spec, {"params": {}}), run),
+        (lambda spec: load_encoder(spec, {}), path), (lambda spec: release.pack(spec, tmp_path / "packed", {}), run),
+        (lambda spec: predict(np.zeros((3, 8, 8, 3), np.uint8), weights=spec), run),
+    ):  # fmt: skip
+        with pytest.raises(WeightsError, match="model.scheme: .*add --trust their_module:scheme") as error:
+            reader(spec)
+        assert "\n" not in str(error.value)
+    assert load_estimator(path, trusted=["their_module:scheme"]).model.scheme == "their_module:scheme"
 
 
 @pytest.mark.parametrize(

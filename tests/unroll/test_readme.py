@@ -12,6 +12,7 @@ import numpy as np
 from training_fakes import write_stacks
 
 from dff_jax import cli
+from dff_jax.config import own_code
 from dff_jax.estimators.weights import load_weights
 from dff_jax.network.focus_volume import Scores
 
@@ -73,8 +74,11 @@ def test_the_variant_outside_the_package_is_trained_and_evaluated_by_its_dotted_
         momentum = [x for path, x in jax.tree_util.tree_leaves_with_path(weights.variables) if "momentum" in str(path)]
         assert len(momentum) == 1 and momentum[0].shape == (3,)
         assert jnp.abs(momentum[0] + 2).max() > 1e-4  # it was trained
-        status = cli.main(["evaluate", "runs/momentum", "--source", "data/val", "--iterations", "5", "--output", "out"])
-        assert status == 0
+        evaluate = ["evaluate", "runs/momentum", "--source", "data/val", "--iterations", "5", "--output", "out"]
+        monkeypatch.setattr(own_code, "_trusted", set())  # as in another process
+        assert cli.main(evaluate) == 2
+        assert f"--trust {scheme}" in capsys.readouterr().err and f"--trust {scheme}" in PAGE
+        assert cli.main([*evaluate, "--trust", scheme]) == 0
         rows = json.loads(pathlib.Path("out/metrics.json").read_text())["rows"]
         assert "D(5)" in rows and np.isfinite(rows["final"]["MAE"])
     finally:
