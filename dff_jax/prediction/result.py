@@ -33,3 +33,6 @@ class Result(NamedTuple):
     tiling: TilingReport
     aligned: Aligned | None = None  # with `align`: the frames used, their motions, where all of them see
     stages: Mapping[str, np.ndarray] = {}  # [H,W] in q: Dbar, D(0)..D(K), refined; none of large images
+    unseen: np.ndarray | None = None  # [H,W] bool, where no frame has a pixel; None: nowhere
+    deep: bool = False  # whether the frames have 16 bits
+    profile: bytes = b""  # ICC profile of the frames

@@ -17,16 +17,12 @@ from dff_jax import focus_axis
 from dff_jax.data.files.depth_maps import DEPTH_SUFFIXES, read_truth
 from dff_jax.data.files.focus_settings import focus_settings, labelled_settings
 from dff_jax.data.files.frame_store import Allocate, release_pages
-from dff_jax.data.files.images import IMAGE_SUFFIXES, downscale, read_image
+from dff_jax.data.files.images import IMAGE_SUFFIXES, OTHER_SUFFIXES, downscale, read_image
 from dff_jax.data.files.reading import other_size, reading
 from dff_jax.errors import InputError
 from dff_jax.types import FocalStack
 
 TRUTH_STEMS = ("disp", "depth")  # of a file that `depth_maps` reads, best first
-# Photographs that are not read. A note names them, unless there is a frame of the same name: cameras write both.
-OTHER_SUFFIXES = frozenset(
-    ".heic .heif .avif .webp .gif .jp2 .jxl .dng .cr2 .cr3 .nef .arw .raf .orf .rw2 .pef .srw .x3f".split()
-)
 MIN_SIDE = 16
 
 Source = str | Path | Sequence[str | Path]

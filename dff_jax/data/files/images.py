@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, TiffImagePlugin
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     import tifffile
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp")
+# Photographs that are not read. A note names them, unless there is a frame of the same name: cameras write both.
+OTHER_SUFFIXES = frozenset(
+    ".heic .heif .avif .webp .gif .jp2 .jxl .dng .cr2 .cr3 .nef .arw .raf .orf .rw2 .pef .srw .x3f".split()
+)
 _MAX_SAMPLES = 2**29  # of an image that is not decoded by Pillow, so that a few copies fit into 2 GiB
 _BAND = 256  # rows
 _FORMATS, _TIFF = ("JPEG", "PNG", "BMP"), TiffImagePlugin.TiffImageFile.format or "TIFF"
@@ -30,6 +34,57 @@ _ORIENTATION = 0x0112  # the EXIF and TIFF tag
 
 # tifffile reports damage both by raising and by logging; the exception is enough.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
+
+
+class Picture(NamedTuple):
+    """One photograph as it is shown."""
+
+    pixels: np.ndarray  # [H,W,3] uint8 or uint16, upright
+    opaque: np.ndarray | None = None  # [H,W] bool, False where alpha is 0; None: the file has no such pixel
+    orientation: int = 1  # EXIF orientation, 1 to 8, that was applied
+    profile: bytes = b""  # ICC profile as in the file; b"" where there is none
+
+
+class Header(NamedTuple):
+    """What a file says of its photograph before any pixel."""
+
+    size: tuple[int, int]  # H, W, upright
+    orientation: int = 1  # EXIF, 1 to 8
+    captured: str = ""  # EXIF time such as "2024:05:01 12:00:00.25"; "" where there is none
+    subject_distance: float | None = None  # metres, from EXIF
+    pages: int = 1  # of full size
+
+
+class Pages(NamedTuple):
+    """A TIFF of several pages as a stack."""
+
+    count: int  # pages of full size
+    step: float | None = None  # from page to page, in `unit`
+    unit: str | None = None  # "micron" or "mm"; None: not known
+    positions: tuple[float, ...] | None = None  # [count] in `unit`, where the file has one for each page
+
+
+def read_picture(
+    path: str | Path, *, page: int = 0, orientation: int | None = None, max_size: int | None = None
+) -> Picture:
+    """A photograph, upright; see `read_image`.
+
+    Args:
+      page: which of the full-size pages of a TIFF.
+      orientation: EXIF orientation to apply instead of the file's own.
+      max_size: longest side in pixels that the photograph is scaled down to.
+    """
+    return Picture(downscale(read_image(path), max_size))
+
+
+def read_header(path: str | Path) -> Header:
+    """What the header of a photograph says. Raises InputError as `image_size` does."""
+    return Header(image_size(path))
+
+
+def read_pages(path: str | Path) -> Pages:
+    """How many pictures a file holds, and the z step between them. Raises InputError as `image_size` does."""
+    return Pages(read_header(path).pages)
 
 
 def read_image(path: str | Path) -> np.ndarray:
