@@ -266,6 +266,16 @@ def pack(weights: Positional[str], *, output: str, score: UseAppendAction[tuple[
 
 
 def _show_prediction(summary: dict[str, Any], given: dict[str, Any]) -> None:
+    if "stacks" in summary:
+        from dff_jax.runtime.markdown import table
+
+        rows = [
+            [name, len(one["frames"]), " x ".join(map(str, one["size"][::-1])), one["unit"], len(one["notes"])]
+            for name, one in summary["stacks"].items()
+        ]
+        print("\n".join(table(rows, ["stack", "frames", "size", "unit", "notes"])))
+        print(f"{len(rows)} stacks, each with its notes in its summary.json; look at {given['output']}/*/overview.png")
+        return
     for note in summary["notes"]:
         print(f"note: {note}")
     height, width = summary["size"]

@@ -23,8 +23,22 @@ def test_q_and_back(unit):
     np.testing.assert_allclose(fa.from_q(fa.to_q(jnp.asarray(values), unit), unit), values, rtol=1e-6)
 
 
-def test_infinity_in_metres_stays_finite():
-    assert np.isfinite(fa.from_q(np.array([0.0, -1.0]), "metre")).all()
+def test_infinity_is_a_focus_setting_and_never_enters_a_mean():
+    assert fa.to_q(np.array([np.inf, 2.0]), "metre").tolist() == [0.0, 0.5]
+    assert fa.sort_order([2.0, np.inf, 7e6], "metre").tolist() == [1, 2, 0]
+    assert np.isinf(fa.from_q(np.array([0.0, -1.0, 1e-9]), "metre")).all()
+    focus = jnp.array([[0.0, 0.1, 2.0]])
+    q = fa.short_of_infinity(jnp.array([[[0.0, -3.0, 1.0]]]), focus, "metre")
+    np.testing.assert_allclose(q, [[[0.025, 0.025, 1.0]]])
+    np.testing.assert_array_equal(fa.short_of_infinity(q - 5, focus, "diopter"), q - 5)
+
+
+def test_positions_are_linear_and_have_a_direction():
+    assert fa.sort_order([-1.0, 0.0, 2.0], "mm").tolist() == [0, 1, 2]
+    assert fa.sort_order([-1.0, 0.0, 2.0], "-mm").tolist() == [2, 1, 0]
+    np.testing.assert_array_equal(fa.from_q(fa.to_q(np.array([-1.0, 2.0]), "-micron"), "-micron"), [-1.0, 2.0])
+    assert fa.larger_is_nearer("mm") is True and fa.larger_is_nearer("-mm") is False
+    assert fa.sort_order([1e9 + 0.25, 1e9], "micron").tolist() == [1, 0]  # float32 could not tell them apart
 
 
 @pytest.mark.parametrize("batched", [False, True])
@@ -46,7 +60,7 @@ def test_unit_coordinate_is_zero_to_one_and_inverts(batched):
         ([1.0, 2.0, 1.0], "disparity", "b.png|c.png|a.png"),
         ([1.0, np.nan], "disparity", "b.png.*not a finite"),
         ([1.0, -2.0], "metre", "b.png.*not positive"),
-        ([1.0, 2.0], "inch", "unit.*disparity, diopter, metre, index"),
+        ([1.0, 2.0], "inch", "unit.*disparity, diopter, metre, index, mm, micron"),
     ],
 )
 def test_bad_axes_are_named(focus, unit, match):

@@ -163,6 +163,8 @@ def to_batch(stacks: list[FocalStack]) -> Batch:
         for k, place in enumerate(order):
             frames[i, k] = floats[place]
         focus[i] = to_q(stack.focus[order], stack.unit)
+        if (np.diff(focus[i]) <= 0).any():
+            raise InputError(f"{stack.name}: its focus settings differ too little for their size; take an offset off")
         if stack.depth is not None:
             mask[i] = np.isfinite(stack.depth) if stack.mask is None else stack.mask
             depth[i] = np.where(mask[i], to_q(np.where(mask[i], stack.depth, 1.0), stack.unit), 0.0)

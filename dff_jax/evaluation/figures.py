@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 ROLES = ("first", "best", "median", "worst")
 FILES = ("mae.png", "confidence.png", *(f"{role}.png" for role in ROLES))
-UNITS = {"disparity": "px", "diopter": "dpt", "metre": "m", "index": "frames"}
 """How a chart abbreviates a unit."""
 _MOST = 6  # panels in a row of a sheet
 
@@ -82,7 +81,8 @@ def sheet(
     maps = {name: np.asarray(depth[0]) for name, depth in row_maps(prediction, baselines).items()}
     stages = _stages(maps)
     in_unit = np.where(mask, focus_axis.from_q(np.where(mask, truth, 1.0), unit), np.nan)
-    errors = {name: np.abs(focus_axis.from_q(maps[name], unit) - in_unit) for name in stages}
+    seen = {name: focus_axis.short_of_infinity(maps[name][None], batch.focus, unit)[0] for name in stages}
+    errors = {name: np.abs(np.asarray(focus_axis.from_q(q, unit)) - in_unit) for name, q in seen.items()}
     captions = {name: f"{name}  MAE {mae.get(name, math.nan):.3g}" for name in maps}
     disagreement = np.sqrt(np.maximum(prediction.disagreement[0], 0))
     depth = panels.depth_bar(*panels.robust_range(truth, mask=mask, percentiles=(0.5, 99.5)), unit)._replace(label="")
@@ -90,7 +90,7 @@ def sheet(
     images = [
         Panel(panels.to_uint8(np.asarray(batch.frames[0, batch.frames.shape[1] // 2])), "middle frame"),
         Panel(panels.to_uint8(np.asarray(prediction.all_in_focus[0])), "all in focus (estimated)"),
-        *_line({f"ground truth [{UNITS[unit]}]": np.where(mask, truth, np.nan)}, depth),
+        *_line({f"ground truth [{focus_axis.symbol(unit)}]": np.where(mask, truth, np.nan)}, depth),
         *_line({"confidence": np.asarray(prediction.confidence[0])}, panels.plain_bar(0.0, 1.0, "", cmap="viridis")),
     ]
     if disagreement.any():  # a single candidate agrees with itself
@@ -98,7 +98,7 @@ def sheet(
     lines = [
         images,
         _line({captions[name]: maps[name] for name in stages}, depth),
-        _line({f"error of {name} [{UNITS[unit]}]": values for name, values in errors.items()}, error),
+        _line({f"error of {name} [{focus_axis.symbol(unit)}]": values for name, values in errors.items()}, error),
     ]
     candidates = {captions[name]: maps[name] for name in maps if name.startswith("candidate")}
     if len(candidates) > 1 and prediction.history is not None:
@@ -147,7 +147,7 @@ def error_chart(evaluation: Evaluation) -> Figure:
         axes.bar_label(bars, [f"{v:.3g}" for v in values], fontsize=7, padding=1)
     labels = [name.replace(" = ", "\n= ") for name in names.values()]
     axes.set_xticks(range(len(names)), labels, rotation=35 if len(names) > 1 else 0, fontsize=9)
-    axes.set_ylabel(f"MAE [{UNITS[evaluation.unit]}]")
+    axes.set_ylabel(f"MAE [{focus_axis.symbol(evaluation.unit)}]")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8, ncols=2, loc="lower right", bbox_to_anchor=(1, 1.02))
     axes.set_title(f"Mean over {len(evaluation.stacks)} stacks", fontsize=10, loc="left", pad=12)

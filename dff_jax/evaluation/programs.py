@@ -45,7 +45,7 @@ def measure(
     focus, depth, mask = batch.focus, batch.depth, batch.mask
     low, high = focus[:, 0, None, None], focus[:, -1, None, None]
     in_range = (depth >= low) & (depth <= high)
-    rows = jnp.stack(list(row_maps(prediction, baselines).values()))
+    rows = jnp.stack([focus_axis.short_of_infinity(q, focus, unit) for q in row_maps(prediction, baselines).values()])
     truth, maps, ends = (jnp.asarray(focus_axis.from_q(x, unit)) for x in (depth, rows, focus[:, jnp.array([0, -1])]))
     ends = jnp.sort(ends, axis=1)
 
@@ -57,7 +57,8 @@ def measure(
     if prediction.history is None:
         return sums, None, confident
     h = prediction.history
-    stages = focus_axis.from_q(jnp.concatenate([h.iterates, h.refined], axis=1), unit)
+    stages = focus_axis.short_of_infinity(jnp.concatenate([h.iterates, h.refined], axis=1), focus, unit)
+    stages = focus_axis.from_q(stages, unit)
     changes = jax.vmap(metrics.mean_over, (1, None))(jnp.abs(stages[:, 1:] - stages[:, :-1]), mask)
     return sums, changes, confident
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -77,11 +78,11 @@ def shown_stack(
     height, width = confidence.shape
     step = max(1, -(-max(height, width) // most))
     small = (slice(step // 2, None, step), slice(step // 2, None, step))
-    depths = [np.asarray(stage.depth, np.float32)[small] for stage in stages]
+    depths = [np.asarray(stage.depth)[small] for stage in stages]
     seen = np.concatenate([depth.ravel() for depth in depths])
     known = None
     if truth is not None:
-        known = np.asarray(truth if mask is None else np.where(mask, truth, np.nan), np.float32)[small]
+        known = np.asarray(truth if mask is None else np.where(mask, truth, np.nan))[small]
         seen = np.concatenate([seen, known.ravel()])
     seen = seen[np.isfinite(seen)]  # a failed prediction may have no such value
     low, high = (float(seen.min()), float(seen.max())) if seen.size else (0.0, 1.0)
@@ -89,6 +90,7 @@ def shown_stack(
     best = known if known is not None and np.isfinite(known).any() else depths[-1]
     colour_low, colour_high = panels.robust_range(best)
     ends = focus_axis.from_q(np.array([colour_low, colour_high]), unit)
+    spans = (abs(ends[1] - ends[0]), np.min(ends)) if unit == "metre" else (abs(ends[1] - ends[0]),)
     at_once = 1 if height * width > TOGETHER_UP_TO else min(4, os.cpu_count() or 1)  # each holds an image
     with ThreadPoolExecutor(at_once) as threads:  # encoders release Python's lock
         shown_frames = list(threads.map(lambda frame: _jpeg(_scaled(frame, step)), frames))
@@ -100,9 +102,10 @@ def shown_stack(
         "size": [height, width],
         "low": colour_low,
         "high": colour_high,
-        "error": float(min(np.ptp(ends), np.min(ends) if unit == "metre" else np.inf)) / 10,
+        "digits": 4 + round(math.log10(max(1.0, max(abs(low), abs(high)) / (high - low)))),
+        "error": float(min([x for x in spans if np.isfinite(x)], default=1.0)) / 10,
         "frames": [
-            {"name": one, "focus": float(at), "image": image}
+            {"name": one, "focus": float(at) if np.isfinite(at) else "∞", "image": image}
             for one, at, image in zip(frame_names, focus, shown_frames, strict=True)
         ],
         "stages": [
@@ -123,6 +126,9 @@ def page(title: str, about: str, unit: str, stacks: Sequence[Shown], tables: Seq
         "title": title,
         "about": about,
         "unit": unit,
+        "sign": -1 if unit[0] == "-" else 1,
+        "symbol": "" if unit == "index" else f" {focus_axis.symbol(unit)}",
+        "digits": max([4, *(stack.content["digits"] for stack in stacks)]),
         "colours": {name: _base64(panels.colour_table(cmap).tobytes()) for name, cmap in colours.items()},
         "stacks": [stack.content for stack in stacks],
         "tables": [

@@ -32,6 +32,10 @@ _UNIT_LABELS = {
     "diopter": "diopters, 1/m (larger = nearer)",
     "metre": "metres (red = near)",
     "index": "frame index (near end not known)",
+    "mm": "mm (larger = nearer)",
+    "micron": "µm (larger = nearer)",
+    "-mm": "mm (smaller = nearer)",
+    "-micron": "µm (smaller = nearer)",
 }
 
 
@@ -97,7 +101,8 @@ def robust_range(
     values = np.asarray(values)
     keep = np.isfinite(values) if mask is None else np.isfinite(values) & mask
     low, high = np.percentile(values[keep], percentiles).tolist() if keep.any() else (0.0, 1.0)
-    margin = 1e-6 * max(abs(low), abs(high), 1e-6)
+    rounding = 8 * np.finfo(values.dtype if values.dtype.kind == "f" else np.float32).eps
+    margin = rounding * max(abs(low), abs(high), 1e-6)
     return (low, high) if high - low > margin else (low - 0.5, low + 0.5)
 
 
@@ -137,11 +142,15 @@ def depth_bar(low: float, high: float, unit: str, *, cmap: str = COLOUR_MAP) -> 
     """
     from matplotlib.ticker import MaxNLocator
 
+    if unit[0] == "-":
+        bar = plain_bar(-high, -low, _UNIT_LABELS[focus_axis.check_unit(unit)], cmap=cmap)
+        return bar._replace(low=low, high=high, ticks=tuple((-at, text) for at, text in bar.ticks))
     if unit != "metre":
         return plain_bar(low, high, _UNIT_LABELS[focus_axis.check_unit(unit)], cmap=cmap, whole=unit == "index")
-    metres = {f"{1.0 / q:.2g}" for q in MaxNLocator(6).tick_values(low, high) if q > 1e-4 * high}
+    infinity = max(1e-4 * high, 1 / focus_axis.FARTHEST)
+    metres = {f"{1.0 / q:.2g}" for q in MaxNLocator(6).tick_values(low, high) if q > infinity}
     ticks = sorted((1.0 / float(text), f"{float(text):g}") for text in metres)
-    ticks = [(low, "∞")] * (low < 1e-4 * high) + [tick for tick in ticks if low <= tick[0] <= high]
+    ticks = [(low, "∞")] * (low < infinity) + [tick for tick in ticks if low <= tick[0] <= high]
     return Bar(low, high, _UNIT_LABELS[unit], tuple(ticks), cmap)
 
 
@@ -151,7 +160,8 @@ def plain_bar(low: float, high: float, label: str, *, cmap: str = COLOUR_MAP, wh
 
     ticks = [float(v) for v in MaxNLocator(6, integer=whole).tick_values(low, high) if low <= v <= high]
     ticks = [0.0 if abs(v) < 1e-9 * (high - low) else v for v in ticks]
-    return Bar(low, high, label, tuple((v, f"{v:.6g}") for v in ticks), cmap)
+    digits = 6 + round(math.log10(max(1.0, max(abs(low), abs(high)) / (high - low))))
+    return Bar(low, high, label, tuple((v, f"{v:.{digits}g}") for v in ticks), cmap)
 
 
 def beside_bar(image: np.ndarray, bar: Bar) -> np.ndarray:

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from dff_jax import focus_axis
+
 MOST = 1_000_000
 """Largest number of points; of a larger image every second, third, ... row and column is taken."""
 FIELD_OF_VIEW = 50.0  # degrees across the width, where depth is metric; unknown, so a usual one is assumed
@@ -18,8 +20,9 @@ _VERTEX = np.dtype([("xyz", "<f4", 3), ("rgb", "u1", 3), ("confidence", "<f4")])
 def write_points(path: Path, q: np.ndarray, rgb: np.ndarray, confidence: np.ndarray, unit: str) -> dict[str, Any]:
     """Writes points with x to the right, y up and z towards the viewer; returns their number and scale in words.
 
-    Metres and diopters become metres in front of a pinhole camera in the origin; pixels at infinity are left out. Other
-    units have no scale: they become a relief, one unit wide.
+    Metres and diopters become metres in front of a pinhole camera in the origin; pixels at infinity are left out. Of
+    positions of a stage or rail the depth is a length, and the width is assumed. Other units have no scale: they become
+    a relief, one unit wide.
 
     Args:
       q: [H,W] depth in the working coordinate of `unit`.
@@ -40,8 +43,11 @@ def write_points(path: Path, q: np.ndarray, rgb: np.ndarray, confidence: np.ndar
     else:
         keep = np.isfinite(q)
         low, high = np.percentile(q, (1, 99))
-        xyz = np.stack([x, y, RELIEF * ((q - low) / max(high - low, 1e-12)).clip(-0.2, 1.2)], -1)
-        says = "relief: the image is one unit wide, its depth is not to scale"
+        size, says = 1.0, "relief: the image is one unit wide, its depth is not to scale"
+        if focus_axis.base(unit) in focus_axis.POSITIONS:
+            size = max(high - low, 1e-12) / RELIEF
+            says = f"{focus_axis.base(unit)}: the depth is to scale, the width of {size:.4g} is assumed"
+        xyz = size * np.stack([x, y, RELIEF * ((q - low) / max(high - low, 1e-12)).clip(-0.2, 1.2)], -1)
     points = np.empty(int(keep.sum()), _VERTEX)
     points["xyz"], points["rgb"], points["confidence"] = xyz[keep], rgb[keep], confidence[keep]
     names = [f"property float {name}" for name in "xyz"] + [f"property uchar {c}" for c in ("red", "green", "blue")]

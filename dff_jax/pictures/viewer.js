@@ -61,9 +61,8 @@ const show = (canvas, image) => {
 };
 
 // Depth maps are in q, in which blur is linear; people read the unit of the stack.
-const inUnit = (q) => report.unit !== "metre" ? q : Number.isNaN(q) ? NaN : q > 1e-9 ? 1 / q : Infinity;
-const number = (x) => x === null || Number.isNaN(x) ? "-" : !Number.isFinite(x) ? "∞" : String(Number(x.toPrecision(4)));
-const suffix = { metre: " m", diopter: " dpt", disparity: " px", index: "" }[report.unit];
+const inUnit = (q) => report.unit !== "metre" ? report.sign * q : Number.isNaN(q) ? NaN : q > 1e-4 ? 1 / q : Infinity;
+const number = (x) => x === null || Number.isNaN(x) ? "-" : !Number.isFinite(x) ? "∞" : String(Number(x.toPrecision(report.digits)));
 
 function panels(stack) {
   const given = [["frames", ""], ["depth", ""]];
@@ -105,7 +104,7 @@ function draw() {
   const { depth: colours, error: hot, confidence: cool } = report.colours;
   const frame = stack.frames[state.frame], stage = stages[state.stage];
   show($("canvas-frames"), frames[state.frame]);
-  $("caption-frames").firstChild.textContent = `${frame.name}, focus ${number(frame.focus)}${suffix}`;
+  $("caption-frames").firstChild.textContent = `${frame.name}, focus ${number(frame.focus)}${report.symbol}`;
   paint($("canvas-depth"), stage, stack.low, stack.high, colours);
   caption("depth", `depth: ${stack.stages[state.stage].name}`, inUnit(stack.low), inUnit(stack.high), colours);
   if (truth) {
@@ -120,7 +119,7 @@ function draw() {
   show($("canvas-sharp"), sharp);
   $("frame-says").textContent = `${state.frame + 1} of ${frames.length}: ${frame.name}`;
   const mae = stack.stages[state.stage].mae;
-  const says = stack.stages[state.stage].name + (mae == null ? "" : `, MAE ${number(mae)}${suffix}`);
+  const says = stack.stages[state.stage].name + (mae == null ? "" : `, MAE ${number(mae)}${report.symbol}`);
   $("stage-says").textContent = says;
   read();
 }
@@ -135,8 +134,8 @@ function read() {
   };
   const [height, width] = stack.size;
   const parts = [`x ${Math.floor(state.at[0] * width)}, y ${Math.floor(state.at[1] * height)}`];
-  parts.push(`depth ${number(inUnit(at(stage)))}${suffix}`);
-  if (truth) parts.push(`truth ${number(inUnit(at(truth)))}${suffix}`, `error ${number(at(state.error))}${suffix}`);
+  parts.push(`depth ${number(inUnit(at(stage)))}${report.symbol}`);
+  if (truth) parts.push(`truth ${number(inUnit(at(truth)))}${report.symbol}`, `error ${number(at(state.error))}${report.symbol}`);
   parts.push(`confidence ${at(confidence).toFixed(2)}`);
   $("readout").textContent = parts.join("   ");
 }

@@ -59,16 +59,19 @@ def write_maps(
         (folder / "report.html").write_text(_page(frames, names, result, sharp, q, title), encoding="utf-8")
         cloud = encoded.result()
     return {
-        "depth": {
-            "min": float(result.depth.min()),
-            "max": float(result.depth.max()),
-            "median": float(np.median(result.depth)),
-            "unit": result.unit,
-        },
+        "depth": _range(result),
         "depth_png": scale,
         "points": cloud,
-        "disagreement_unit": f"{'diopter' if result.unit == 'metre' else result.unit}^2",
+        "disagreement_unit": f"{'diopter' if result.unit == 'metre' else focus_axis.base(result.unit)}^2",
     }
+
+
+def _range(result: Result) -> dict[str, Any]:
+    """Of what is not at infinity, and the share that is."""
+    here = result.depth[np.isfinite(result.depth)]
+    found = {"min": here.min(), "max": here.max(), "median": np.median(here)} if here.size else {}
+    far = {"at_infinity": 1 - here.size / result.depth.size} if here.size < result.depth.size else {}
+    return {name: float(x) for name, x in (found | far).items()} | {"unit": focus_axis.base(result.unit)}
 
 
 def write_alignment(folder: Path, before: np.ndarray, names: Sequence[str], aligned: Aligned) -> None:
@@ -99,6 +102,7 @@ def sixteen_bit(q: np.ndarray, unit: str) -> tuple[np.ndarray, dict[str, Any]]:
     for rows in panels.bands(q):
         coded[rows] = np.rint((q[rows].astype(np.float64) - low) / scale)
     rule = "metres = 1 / (offset + scale * value)" if unit == "metre" else "depth = offset + scale * value"
+    rule = rule.replace("offset + scale * value", "-(offset + scale * value)") if unit[0] == "-" else rule
     return coded, {"offset": low, "scale": scale, "rule": rule}
 
 
@@ -110,12 +114,12 @@ def _overview(
     count = len(frames)
     shown = sorted({round(i) for i in np.linspace(0, count - 1, min(count, MAX_FRAMES_SHOWN))})
     title = f"{title}: {count} frames" + (f", {len(shown)} shown" if count > len(shown) else "")
-    suffix = {"metre": " m", "diopter": " dpt", "disparity": " px", "index": ""}[result.unit]
+    suffix = "" if result.unit == "index" else f" {focus_axis.symbol(result.unit)}"
     ends = {} if result.unit == "index" else {0: ", farthest", count - 1: ", nearest"}
     top = []
     for i in shown:
         focus = float(result.focus[i])
-        number = f"{focus:.0f}" if abs(focus) >= 1e4 else f"{focus:.4g}"
+        number = f"{focus:.10g}" if 1e4 <= abs(focus) < np.inf else f"{focus:.4g}"
         top.append(Panel(panels.to_uint8(frames[i]), f"{names[i]}\nfocus {number}{suffix}{ends.get(i, '')}"))
     certain = panels.colorize(result.confidence, 0.0, 1.0, cmap="viridis")
     certainty = panels.plain_bar(0.0, 1.0, "0 = guess, 1 = sure", cmap="viridis")

@@ -19,8 +19,10 @@ import numpy as np
 from dff_jax import config, estimators, focus_axis
 from dff_jax.data.files.align import align_stack, remarks, report
 from dff_jax.data.files.arrays import stack_from_arrays
-from dff_jax.data.files.folder import Source, read_stack
+from dff_jax.data.files.folder import Source, stacks_in
 from dff_jax.data.files.frame_store import Allocate, allocator, on_disk
+from dff_jax.data.files.reading import collecting
+from dff_jax.data.files.stack import read_stack
 from dff_jax.errors import InputError
 from dff_jax.estimators.weights import PRETRAINED, LoadedEstimator, identity, load_named
 from dff_jax.focus_axis import Unit
@@ -99,11 +101,13 @@ def predict_to_folder(
     by one. A large stack is kept in a file without a name on the disk of `output`.
 
     Args:
-      source: a folder of frames, a quoted glob, or the frames themselves.
+      source: a folder of frames, a quoted glob, the frames themselves, a TIFF file whose pages are the frames, or a
+        folder of such folders, each of which gets a folder of its own in the output.
       output: folder for the maps.
-      focus: focus settings, one a frame, in natural order of the file names.
+      focus: focus settings, one a frame, in natural order of the file names, or in the order in which files are listed.
       unit: unit of the focus settings; default: from where they are read.
-      reverse: counts the frame index from the other end, for a first file that is the nearest.
+      reverse: the other end is the near one: the index is counted from the last file; of positions in mm or micron the
+        smaller is the nearer.
       method: a method without weights.
       weights: a .safetensors file or a run folder; default: the network that comes with the package.
       iterations: iterations K of the unroll; default: as trained.
@@ -116,12 +120,18 @@ def predict_to_folder(
       progress: shows progress on stderr.
 
     Returns:
-      The summary, as in summary.json.
+      The summary, as in summary.json; of a folder of stacks {"stacks": {name: summary}}.
 
     Raises:
       InputError: bad photographs, focus settings, weights or output folder. They are found before anything is written;
         a disk that becomes full later leaves nothing behind either.
     """
+    if stacks := stacks_in(source, output):
+        given: dict[str, Any] = dict(
+            focus=focus, unit=unit, reverse=reverse, method=method, weights=weights, iterations=iterations,
+            max_size=max_size, tile=tile, overlap=overlap, memory=memory, devices=devices, align=align,
+        )  # fmt: skip
+        return _each(Path(str(source)), stacks, Path(output), progress, given)
     start = time.perf_counter()
     options = TilingOptions(tile, overlap, memory, devices, progress)
     files = FILES if align is None else (*FILES, ALIGNMENT)
@@ -132,17 +142,20 @@ def predict_to_folder(
     if Path(output).resolve() in {file.resolve().parent for file in read.files}:
         raise InputError(f"{output}: is the folder of the frames; write the maps to another one")
     pixels = int(np.prod(stack.frames.shape[1:3]))
-    check_output(output, files, needed=50 * pixels + 2**18 * (len(read.files) + 8))
-    names = [file.name for file in read.files]
+    check_output(output, files, needed=50 * pixels + 2**18 * (len(read.names) + 8))
+    names = list(read.names)
     loading = threading.Thread(target=panels.load, daemon=True)  # an interrupted program does not wait for it
     loading.start()
     result = _predict(stack, chosen, iterations, options, notes + read.notes, align, names, allocate)
+    if read.everywhere is not None:
+        result.confidence[~read.everywhere] = 0
+    result = result._replace(profile=read.profile, deep=stack.frames.dtype == np.uint16, unseen=read.nowhere)
     loading.join()  # two threads that import one module at once would see half of it
     summary = {
         "source": str(source) if isinstance(source, str | Path) else [str(item) for item in source],
         "frames": names,
-        "focus": result.focus.tolist(),
-        "unit": result.unit,
+        "focus": [float(value) if np.isfinite(value) else "infinity" for value in result.focus],
+        "unit": focus_axis.base(result.unit),
         "near": {True: "larger", False: "smaller", None: "unknown"}[focus_axis.larger_is_nearer(result.unit)],
         "method": chosen.model.method,
         "weights": chosen.label or None,
@@ -169,6 +182,23 @@ def predict_to_folder(
         text = json.dumps(summary, indent=2, allow_nan=False, ensure_ascii=False)
         (staging / "summary.json").write_text(text + "\n", encoding="utf-8")
     return summary
+
+
+def _each(source: Path, stacks: Sequence[Path], output: Path, progress: bool, given: dict[str, Any]) -> dict[str, Any]:
+    """Depth of every stack below a folder, each written to the folder of its name below `output`.
+
+    Raises:
+      InputError: stacks that cannot be used; the others are done before.
+    """
+    done, problems = {}, []
+    for stack in track(stacks, "stacks", len(stacks), shown=progress):
+        name = stack.relative_to(source).as_posix()
+        with collecting(problems):
+            done[name] = predict_to_folder(stack, output / name, progress=False, **given)
+    if problems:
+        written = f"; {len(done)} others are written to {output}" if done else ""
+        raise InputError(f"{len(problems)} of {len(stacks)} stacks cannot be used: {'; '.join(problems)}{written}")
+    return {"stacks": done}
 
 
 @functools.lru_cache(maxsize=8)
@@ -253,7 +283,7 @@ def _predict(
     np.clip(maps.confidence, 0, 1, out=maps.confidence)
     np.maximum(maps.disagreement, 0, out=maps.disagreement)
     np.clip(maps.all_in_focus, 0, 1, out=maps.all_in_focus)
-    depth = np.asarray(focus_axis.from_q(maps.depth, stack.unit), np.float32)
+    depth = np.asarray(focus_axis.from_q(maps.depth, stack.unit))
     return Result(
         depth, maps.confidence, maps.disagreement, maps.all_in_focus, stack.focus, stack.unit, order, notes, tiling,
         aligned, maps.stages(),

@@ -36,7 +36,7 @@ _programs: dict[Any, Compiled] = {}
 
 
 class Maps(NamedTuple):
-    """The answer for a stack, on the host; NumPy float32."""
+    """The answer for a stack, on the host; float32, but depths float64 where `focus_axis.origin` took one off."""
 
     depth: np.ndarray  # [H,W] in q
     confidence: np.ndarray  # [H,W]
@@ -107,7 +107,9 @@ def estimate(
       InputError: even the smallest tile needs more memory.
     """
     devices = options.devices
-    q = np.asarray(focus_axis.to_q(stack.focus, stack.unit), np.float32)[None]
+    settings = focus_axis.to_q(stack.focus, stack.unit)
+    origin = focus_axis.origin(settings)
+    q = np.asarray(settings - origin, np.float32)[None]
     height, width = stack.frames.shape[1:3]
     variables = jax.device_put(variables, _everywhere(devices))
     method = (estimator, identity, iterations, stages)
@@ -140,6 +142,9 @@ def estimate(
             weight = part.weight.reshape(part.shape + (1,) * (values.ndim - 2))
             sums[part.rows, part.columns] += weight * values
     assert total is not None  # there is at least one tile
+    if origin:
+        moved = (total.depth, total.expected, total.iterates, total.refined)
+        total = Maps(*(x + origin if any(x is y for y in moved) else x for x in total))
     return total, TilingReport(tiles[0].shape, len(tiles), memory, devices)
 
 

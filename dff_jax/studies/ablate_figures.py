@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from dff_jax import focus_axis
 from dff_jax.evaluation import figures
 from dff_jax.evaluation.rows import Evaluation
 from dff_jax.pictures import panels
@@ -139,7 +140,7 @@ def convergence(courses: dict[str, dict[str, Any]], unit: str, title: str, train
     figure.set_layout_engine("constrained")
     figure.suptitle(panels.literal(title), fontsize=11)
     quantities = (  # key, label, first k, smallest value of a logarithmic axis: below is rounding
-        ("MAE", f"MAE of D(k) [{figures.UNITS[unit]}]", 0, None),
+        ("MAE", f"MAE of D(k) [{focus_axis.symbol(unit)}]", 0, None),
         ("data_energy", "data term above its minimum at D(0)\n½ S (D(k) - D(0))², mean per pixel", 0, 1e-12),
         ("residual", "root mean square of D(k) - D(k-1)\nshare of the focus range", 1, 1e-7),
         ("eta_S", "mean of η S", 1, None),

@@ -9,8 +9,10 @@ import pytest
 from PIL import Image
 
 from dff_jax.data.files.focus_settings import focus_settings
-from dff_jax.data.files.folder import list_stacks, natural_key, read_labelled_stack, read_stack
+from dff_jax.data.files.folder import list_stacks, read_labelled_stack
 from dff_jax.data.files.frame_store import allocator, on_disk, release_pages
+from dff_jax.data.files.series import natural_key
+from dff_jax.data.files.stack import read_stack
 from dff_jax.errors import InputError
 from dff_jax.runtime import files as output
 
@@ -42,12 +44,12 @@ def test_counters_give_only_the_order(tmp_path):
     (tmp_path / "focal_length.txt").write_text("0.2")
     stack, read = read_stack(tmp_path)
     assert stack.unit == "index" and stack.focus.tolist() == [0, 1, 2]
-    assert [f.name for f in read.files] == ["frame1.jpeg", "frame2.jpg", "frame10.JPG"]
+    assert list(read.names) == ["frame1.jpeg", "frame2.jpg", "frame10.JPG"]
     assert levels(stack) == [10, 40, 90]
     assert "frame index" in read.notes[0]
     backward, read = read_stack(tmp_path, reverse=True)
     assert levels(backward) == [90, 40, 10] and backward.focus.tolist() == [0, 1, 2]
-    assert read.files[0].name == "frame10.JPG"
+    assert read.names[0] == "frame10.JPG"
     globbed, _ = read_stack(str(tmp_path / "frame*.jp*g"))
     assert levels(globbed) == [10, 40]
 
@@ -134,7 +136,7 @@ def test_bad_folders(tmp_path):
         ("link", "leads nowhere"),
         ("gone", "no such folder"),
         ("*.tif", "no images"),
-        ("one/1.png", "not one file"),
+        ("one/1.png", "one image; a focal stack is"),
     ):
         with pytest.raises(InputError, match=message):
             read_stack(str(tmp_path / name))
@@ -157,8 +159,8 @@ def test_mixed_depths_and_max_size(tmp_path):
 def test_natural_order_and_settings_of_a_list(tmp_path):
     names = ["b2", "a10", "a9", "a09b", "a9b"]
     assert sorted(names, key=natural_key) == ["a9", "a09b", "a9b", "a10", "b2"]
-    files = [tmp_path / "s_-2.5.png", tmp_path / "s_1e.png"]
-    assert focus_settings(files).unit == "index"
+    save(tmp_path, ["s_-2.5.png", "s_1e.png"])
+    assert focus_settings([tmp_path / "s_-2.5.png", tmp_path / "s_1e.png"]).unit == "index"
     signed = focus_settings([tmp_path / "-2.5.png", tmp_path / "2.2e-16.png"])  # as Python writes floats
     assert signed.values.tolist() == [-2.5, 2.2e-16] and signed.unit == "disparity"
 

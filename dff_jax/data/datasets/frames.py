@@ -12,7 +12,7 @@ import numpy as np
 
 from dff_jax.data.datasets.base import Inventory
 from dff_jax.data.files.depth_maps import exr_size, read_truth
-from dff_jax.data.files.folder import read_frames
+from dff_jax.data.files.frames import read_frames
 from dff_jax.data.files.images import image_size
 from dff_jax.data.files.reading import collecting, other_size, read_bytes
 from dff_jax.focus_axis import sort_order

@@ -18,7 +18,8 @@ from dff_jax.data.datasets.base import Dataset, Facts, Inventory, one_unit, spli
 from dff_jax.data.datasets.frames import StackFiles, add_stack, read_files
 from dff_jax.data.files.align import align_stack, check_model, remarks
 from dff_jax.data.files.focus_settings import focus_settings, labelled_settings
-from dff_jax.data.files.folder import MIN_SIDE, labelled_files, list_stacks
+from dff_jax.data.files.folder import labelled_files, list_stacks
+from dff_jax.data.files.frames import MIN_SIDE
 from dff_jax.data.files.images import downscale
 from dff_jax.data.files.reading import collecting
 from dff_jax.errors import InputError

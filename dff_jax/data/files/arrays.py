@@ -8,7 +8,7 @@ import numpy as np
 
 from dff_jax import focus_axis
 from dff_jax.data.files.focus_settings import parse_focus
-from dff_jax.data.files.folder import MIN_SIDE
+from dff_jax.data.files.frames import MIN_SIDE
 from dff_jax.errors import InputError
 from dff_jax.types import FocalStack
 

@@ -10,13 +10,16 @@ from typing import NamedTuple
 import numpy as np
 
 from dff_jax import focus_axis
-from dff_jax.data.files.reading import reading
+from dff_jax.data.files.distance_file import distance_files, read_distances
+from dff_jax.data.files.images import read_header
+from dff_jax.data.files.series import counts
 from dff_jax.errors import InputError
 
-DISTANCE_FILES = ("focus_distance.txt", "focus_dpth.txt")
-_MOST_TEXT = 2**20  # characters
-_DECIMAL = r"[+-]?\d+\.\d+(?:[eE][+-]?\d+)?"
-_NUMBER = r"[+-]?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?"
+_DECIMAL = r"[+-]?[0-9]+[.,][0-9]+(?:[eE][+-]?[0-9]+)?"
+_NUMBER = r"[+-]?[0-9]+(?:[.,][0-9]+)?(?:[eE][+-]?[0-9]+)?"
+_SIGNED = r"(?:(?<![A-Za-z0-9])[+-])?[0-9]+(?:[.,][0-9]+)?"  # a hyphen behind a word is no sign
+_METRES = 1e-3, focus_axis.FARTHEST  # what a number in a name may be, if it is a distance
+_TIMESTAMP = 1e7  # a disparity is no such number; seconds since 1970 and dates are
 
 
 class FocusSettings(NamedTuple):
@@ -34,43 +37,107 @@ def focus_settings(
     *,
     reverse: bool = False,
 ) -> FocusSettings:
-    """The focus settings of `files` (in natural order) of an unlabelled stack.
+    """The focus settings of `files` of an unlabelled stack.
 
     They come from the first of
       1. `focus`, an explicit list: in disparity unless `unit` says otherwise;
-      2. `focus_distance.txt` or `focus_dpth.txt` beside the frames, one number a line: in metres;
+      2. `focus_distance.txt` or its kin beside the frames (`distance_file`): in metres;
       3. a decimal number as name (`10.0.png`): disparity; or after the last underscore (`image_1_0.35.jpg`):
-         metres; only if every file has one: a plain counter (`frame12.jpg`) gives nothing but the order;
-      4. the frame index 0..Z-1, from the last file if `reverse`.
+         metres; only if every file has one that can be a focus setting: a plain counter (`frame12.jpg`), a time, or a
+         version (`1.9`, `1.10`) gives nothing but the order. For positions (mm, micron) whole numbers are taken, too;
+      4. EXIF's subject distance, in metres, if all files have their own;
+      5. the frame index 0..Z-1, from the last file if `reverse`.
+
+    Args:
+      reverse: the other end is the near one: an index is counted from the last file; of positions (mm, micron) the
+        smaller is the nearer.
 
     Raises:
       InputError: a list or text file of another count or with something that is no number; a unit, but no
-        values; `reverse`, but values, which already say the order.
+        values; `reverse`, but values in a unit that already says which end is near.
     """
     if unit is not None:
         focus_axis.check_unit(unit)
-    names = [re.fullmatch(_DECIMAL, file.stem) for file in files]
-    endings = [re.fullmatch(rf".*_({_DECIMAL})", file.stem) for file in files]
-    text = _distance_file(files)
+    texts = _distance_files(files)
+    numbers, usual_of_names, said = _numbers(files, unit)
+    notes = []
     if focus is not None:
         values, usual, origin = parse_focus(focus, len(files)), "disparity", "the given list"
-    elif text is not None:
-        values, usual, origin = _read_distances(text, len(files)), "metre", text.name
-    elif all(names):
-        values, usual, origin = np.array([float(m[0]) for m in names if m]), "disparity", "the file names"
-    elif all(endings):
-        values, usual, origin = np.array([float(m[1]) for m in endings if m]), "metre", "the file names"
+        notes += [f"{path.name} is not used, as a list of settings is given" for path in texts]
+    elif texts:
+        (values, stated), origin = read_distances(texts[0], files), texts[0].name
+        usual = stated or "metre"
+        if unit in focus_axis.LENGTHS and stated in focus_axis.LENGTHS:
+            values = values * (focus_axis.LENGTHS[stated] / focus_axis.LENGTHS[unit])
+        notes += [f"{path.name} is not used; {origin} is" for path in texts[1:]]
+        notes += [f"the numbers in the file names are not used; {origin} is"] * (numbers is not None)
+    elif numbers is not None:
+        values, usual, origin = numbers, usual_of_names, "the file names"
+    elif (exif := _exif(files)).all() and len(set(exif)) == len(files) and unit in (None, "metre"):
+        values, usual, origin = exif, "metre", "EXIF (SubjectDistance)"
     else:
-        count = sum(bool(a or b) for a, b in zip(names, endings, strict=True))
-        said = f"{count} of {len(files)} file names end in a decimal number: taken as a counter, not as focus"
-        return _index(files, unit, reverse, (said,) if count else ())
+        if exif.any():
+            known = len(set(exif) - {0.0})
+            said += (f"EXIF subject distances are not used: {known} different ones for {len(files)} files",)
+        return _index(files, unit, reverse, said)
+    unit_used = unit or usual
     if reverse:
-        raise InputError(f"reverse: the focus settings ({origin}) already say the order; leave it out")
-    if unit is None:
-        note = f"focus settings from {origin}, taken as {usual}; --unit says otherwise"
-    else:
-        note = f"focus settings from {origin}, in {unit}"
-    return FocusSettings(values, unit or usual, (note,))
+        if unit_used not in focus_axis.POSITIONS:
+            raise InputError(f"reverse: the focus settings ({origin}) already say the order; leave it out")
+        unit_used = f"-{unit_used}"
+    elif unit_used in focus_axis.POSITIONS:
+        notes.append("the larger position is taken as the nearer one; --reverse says otherwise")
+    taken = f"in {unit}" if unit else f"taken as {usual}; --unit says otherwise"
+    notes = (f"focus settings from {origin}, {taken}", *notes, *_odd_unit(values, unit_used))
+    return FocusSettings(values, unit_used, notes)
+
+
+def _odd_unit(values: np.ndarray, unit: str) -> tuple[str, ...]:
+    """A note on metres or diopters that look like something else."""
+    here = np.abs(values[np.isfinite(values)])
+    if unit == "metre" and here.size and here.min() > 50:
+        return (f"all settings lie beyond {here.min():g} m: if they are millimetres, write mm in the distance file",)
+    if unit == "metre" and here.size and here.max() < 1e-3 or unit == "diopter" and here.max(initial=0) > 1000:
+        return (f"settings up to {here.max():g} {unit}s are unusual: is the unit right?",)
+    return ()
+
+
+def _numbers(files: Sequence[Path], unit: str | None) -> tuple[np.ndarray | None, str, tuple[str, ...]]:
+    """Focus settings [Z] in the names, or None; their usual unit; a note if numbers are not taken."""
+    for pattern, usual, low, high in (
+        (rf"({_DECIMAL})", "disparity", -_TIMESTAMP, _TIMESTAMP), (rf".*_({_DECIMAL})", "metre", *_METRES),
+    ):  # fmt: skip
+        texts = _match(files, pattern)
+        if not all(texts):
+            continue
+        values = np.array([float(text.replace(",", ".")) for text in texts])
+        if unit is None and not ((low <= values) & (values <= high)).all():
+            what = "dates or times" if usual == "disparity" else "distances in metres"
+            kept = "look like" if usual == "disparity" else "cannot be"
+            return None, "", (f"the numbers in the file names {kept} {what}: only their order is used",)
+        if unit is None and counts([re.split("[.,eE]", text)[1] for text in texts]):
+            return None, "", ("the numbers in the file names are taken as a counter, not as focus",)
+        return values, usual, ()
+    if unit in focus_axis.POSITIONS and all(texts := _match(files, rf".*?({_SIGNED})")):
+        return np.array([float(text.replace(",", ".")) for text in texts]), unit or "", ()
+    count = sum(bool(text) for text in _match(files, rf"(?:.*_)?({_DECIMAL})"))
+    said = f"{count} of {len(files)} file names end in a decimal number: taken as a counter, not as focus"
+    return None, "", (said,) if count else ()
+
+
+def _match(files: Sequence[Path], pattern: str) -> list[str]:
+    found = (re.fullmatch(pattern, file.stem, re.DOTALL) for file in files)
+    return [match[1] if match else "" for match in found]
+
+
+def _exif(files: Sequence[Path]) -> np.ndarray:
+    """EXIF subject distances [Z] in metres, 0 where there is none."""
+    found = np.zeros(len(files))
+    for z, file in enumerate(files):
+        found[z] = read_header(file).subject_distance or 0.0
+        if not found[0]:
+            break
+    return found
 
 
 def labelled_settings(files: Sequence[Path]) -> np.ndarray:
@@ -79,15 +146,14 @@ def labelled_settings(files: Sequence[Path]) -> np.ndarray:
     From a text file beside the frames, or from names such as `10.0.png`, `10.png`, `image_1_0.35.jpg`; raises
     InputError if neither.
     """
-    text = _distance_file(files)
-    if text is not None:
-        return _read_distances(text, len(files))
+    if texts := _distance_files(files):
+        return read_distances(texts[0], files).values
     values = []
     for file in files:
         match = re.fullmatch(rf"({_NUMBER})|.*_({_DECIMAL})", file.stem)
         if match is None:
             raise InputError(f"{file}: no focus setting in the name; name each frame by it, such as 10.0.png")
-        values.append(float(match[1] or match[2]))
+        values.append(float((match[1] or match[2]).replace(",", ".")))
     return np.array(values)
 
 
@@ -105,8 +171,8 @@ def parse_focus(focus: Sequence[float], count: int) -> np.ndarray:
 def _index(files: Sequence[Path], unit: str | None, reverse: bool, notes: tuple[str, ...]) -> FocusSettings:
     if unit not in (None, "index"):
         raise InputError(
-            f"{files[0].parent}: no focus settings in {unit}; give them with --focus, or in a "
-            f"{DISTANCE_FILES[0]} in the folder"
+            f"{files[0].parent}: no focus settings in {unit}; give them with --focus, or in a focus_distance.txt "
+            "in the folder"
         )
     values = np.arange(len(files), dtype=np.float64)
     note = (
@@ -117,32 +183,5 @@ def _index(files: Sequence[Path], unit: str | None, reverse: bool, notes: tuple[
     return FocusSettings(values[::-1].copy() if reverse else values, "index", (*notes, note))
 
 
-def _distance_file(files: Sequence[Path]) -> Path | None:
-    if len({file.parent for file in files}) > 1:
-        return None
-    candidates = (files[0].parent / name for name in DISTANCE_FILES)
-    return next((path for path in candidates if path.is_file()), None)
-
-
-def _read_distances(path: Path, count: int) -> np.ndarray:
-    with reading(path, "text"), open(path, encoding="utf-8-sig") as file:
-        text = file.read(_MOST_TEXT + 1)
-    if len(text) > _MOST_TEXT:
-        raise InputError(f"{path}: too long for a list of focus distances; one a line, in name order")
-    values = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        shown = line.strip()[:40]
-        if not shown:
-            continue
-        try:
-            values.append(float(line))
-        except ValueError:
-            raise InputError(f"{path}, line {number}: {shown!r} is not a number") from None
-        if not np.isfinite(values[-1]):
-            raise InputError(f"{path}, line {number}: {shown!r} is not a finite number")
-    if len(values) != count:
-        raise InputError(
-            f"{path}: {len(values)} distances for {count} frames; one a line, in name order (for some of the frames "
-            "give theirs with --focus)"
-        )
-    return np.array(values)
+def _distance_files(files: Sequence[Path]) -> list[Path]:
+    return distance_files(files[0].parent) if len({file.parent for file in files}) == 1 else []

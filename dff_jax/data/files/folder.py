@@ -1,87 +1,28 @@
-"""A user's own photographs: folders, globs and lists of files to focal stacks, with or without ground truth.
+"""The frames that a folder, a glob or a list of files holds; and stacks with ground truth.
 
-This module finds the frames; `focus_settings` finds their focus settings and `images` decodes them.
+`stack` reads what is found here, `focus_settings` finds the focus settings, `frames` decodes.
 """
 
 from __future__ import annotations
 
 import glob
-import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from dff_jax import focus_axis
 from dff_jax.data.files.depth_maps import DEPTH_SUFFIXES, read_truth
-from dff_jax.data.files.focus_settings import focus_settings, labelled_settings
-from dff_jax.data.files.frame_store import Allocate, release_pages
-from dff_jax.data.files.images import IMAGE_SUFFIXES, OTHER_SUFFIXES, downscale, read_image
-from dff_jax.data.files.reading import other_size, reading
+from dff_jax.data.files.focus_settings import labelled_settings
+from dff_jax.data.files.frames import read_frames
+from dff_jax.data.files.images import IMAGE_SUFFIXES, OTHER_SUFFIXES
+from dff_jax.data.files.reading import reading
+from dff_jax.data.files.series import by_counter, misfits, natural_key, natural_order
 from dff_jax.errors import InputError
 from dff_jax.types import FocalStack
 
 TRUTH_STEMS = ("disp", "depth")  # of a file that `depth_maps` reads, best first
-MIN_SIDE = 16
 
 Source = str | Path | Sequence[str | Path]
-
-
-class ReadNotes(NamedTuple):
-    """How a stack was read."""
-
-    files: tuple[Path, ...]  # [Z], in the order of the frames
-    notes: tuple[str, ...]  # assumptions, one sentence each
-    full_size: tuple[int, int]  # H, W of the photographs, before `max_size`
-
-
-def read_stack(
-    source: Source,
-    *,
-    focus: Sequence[float] | None = None,
-    unit: str | None = None,
-    reverse: bool = False,
-    max_size: int | None = None,
-    allocate: Allocate = np.empty,
-) -> tuple[FocalStack, ReadNotes]:
-    """Reads a folder of photographs, a glob, or a list of files, as one focal stack.
-
-    Args:
-      source: a folder (subfolders, hidden files, `AiF.*` and files that are no images are passed over), a glob such as
-        `"scan/*.jpg"`, or the files.
-      focus: focus settings, one a frame, in natural order of the file names (a2 before a10).
-      unit: unit of the focus settings; None: as `focus_settings` says, by where they come from.
-      reverse: counts the frame index from the other end; refused when the focus settings have values.
-      max_size: longest side in pixels to scale the frames down to.
-      allocate: makes the array that the frames are decoded into one by one; see `frame_store`.
-
-    Returns:
-      The stack, frames [Z,H,W,3] uint8 or uint16 sorted so that q ascends, no truth; and how it was read.
-
-    Raises:
-      InputError: fewer than two frames, a damaged file, frames of several sizes, focus settings that are
-        repeated, not numbers or of another count, `reverse` with values.
-    """
-    if max_size is not None and max_size < MIN_SIDE:
-        raise InputError(f"max_size: must be at least {MIN_SIDE} pixels, got {max_size}")
-    found, ignored = _find(source)
-    try:
-        values, unit, notes = focus_settings(found, focus, unit, reverse=reverse)
-    except InputError as error:
-        if not ignored:
-            raise
-        raise InputError(f"{error}; {ignored}") from None
-    if ignored:
-        notes += (ignored,)
-    order = focus_axis.sort_order(values, unit, [str(file) for file in found])
-    files = tuple(found[i] for i in order)
-    frames, full_size = read_frames(files, max_size, allocate)
-    if frames.shape[1:3] != full_size:
-        height, width = frames.shape[1:3]
-        notes += (f"frames scaled from {full_size[1]} x {full_size[0]} to {width} x {height} (max_size)",)
-    stack = FocalStack(frames, values[order], unit, name=files[0].resolve().parent.name)
-    return stack, ReadNotes(files, notes, full_size)
 
 
 def read_labelled_stack(folder: Path, unit: str) -> FocalStack:
@@ -151,6 +92,18 @@ def list_stacks(root: Path) -> list[Path]:
     return found
 
 
+def stacks_in(source: Source, output: str | Path) -> list[Path]:
+    """The stack folders below a folder that is none itself; results of this program, and `output`, are none."""
+    root, result = Path(str(source)), Path(output).resolve()
+    if not isinstance(source, str | Path) or not root.is_dir() or sum(map(is_frame, folder_entries(root))) >= 2:
+        return []
+    inside = (folder for folder, entries in walk(root, _is_stack) if sum(map(is_frame, entries)) >= 2)
+    return [
+        folder for folder in inside
+        if result not in (folder.resolve(), *folder.resolve().parents) and not (folder / "summary.json").exists()
+    ]  # fmt: skip
+
+
 def walk(root: Path, ends: Callable[[list[Path]], bool] = lambda entries: False) -> Iterator[tuple[Path, list[Path]]]:
     """`root` and the folders below it with their entries, in natural order, each once whatever links lead to it.
 
@@ -180,39 +133,62 @@ def folder_entries(folder: Path) -> list[Path]:
         return sorted(folder.iterdir(), key=natural_key)
 
 
-def natural_key(path: str | Path) -> tuple:
-    """Sorts names with numbers by the numbers: a2 before a10."""
-    parts = re.split(r"(\d+)", str(path).lower())
-    return tuple((1, int(part), "") if part.isdigit() else (0, 0, part) for part in parts), str(path)
+class Found(NamedTuple):
+    """The frames that a source names."""
+
+    files: list[Path]
+    notes: tuple[str, ...]  # what was assumed, and what is left out
+    unread: tuple[str, ...]  # a note on photographs that are not read, if there are any
 
 
 def find_frames(source: Source) -> list[Path]:
-    """The image files of a folder, a glob or a list, in natural order; see `read_stack`.
+    """The image files of a folder, a glob or a list, in the order of the stack; raises as `find`."""
+    return find(source).files
+
+
+def find(source: Source) -> Found:
+    """The image files of a folder or glob in natural order, or of a list as it is; see `read_stack`.
 
     Raises:
       InputError: no such folder, no match, fewer than two frames, one frame in two formats, or a broken link.
     """
-    return _find(source)[0]
-
-
-def _find(source: Source) -> tuple[list[Path], str]:
-    """`find_frames`, and a note on photographs that are not read."""
-    label = str(source) if isinstance(source, str | Path) else f"{len(source)} files"
+    listed = not isinstance(source, str | Path)
+    label = f"{len(source)} files" if listed else str(source)
     found = _candidates(source)
     broken = next((path for path in found if path.is_symlink() and not path.exists()), None)
     if broken is not None:
         raise InputError(f"{broken}: a link that leads nowhere")
-    files = sorted(filter(_is_frame, found), key=natural_key)
-    ignored = _not_read(found, files)
+    files = list(filter(is_frame, found))
+    unread, notes = _not_read(found, files), ()
+    ordered = natural_order(files)
+    if listed and files != ordered:
+        notes = ("the files are taken in the order listed, which is not that of their names",)
+    elif not listed:
+        files = ordered
+    if files:
+        called, odd = misfits(files)
+        if called and not listed:
+            files = [path for path in files if path not in called]
+            notes += (f"left out, as the name says that it is a result: {_shown(called)}",)
+        odd += called if listed else []
+        notes += (f"named unlike the other frames, but taken as frames: {_shown(odd)}",) if odd else ()
     if len(files) < 2:
-        what = f"only one image ({files[0].name})" if files else "no images (jpg, png, tif, bmp)"
-        raise InputError(f"{label}: {what}; a focal stack needs at least 2 frames{ignored and '; '}{ignored}")
+        what = f"only one image ({files[0].name})" if files else "no images (jpg, png, tif, bmp, webp, ppm)"
+        raise InputError("; ".join([f"{label}: {what}; a focal stack needs at least 2 frames", *unread]))
     stems: dict[Path, Path] = {}
     for file in files:
         twin = stems.setdefault(file.with_suffix(""), file)
         if twin is not file:
             raise InputError(f"{twin} and {file.name}: one frame twice? choose with a glob such as '*.jpg'")
-    return files, ignored
+    if not listed:
+        files, leap = by_counter(files)
+        notes += leap
+    return Found(files, notes, unread)
+
+
+def _shown(files: Sequence[Path]) -> str:
+    names = [path.name for path in files]
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _candidates(source: Source) -> list[Path]:
@@ -223,61 +199,33 @@ def _candidates(source: Source) -> list[Path]:
         if missing is not None:
             raise InputError(f"{missing}: no such file")
         return found
-    if Path(source).is_dir():
-        return folder_entries(Path(source))
+    path = Path(source)
+    if path.is_dir():
+        return folder_entries(path)
     if glob.has_magic(str(source)):
-        return [Path(item) for item in glob.glob(str(source), recursive=True)]
-    if Path(source).exists():
-        raise InputError(f"{source}: a focal stack is a folder of images or a glob, not one file")
+        if "**" not in path.parts:
+            return [Path(item) for item in glob.glob(str(source))]
+        place = path.parts.index("**")  # pathlib does not follow links there, which may run in a circle
+        below = Path(*path.parts[:place]).glob(str(Path(*path.parts[place:])))
+        return [found for found in below if not any(part.startswith(".") for part in found.parts[place:])]
+    if path.exists():
+        raise InputError(f"{source}: a focal stack is a folder of images, a glob, or a TIFF of several pages")
     raise InputError(f"{source}: no such folder, and not a glob")
 
 
-def _not_read(found: Sequence[Path], files: Sequence[Path]) -> str:
-    """A note on photographs among `found` in a format that is not read; "" if there are none."""
+def _not_read(found: Sequence[Path], files: Sequence[Path]) -> tuple[str, ...]:
+    """A note on photographs among `found` in a format that is not read, if there are any."""
     twins = {file.stem for file in files} | {"AiF"}
     others = (path for path in found if path.suffix.lower() in OTHER_SUFFIXES and path.name[0] != ".")
-    names = sorted((path.name for path in others if path.stem not in twins), key=natural_key)
-    if not names:
-        return ""
-    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-    return f"not read: {shown}; export such photographs as JPEG, PNG or TIFF"
+    names = natural_order([path for path in others if path.stem not in twins])
+    return (f"not read: {_shown(names)}; export such photographs as JPEG, PNG or TIFF",) if names else ()
 
 
-def _is_frame(path: Path) -> bool:
+def is_frame(path: Path) -> bool:
+    """Whether a file is a frame by its name."""
     visible = not path.name.startswith(".") and path.stem.lower() != "aif"
     return visible and path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
 
 
 def _is_stack(entries: list[Path]) -> bool:
-    return any(map(_is_truth, entries)) or sum(map(_is_frame, entries)) >= 2
-
-
-def read_frames(
-    files: Sequence[Path], max_size: int | None = None, allocate: Allocate = np.empty
-) -> tuple[np.ndarray, tuple[int, int]]:
-    """Frames [Z,H,W,3] and their H, W before scaling."""
-    first = read_image(files[0])
-    size = first.shape[:2]
-    image = downscale(first, max_size)
-    if min(image.shape[:2]) < MIN_SIDE:
-        raise InputError(f"{files[0]}: {size[1]} x {size[0]} pixels; each side needs {MIN_SIDE}")
-    frames = allocate((len(files), *image.shape), image.dtype)
-    for z, file in enumerate(files):
-        if z:
-            image = read_image(file)
-            if image.shape[:2] != size:
-                raise other_size(file, image.shape, size, f"{files[0].name} is")
-            image = downscale(image, max_size)
-        if image.dtype == np.uint16 and frames.dtype == np.uint8:  # 8 and 16 bit in one stack
-            narrow, frames = frames, allocate(frames.shape, np.uint16)
-            for k in range(z):
-                frames[k] = _widen(narrow[k])
-                release_pages(frames)
-        frames[z] = image if image.dtype == frames.dtype else _widen(image)
-        release_pages(frames)
-    return frames, size
-
-
-def _widen(image: np.ndarray) -> np.ndarray:
-    """uint8 to uint16 over its whole range."""
-    return image.astype(np.uint16) * 257
+    return any(map(_is_truth, entries)) or sum(map(is_frame, entries)) >= 2

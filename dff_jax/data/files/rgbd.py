@@ -20,9 +20,11 @@ from typing import NamedTuple
 import numpy as np
 
 from dff_jax.data.files.depth_maps import DEPTH_SUFFIXES, SCALE_FILE, positive_number, read_depth_map, scale_of
-from dff_jax.data.files.folder import MIN_SIDE, natural_key, walk
+from dff_jax.data.files.folder import walk
+from dff_jax.data.files.frames import MIN_SIDE
 from dff_jax.data.files.images import IMAGE_SUFFIXES, image_size, read_image
 from dff_jax.data.files.reading import collecting, other_size
+from dff_jax.data.files.series import natural_key
 from dff_jax.errors import InputError
 from dff_jax.focus_axis import check_unit
 

@@ -1,0 +1,142 @@
+"""A user's photographs, or the pages of one file, to a focal stack; and every assumption on the way, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from dff_jax import focus_axis
+from dff_jax.data.files import odd_frames
+from dff_jax.data.files.focus_settings import FocusSettings, focus_settings, parse_focus
+from dff_jax.data.files.folder import Source, find, is_frame
+from dff_jax.data.files.frame_store import Allocate
+from dff_jax.data.files.frames import MIN_SIDE, Frame, decode, fill, of_files, stretch
+from dff_jax.data.files.images import read_header, read_pages, read_picture
+from dff_jax.errors import InputError
+from dff_jax.types import FocalStack
+
+
+class ReadNotes(NamedTuple):
+    """How a stack was read."""
+
+    files: tuple[Path, ...]  # the files it came from
+    names: tuple[str, ...]  # [Z], of the frames
+    notes: tuple[str, ...]  # assumptions, one sentence each
+    full_size: tuple[int, int]  # H, W of the photographs, before `max_size`
+    everywhere: np.ndarray | None  # [H,W] bool: no frame is transparent there; None: none is anywhere
+    nowhere: np.ndarray | None  # [H,W] bool: all frames are
+    profile: bytes  # ICC profile of the middle frame
+
+
+def read_stack(
+    source: Source,
+    *,
+    focus: Sequence[float] | None = None,
+    unit: str | None = None,
+    reverse: bool = False,
+    max_size: int | None = None,
+    allocate: Allocate = np.empty,
+) -> tuple[FocalStack, ReadNotes]:
+    """Reads a folder of photographs, a glob, a list of files, or one multi-page TIFF, as one focal stack.
+
+    Args:
+      source: a folder (subfolders, hidden files, and files that are no images or called a result are passed over), a
+        glob such as `"scan/*.jpg"`, the files, or a TIFF file whose pages are the frames.
+      focus: focus settings, one a frame: in the order of a list of files, in natural order of the names otherwise (a2
+        before a10), in the order of the pages.
+      unit: unit of the focus settings; None: as `focus_settings` says, by where they come from.
+      reverse: the other end is the near one; refused when the unit of the focus settings says which it is.
+      max_size: longest side in pixels to scale the frames down to.
+      allocate: makes the array that the frames are decoded into one by one; see `frame_store`.
+
+    Returns:
+      The stack, frames [Z,H,W,3] uint8 or uint16 sorted so that q ascends, no truth; and how it was read. Where a frame
+      is transparent it has the colour of the next frame in focus that is not, which makes no edge.
+
+    Raises:
+      InputError: fewer than two frames, a damaged file, frames of several sizes, focus settings that are
+        repeated, not numbers or of another count, `reverse` with values that say the order.
+    """
+    if max_size is not None and max_size < MIN_SIDE:
+        raise InputError(f"max_size: must be at least {MIN_SIDE} pixels, got {max_size}")
+    path = Path(source) if isinstance(source, str | Path) else Path(next(iter(source), ""))
+    if (isinstance(source, str | Path) or len(source) == 1) and path.is_file() and is_frame(path):
+        files = [path]
+        frames, settings = _pages(path, focus, unit, reverse)
+        name = path.stem
+    else:
+        found = find(source)
+        files, name = found.files, found.files[0].resolve().parent.name
+        try:
+            settings = focus_settings(files, focus, unit, reverse=reverse)
+        except InputError as error:
+            raise InputError("; ".join([str(error), *found.unread])) from None
+        frames, said = of_files(files)
+        settings = settings._replace(notes=settings.notes + found.notes + found.unread + said)
+    order = focus_axis.sort_order(settings.values, settings.unit, [str(path.parent / one.name) for one in frames])
+    frames, values = [frames[i] for i in order], settings.values[order]
+    pixels, pictures, looks = decode(frames, max_size, allocate)
+    notes = list(settings.notes)
+    if plain := odd_frames.plain_frames(looks):
+        said = ", ".join(f"{frames[z].name} is {what}" for z, what in plain.items())
+        notes.append(f"left out: {said}")
+        keep = [z for z in range(len(frames)) if z not in plain]
+        for k, z in enumerate(keep):  # in place, as the frames may lie on disk
+            pixels[k] = pixels[z]
+        pixels, values = pixels[: len(keep)], values[keep]
+        frames, pictures, looks = ([items[z] for z in keep] for items in (frames, pictures, looks))
+    names = tuple(one.name for one in frames)
+    notes += odd_frames.remarks(looks, names)
+    if bits := stretch(pixels):
+        notes.append(f"the frames use {bits} of 16 bits: they are brightened by {65535 / (2**bits - 1):.4g}")
+    everywhere, nowhere = fill(pixels, [picture.opaque for picture in pictures])
+    if everywhere is not None:
+        notes.append(f"{1 - everywhere.mean():.1%} of the image is transparent in some frame: confidence is 0 there")
+    full_size = frames[0].size
+    if pixels.shape[1:3] != full_size:
+        height, width = pixels.shape[1:3]
+        notes.append(f"frames scaled from {full_size[1]} x {full_size[0]} to {width} x {height} (max_size)")
+    stack = FocalStack(pixels, values, settings.unit, name=name)
+    profile = pictures[len(pictures) // 2].profile
+    return stack, ReadNotes(tuple(files), names, tuple(notes), full_size, everywhere, nowhere, profile)
+
+
+def _pages(
+    path: Path, focus: Sequence[float] | None, unit: str | None, reverse: bool
+) -> tuple[list[Frame], FocusSettings]:
+    """One frame a page; their settings are those given, or from the z step in the file, or the index."""
+    count, step, written, positions = read_pages(path)
+    if count < 2:
+        raise InputError(f"{path}: one image; a focal stack is a folder of images, a glob, or a TIFF of several pages")
+    size = read_header(path).size
+    frames = [
+        Frame(f"page {i + 1}", size, lambda max_size, i=i: read_picture(path, page=i, max_size=max_size))
+        for i in range(count)
+    ]
+    if focus is not None:
+        values, usual, origin = parse_focus(focus, count), unit or "disparity", "the given list"
+    elif (step or positions) and unit != "index":
+        usual = {"micron": "micron", "mm": "mm"}.get(written or "", "mm")
+        scale = focus_axis.LENGTHS.get(written or "mm", 1e-3) / focus_axis.LENGTHS[usual]
+        values = scale * np.array(positions or np.arange(count) * (step or 1.0), np.float64)
+        if unit is not None and unit != usual:
+            if unit not in focus_axis.POSITIONS:
+                raise InputError(f"{path}: its z positions are lengths; --unit {usual}, or give settings with --focus")
+            values, usual = values * focus_axis.LENGTHS[usual] / focus_axis.LENGTHS[unit], unit
+        origin = "the z positions in the file"
+    else:
+        if unit not in (None, "index"):
+            raise InputError(f"{path}: no focus settings in {unit}; give them with --focus")
+        values, usual, origin = np.arange(count, dtype=np.float64), "index", "the number of the page"
+        values = values[::-1].copy() if reverse else values
+    if reverse and usual not in (*focus_axis.POSITIONS, "index"):
+        raise InputError(f"reverse: {usual} already says which end is near; leave it out")
+    known = usual in ("index", *focus_axis.POSITIONS) and not reverse
+    near = "; the last page is taken as the nearest (--reverse: the first)" if known and usual == "index" else ""
+    near = "; the larger position is taken as the nearer one (--reverse: the smaller)" if known and not near else near
+    usual = f"-{usual}" if reverse and usual in focus_axis.POSITIONS else usual
+    note = f"{count} pages; focus settings from {origin}, in {focus_axis.base(usual)}{near}"
+    return frames, FocusSettings(values, usual, (note,))
