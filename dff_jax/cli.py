@@ -80,7 +80,9 @@ def _run(name: str, words: list[str]) -> tuple[int, bool]:
         function, given = parse(name, words)
         config.trust(*given.pop("trust", ()))
         if name != "bench":  # which times compilation
-            _keep_compiled_programs()
+            from dff_jax.runtime.compile import keep_programs
+
+            keep_programs()
         result = function(**given)
         if (show := COMMANDS[name].show) is None:
             return result or 0, True
@@ -104,18 +106,6 @@ def _run(name: str, words: list[str]) -> tuple[int, bool]:
 def _refused(program: str, reason: str) -> int:
     print(f"{program}: error: {one_line(reason, None)}; {program} --help shows what there is", file=sys.stderr)
     return 2
-
-
-def _keep_compiled_programs() -> None:
-    """Turns on JAX's cache of compiled programs, unless JAX was told where to keep them."""
-    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
-        return
-    import jax
-
-    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    jax.config.update("jax_compilation_cache_dir", str(home / "dff_jax" / "jax"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 
 def parse(name: str, words: list[str]) -> tuple[Callable[..., Any], dict[str, Any]]:

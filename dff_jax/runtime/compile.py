@@ -4,6 +4,9 @@ JAX's compilation cache holds what the compiler made. To find it there, JAX must
 StableHLO, which takes seconds. So that text is cached too, by `jax.export`, in a folder inside JAX's cache. Its key
 covers this package's code, the versions of JAX, flax and NumPy, JAX's settings, and what the caller adds. A file that
 cannot be read or written counts as missing, and without JAX's cache nothing is written.
+
+Whoever can write there can have programs run. So a folder is used only if it belongs to the user and no one else may
+change it.
 """
 
 from __future__ import annotations
@@ -13,12 +16,16 @@ import functools
 import hashlib
 import os
 import secrets
+import shlex
+import stat
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import jax
+
+from dff_jax.runtime.progress import say
 
 # XLA's newer CPU convolutions (YNNPACK) run on one core wherever a row of the image is little work, which is most of
 # this package; without them all cores work. Measured with `dff-jax bench model`.
@@ -93,11 +100,64 @@ def exported(function: Callable, arguments: tuple[Any, ...], *key: Any) -> Calla
     return program.call
 
 
+def keep_programs() -> None:
+    """Turns on JAX's cache of compiled programs, unless JAX was told where to keep them; off, with a note, where other
+    users could put programs of theirs."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        named = Path(os.environ.get("XDG_CACHE_HOME", ""))
+        try:
+            home = named if named.is_absolute() else Path("~/.cache").expanduser()
+        except RuntimeError:  # a user without a home
+            return
+        jax.config.update("jax_compilation_cache_dir", str(home / "dff_jax" / "jax"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+    if _jax_folder() is not None and cache_folder() is None:
+        jax.config.update("jax_enable_compilation_cache", False)
+
+
 def cache_folder() -> Path | None:
-    """Where `write_cached` writes; None while JAX's own cache is off or not on a disk."""
+    """Where `write_cached` writes; None while JAX's own cache is off, not on a disk, or open to other users."""
+    if (inside := _jax_folder()) is None:
+        return None
+    if reason := _open_to_others(inside):
+        _note(f"note: compiled programs are neither kept nor used: {reason}")
+        return None
+    return inside / "dff_jax"
+
+
+def _jax_folder() -> Path | None:
+    """The folder of JAX's cache, if there is one on a disk."""
     inside = jax.config.values["jax_compilation_cache_dir"]
     usable = inside and "://" not in str(inside) and jax.config.values["jax_enable_compilation_cache"]
-    return Path(inside) / "dff_jax" if usable else None
+    return Path(inside) if usable else None
+
+
+_note = functools.cache(say)  # says the same only once
+
+
+def _open_to_others(folder: Path) -> str | None:
+    """How other users could change what lies in JAX's `folder` or in ours inside, which are made; None: they cannot.
+
+    Its parents may be root's, too, and open to all if each may rename only what is theirs (such as /tmp).
+    """
+    ours = folder.resolve() / "dff_jax"
+    with contextlib.suppress(OSError):
+        for path in [path for path in (ours, *ours.parents) if not path.exists()][::-1]:
+            path.mkdir(mode=0o700, exist_ok=True)
+    if not hasattr(os, "getuid"):
+        return None
+    for path in (ours, *ours.parents):
+        try:
+            found = path.stat()
+        except OSError:  # could not be made
+            continue
+        inner = path in (ours, ours.parent)
+        if found.st_uid not in ((os.getuid(),) if inner else (os.getuid(), 0)):
+            return f"{path} belongs to another user; name a folder of your own in JAX_COMPILATION_CACHE_DIR"
+        if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and (inner or not found.st_mode & stat.S_ISVTX):
+            return f"others may write in {path}; chmod go-w {shlex.quote(str(path))}"
+    return None
 
 
 def read_cached(*key: Any) -> bytes | None:
@@ -118,7 +178,6 @@ def write_cached(content: bytes, *key: Any) -> None:
         return
     trial = folder / f".{os.getpid()}-{secrets.token_hex(4)}"
     with contextlib.suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
         try:
             trial.write_bytes(content + hashlib.sha256(content).digest())
             os.replace(trial, folder / _file_name(key))

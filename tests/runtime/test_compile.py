@@ -96,10 +96,45 @@ def test_damage_and_a_folder_that_cannot_be_written_count_as_missing(cache):
     file.write_bytes(b"")
     assert compilation.read_cached("a") is None
     file.unlink()
-    compilation.cache_folder().rmdir()
-    compilation.cache_folder().write_text("in the way")
+    folder = compilation.cache_folder()
+    folder.rmdir()
+    folder.write_text("in the way")
     compilation.write_cached(b"content", "a")
     assert compilation.read_cached("a") is None
+
+
+def test_programs_come_only_from_a_folder_that_others_cannot_change(cache, monkeypatch, capsys):
+    monkeypatch.setattr(compilation, "_note", compilation.say)
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(cache))
+    compilation.write_cached(b"content", "a")
+    ours = compilation.cache_folder()
+    assert ours.stat().st_mode & 0o777 == cache.stat().st_mode & 0o777 == 0o700
+    for path, mode in ((ours, 0o770), (cache, 0o702), (cache, 0o1777), (cache.parent, 0o777), (cache.parent, 0o720)):
+        before = path.stat().st_mode
+        path.chmod(mode)
+        assert compilation.cache_folder() is None and compilation.read_cached("a") is None
+        capsys.readouterr()
+        try:
+            compilation.keep_programs()
+            assert not jax.config.values["jax_enable_compilation_cache"]
+        finally:
+            jax.config.update("jax_enable_compilation_cache", True)
+        told = capsys.readouterr().err
+        assert told.count("\n") == 1 and f"others may write in {path}; chmod go-w {path}" in told
+        path.chmod(before)
+        assert compilation.read_cached("a") == b"content"
+    cache.parent.chmod(0o1777)  # as /tmp
+    assert compilation.read_cached("a") == b"content"
+    monkeypatch.setattr(os, "getuid", lambda: cache.stat().st_uid + 1)
+    assert compilation.read_cached("a") is None and "belongs to another user" in capsys.readouterr().err
+
+
+def test_the_note_on_an_open_folder_comes_once(cache, capsys):
+    cache.mkdir()
+    cache.chmod(0o777)
+    compilation._note.cache_clear()
+    assert compilation.cache_folder() is compilation.cache_folder() is None
+    assert capsys.readouterr().err.count("note:") == 1
 
 
 def test_nothing_is_written_without_jaxs_cache(cache):
