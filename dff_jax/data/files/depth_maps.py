@@ -181,7 +181,7 @@ def _png(path: Path) -> np.ndarray:
     import imagecodecs
 
     data = read_bytes(path)
-    width, height, bits, kind = check_png(data)
+    width, height, bits, kind = check_png(io.BytesIO(data))
     if bits not in (8, 16) or kind == 3:
         what = "a palette" if kind == 3 else f"{bits} bit"
         raise InputError(f"has {what}, where a depth map is grey, of 8 or 16 bit")

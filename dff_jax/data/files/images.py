@@ -1,39 +1,41 @@
-"""Photographs from files, one file to one array (JPEG, PNG, TIFF, BMP; 8 and 16 bit).
+"""Photographs from files, one file to one array, of 8 and 16 bits.
 
-Pillow decodes 8-bit images, palettes and JPEG. It silently cuts 16-bit RGB down to 8 bit, so 16-bit PNG is decoded by
-imagecodecs and TIFF by tifffile.
+Pillow decodes 8 bits, palettes and JPEG. It silently cuts 16-bit RGB down to 8 bits, so 16-bit PNG is decoded by
+imagecodecs, 16-bit PPM here, and TIFF by tifffile.
 """
 
 from __future__ import annotations
 
-import io
-import logging
+import importlib
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, TiffImagePlugin
+from PIL import Image
 
-from dff_jax.data.files.reading import MAX_PIXELS, read_bytes, reading
+from dff_jax.data.files import tiff
+from dff_jax.data.files.reading import check_pixels, read_bytes, reading
+from dff_jax.data.files.scaling import Rows, assemble, downscale, fitting  # noqa: F401
+from dff_jax.data.files.tiff import Pages
 from dff_jax.errors import InputError
 
-if TYPE_CHECKING:
-    import tifffile
+_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "GIF", "JPEG2000", "AVIF")
+for _plugin in ("Jpeg", "Png", "Bmp", "WebP", "Ppm", "Gif", "Jpeg2K", "Avif", "Tiff"):
+    with suppress(ImportError):  # AVIF is younger than the oldest Pillow that will do
+        importlib.import_module(f"PIL.{_plugin}ImagePlugin")
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp")
+IMAGE_SUFFIXES = tuple(
+    ".jpg .jpeg .jpe .jfif .png .tif .tiff .bmp .webp .ppm .pgm .pnm .gif .jp2 .avif".split()
+)
 # Photographs that are not read. A note names them, unless there is a frame of the same name: cameras write both.
 OTHER_SUFFIXES = frozenset(
-    ".heic .heif .avif .webp .gif .jp2 .jxl .dng .cr2 .cr3 .nef .arw .raf .orf .rw2 .pef .srw .x3f".split()
+    ".heic .heif .jxl .dng .cr2 .cr3 .nef .nrw .arw .raf .orf .rw2 .pef .srw .x3f .3fr .iiq .psd .exr .hdr".split()
 )
-_MAX_SAMPLES = 2**29  # of an image that is not decoded by Pillow, so that a few copies fit into 2 GiB
-_BAND = 256  # rows
-_FORMATS, _TIFF = ("JPEG", "PNG", "BMP"), TiffImagePlugin.TiffImageFile.format or "TIFF"
-_TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_PNG_HEAD, _PNG_TAIL = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
-_ORIENTATION = 0x0112  # the EXIF and TIFF tag
-
-# tifffile reports damage both by raising and by logging; the exception is enough.
-logging.getLogger("tifffile").addHandler(logging.NullHandler())
+_PNG_HEAD = b"\x89PNG\r\n\x1a\n"
+_ORIENTATION, _EXIF, _TIME, _FRACTION, _DISTANCE = 0x0112, 0x8769, 0x9003, 0x9291, 0x9206  # tags
 
 
 class Picture(NamedTuple):
@@ -42,7 +44,7 @@ class Picture(NamedTuple):
     pixels: np.ndarray  # [H,W,3] uint8 or uint16, upright
     opaque: np.ndarray | None = None  # [H,W] bool, False where alpha is 0; None: the file has no such pixel
     orientation: int = 1  # EXIF orientation, 1 to 8, that was applied
-    profile: bytes = b""  # ICC profile as in the file; b"" where there is none
+    profile: bytes = b""  # ICC profile for RGB as in the file; b"" where there is none
 
 
 class Header(NamedTuple):
@@ -53,207 +55,241 @@ class Header(NamedTuple):
     captured: str = ""  # EXIF time such as "2024:05:01 12:00:00.25"; "" where there is none
     subject_distance: float | None = None  # metres, from EXIF
     pages: int = 1  # of full size
-
-
-class Pages(NamedTuple):
-    """A TIFF of several pages as a stack."""
-
-    count: int  # pages of full size
-    step: float | None = None  # from page to page, in `unit`
-    unit: str | None = None  # "micron" or "mm"; None: not known
-    positions: tuple[float, ...] | None = None  # [count] in `unit`, where the file has one for each page
-
-
-def read_picture(
-    path: str | Path, *, page: int = 0, orientation: int | None = None, max_size: int | None = None
-) -> Picture:
-    """A photograph, upright; see `read_image`.
-
-    Args:
-      page: which of the full-size pages of a TIFF.
-      orientation: EXIF orientation to apply instead of the file's own.
-      max_size: longest side in pixels that the photograph is scaled down to.
-    """
-    return Picture(downscale(read_image(path), max_size))
-
-
-def read_header(path: str | Path) -> Header:
-    """What the header of a photograph says. Raises InputError as `image_size` does."""
-    return Header(image_size(path))
-
-
-def read_pages(path: str | Path) -> Pages:
-    """How many pictures a file holds, and the z step between them. Raises InputError as `image_size` does."""
-    return Pages(read_header(path).pages)
+    held: int = 0  # bytes that decoding needs beside the result
+    draft: bool = False  # whether these are less if the photograph is scaled down
 
 
 def read_image(path: str | Path) -> np.ndarray:
     """A photograph as RGB, upright as its EXIF orientation says; grey is repeated, alpha is dropped.
 
-    The format follows from the content, not from the suffix.
-
     Returns:
       [H,W,3] uint8 or uint16 (more than 8 bits a sample, scaled to the full 16; a float TIFF in [0,1] too).
 
     Raises:
-      InputError: missing, unreadable, empty, truncated, corrupt, too large, or none of the formats.
+      InputError: as `read_picture`; a file of several pages.
     """
-    data = read_bytes(path)
     with reading(path):
-        if data[:4] in _TIFF_HEADS:
-            return _read_tiff(data)
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            if data[:8] == _PNG_HEAD:
-                check_png(data)
-                if data[24] == 16 and image.mode != "I;16":
-                    return _read_png16(data, image)
-            return _from_pillow(image)
+        if _is_tiff(path) and (count := tiff.layout(path).pages.count) > 1:
+            raise InputError(f"holds {count} pages where one picture is needed; save each page as a file")
+    return read_picture(path).pixels
+
+
+def read_picture(
+    path: str | Path, *, page: int = 0, orientation: int | None = None, max_size: int | None = None
+) -> Picture:
+    """A photograph as RGB, upright; grey is repeated. The format follows from the content, not from the suffix.
+
+    Args:
+      page: which of the full-size pages of a TIFF.
+      orientation: EXIF orientation to apply instead of the file's own.
+      max_size: longest side in pixels that the photograph is scaled down to while it is decoded (antialiased).
+
+    Raises:
+      InputError: missing, unreadable, empty, truncated, corrupt, too large, an animation, or none of the formats.
+    """
+
+    def finished(rows: Rows, own: int, profile: bytes | None) -> Picture:
+        turn = own if orientation is None else orientation
+        pixels, opaque = assemble(rows, turn, max_size)
+        usable = profile if profile and profile[16:20] == b"RGB " else b""  # as grey and CMYK have become RGB
+        return Picture(pixels, opaque, turn, usable)
+
+    with reading(path):
+        if not _is_tiff(path):
+            with _opened(path) as image:
+                own, profile = _facts(_exif(image))[0], image.info.get("icc_profile")
+                return finished(_rows(path, image, max_size), own, profile)
+        with tiff.opened(path, page) as (rows, own, profile):
+            if isinstance(rows, Rows):
+                return finished(rows, own, profile)
+            with Image.OPEN["TIFF"][0](str(path)) as image:
+                image.seek(rows)
+                return finished(_pillow_rows(image), own, profile)
+
+
+def read_header(path: str | Path) -> Header:
+    """What the header of a photograph says; for a quick check of many files.
+
+    Raises:
+      InputError: missing, empty, none of the formats, too large, an animation, or a PNG file without its end.
+    """
+    with reading(path):
+        if _is_tiff(path):
+            found, exif = tiff.layout(path), Image.Exif()
+            with open(path, "rb") as file, suppress(Exception):
+                exif.load_from_fp(file)
+                exif.get_ifd(_EXIF)
+            turn, pages, held, size = found.orientation, found.pages.count, found.held, found.size
+            draft = False
+        else:
+            with _opened(path) as image:
+                exif, size, pages, draft = _exif(image), (image.height, image.width), 1, False
+                turn, held = _facts(exif)[0], _held(image)
+        _, captured, distance = _facts(exif)
+        return Header(size[::-1] if turn > 4 else size, turn, captured, distance, pages, held, draft)
+
+
+def read_pages(path: str | Path) -> Pages:
+    """The pictures of a TIFF, as a stack; other files have one.
+
+    Raises:
+      InputError: as `read_header`; pages of several sizes, or several channels or time points.
+    """
+    with reading(path):
+        return tiff.layout(path).pages if _is_tiff(path) else Pages(1)
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """H, W of a photograph as `read_image` gives it, from its header alone; for a quick check of many files.
-
-    Raises:
-      InputError: missing, empty, none of the formats, too large, or a PNG file without its end.
-    """
-    head = read_bytes(path, 8)
-    with reading(path):
-        if head == _PNG_HEAD:
-            with open(path, "rb") as file:
-                file.seek(-min(64, file.seek(0, 2)), 2)
-                if _PNG_TAIL not in file.read():  # bytes behind it do no harm
-                    raise InputError("truncated, it has no end; copy it again")
-        with Image.open(path, formats=(*_FORMATS, _TIFF)) as image:
-            try:
-                turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
-            except Exception:  # a PNG file may have damaged EXIF behind the pixels, which reading reports
-                turned = False
-            return (image.width, image.height) if turned else (image.height, image.width)
+    """H, W of a photograph as `read_image` gives it, from its header alone. Raises InputError as `read_header` does."""
+    return read_header(path).size
 
 
-def downscale(image: np.ndarray, max_size: int | None) -> np.ndarray:
-    """Brings the longer side of [H,W,3] uint8 or uint16 down to `max_size` (antialiased, Lanczos)."""
-    height, width = image.shape[:2]
-    if max_size is None or max(height, width) <= max_size:
-        return image
-    scale = max_size / max(height, width)
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    if image.dtype == np.uint8:
-        return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
-    planes = (Image.fromarray(image[..., c].astype(np.float32)) for c in range(3))
-    small = np.stack([np.asarray(plane.resize(size, Image.Resampling.LANCZOS)) for plane in planes], axis=-1)
-    return np.clip(np.rint(small), 0, 65535).astype(np.uint16)
-
-
-def check_png(data: bytes) -> tuple[int, int, int, int]:
+def check_png(file: BinaryIO) -> tuple[int, int, int, int]:
     """Width, height, bits and colour type of a PNG file, all of whose checksums are right.
 
     Decoders pass over many of the checksums, and then give wrong pixels. Raises many kinds of errors for damage.
     """
-    with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+    with Image.OPEN["PNG"][0](file, "") as image:
+        check_pixels(image.height, image.width)
         image.verify()
-    width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
-    return width, height, data[24], data[25]
+    file.seek(16)
+    head = file.read(10)
+    return int.from_bytes(head[:4], "big"), int.from_bytes(head[4:8], "big"), head[8], head[9]
 
 
-def _from_pillow(image: Image.Image) -> np.ndarray:
-    ImageOps.exif_transpose(image, in_place=True)
-    if image.mode.startswith("I"):
-        return _to_rgb(np.asarray(image).clip(0, 65535).astype(np.uint16))
-    rgb = np.empty((image.height, image.width, 3), np.uint8)
-    for top in range(0, image.height, _BAND):  # whole, the conversions would need several times the memory
-        band = image.crop((0, top, image.width, min(top + _BAND, image.height)))
-        if "transparency" in image.info:  # Pillow warns when a transparent palette goes to RGB in one step
-            band = band.convert("RGBA")
-        rgb[top : top + _BAND] = np.asarray(band.convert("RGB"))
-    return rgb
+def _is_tiff(path: str | Path) -> bool:
+    return read_bytes(path, 4) in tiff.HEADS
 
 
-def _read_png16(data: bytes, image: Image.Image) -> np.ndarray:
-    import imagecodecs
-
-    if image.width * image.height * {2: 3, 6: 4}.get(data[25], 2) > _MAX_SAMPLES:
-        raise InputError(f"more than {_MAX_SAMPLES // 10**6} million samples of 16 bit; scale it down first")
-    return _turn(_to_rgb(imagecodecs.png_decode(data)), image.getexif().get(_ORIENTATION, 1))
-
-
-def _read_tiff(data: bytes) -> np.ndarray:
-    import tifffile
-
-    with tifffile.TiffFile(io.BytesIO(data)) as file:
-        page = file.pages.first
-        _check_strips(page)
-        plain = (tifffile.PHOTOMETRIC.MINISWHITE, tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.RGB)
-        if page.photometric not in plain:  # palette, YCbCr, CMYK: 8 bit, and Pillow knows the conversions
-            with Image.open(io.BytesIO(data), formats=(_TIFF,)) as image:
-                return _from_pillow(image)
-        if page.axes not in ("YX", "YXS", "SYX"):
-            raise InputError(f"a TIFF of axes {page.axes} is not one image; save each frame as a file")
-        pixels = page.asarray()
-        if pixels.size != page.imagelength * page.imagewidth * page.samplesperpixel:
-            raise ValueError("it holds no whole image")
-        pixels = _full_range(pixels, page.bitspersample)
-        pixels = np.moveaxis(pixels, 0, -1) if page.axes == "SYX" else pixels
-        if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
-            pixels = np.iinfo(pixels.dtype).max - pixels
-        tag = page.tags.get(_ORIENTATION)
-        return _turn(_to_rgb(pixels), int(tag.value) if tag else 1)
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Any]:
+    """One picture as Pillow opens it. Its own bound of the size, which is lower and warns, plays no part."""
+    head = read_bytes(path, 16)
+    for name in _FORMATS:
+        factory, accepts = Image.OPEN.get(name, (None, None))
+        if factory is None or accepts is None or accepts(head) is not True:
+            continue
+        with open(path, "rb") as file, factory(file, "") as image:
+            check_pixels(image.height, image.width)
+            if (frames := getattr(image, "n_frames", 1)) > 1 and image.format != "MPO":
+                raise InputError(f"an animation of {frames} frames, not one picture; save the frames as files")
+            if name == "PNG":
+                image.info.setdefault("exif", _png_exif(path))
+            yield image
+            return
+    raise Image.UnidentifiedImageError
 
 
-def _check_strips(page: tifffile.TiffPage) -> None:
-    """Raises unless a TIFF has as many strips or tiles as its size needs, and all their bytes if uncompressed.
-
-    tifffile fills up with zeros what is missing.
-    """
-    height, width, samples = page.imagelength, page.imagewidth, page.samplesperpixel
-    if height < 1 or width < 1:
-        raise ValueError(f"{width} x {height} pixels")
-    if height * width > MAX_PIXELS or height * width * samples * -(-page.bitspersample // 16) > _MAX_SAMPLES:
-        raise InputError(f"more than {MAX_PIXELS // 10**6} megapixels; scale it down first")
-    planes = samples if page.planarconfig == 2 else 1
-    pixel_bits = samples * page.bitspersample // planes  # in each plane
-    if page.is_tiled:
-        count = planes * -(-height // page.tilelength) * -(-width // page.tilewidth)
-        size = count * page.tilelength * -(-page.tilewidth * pixel_bits // 8)
-    else:
-        count = planes * -(-height // min(page.rowsperstrip or height, height))
-        size = planes * height * -(-width * pixel_bits // 8)
-    sizes = page.databytecounts
-    if len(page.dataoffsets) != count or len(sizes) != count or (page.compression == 1 and sum(sizes) != size):
-        raise ValueError(f"{len(sizes)} strips of {sum(sizes)} bytes for {width} x {height} pixels")
+def _png_exif(path: str | Path) -> bytes:
+    """EXIF of a PNG file, which may lie behind the pixels; raises EOFError where it has no end."""
+    with open(path, "rb") as file:
+        file.seek(8)
+        while len(head := file.read(8)) == 8 and head[4:] != b"IEND":
+            size = int.from_bytes(head[:4], "big")
+            if head[4:] == b"eXIf":
+                return b"Exif\0\0" + file.read(size)
+            file.seek(size + 4, 1)
+    if len(head) < 8:
+        raise EOFError("it has no end")
+    return b""
 
 
-def _full_range(pixels: np.ndarray, bits: int) -> np.ndarray:
-    """TIFF samples to uint8 or uint16 over the whole range of the type."""
-    if pixels.dtype in (np.uint8, np.uint16) and bits in (8, 16):
-        return pixels
-    if pixels.dtype.kind == "f":
-        if pixels.size > _MAX_SAMPLES // 4:
-            raise InputError(f"more than {_MAX_SAMPLES // 4 // 10**6} million float samples; save it as 16 bit")
-        if not np.all((pixels >= 0) & (pixels <= 1)):  # False for NaN as well
-            raise InputError("a float TIFF must lie in [0, 1] with no NaN; rescale it or save it as 16 bit")
-        return np.rint(pixels * 65535.0).astype(np.uint16)
-    if pixels.dtype.kind not in "ub":
-        raise InputError(f"samples of type {pixels.dtype} are not supported; save it as 8 or 16 bit")
-    top, kind = (255, np.uint8) if bits < 8 else (65535, np.uint16)
-    return np.rint(pixels * (top / (2.0**bits - 1))).astype(kind)
+def _exif(image: Any) -> Image.Exif:
+    with suppress(Exception):  # damaged EXIF
+        exif = Image.Image.getexif(image)  # that of PNG would decode the pixels
+        exif.get_ifd(_EXIF)
+        return exif
+    return Image.Exif()
 
 
-def _to_rgb(pixels: np.ndarray) -> np.ndarray:
+def _facts(exif: Image.Exif) -> tuple[int, str, float | None]:
+    """Orientation, time, and distance of the subject in metres."""
+    turn, details = exif.get(_ORIENTATION, 1), exif.get_ifd(_EXIF)
+    time = re.match(r"\d{4}(:\d\d){2} \d\d(:\d\d){2}", str(details.get(_TIME, "")))
+    fraction = re.match(r"\d+", str(details.get(_FRACTION, "")))
+    captured = (time[0] + (f".{fraction[0]}" if fraction else "")) if time and time[0][:4] != "0000" else ""
+    rational = details.get(_DISTANCE, 0)
+    with suppress(TypeError, ValueError, ZeroDivisionError):
+        distance = float(rational)
+        if 0 < distance < 65535 and getattr(rational, "numerator", 0) != 2**32 - 1:  # what says: unknown, or infinite
+            return turn if turn in range(1, 9) else 1, captured, distance
+    return turn if turn in range(1, 9) else 1, captured, None
+
+
+def _held(image: Any) -> int:
+    """Bytes that decoding holds beside the result, about."""
+    each = {"1": 1, "L": 1, "P": 1, "I;16": 2}.get(image.mode, 4)
+    return each * image.width * image.height
+
+
+def _rows(path: str | Path, image: Any, max_size: int | None) -> Rows:
+    if image.format == "PNG":
+        with open(path, "rb") as file:
+            bits = check_png(file)[2]
+        if bits == 16 and image.mode != "I;16":
+            import imagecodecs
+
+            return _array_rows(imagecodecs.png_decode(read_bytes(path)))
+    if image.format == "PPM" and (deep := _PPM.match(read_bytes(path, 2**12))) and int(deep[4]) > 255:
+        return _ppm_rows(path, deep)
+    full = image.height, image.width
+    if max_size is not None:
+        height, width = fitting(full, max_size)
+        image.draft(None, (2 * width, 2 * height))  # JPEG: decodes every second, fourth or eighth pixel, averaged
+    return _pillow_rows(image)._replace(reduced=round(max(full) / max(image.size)), full=full)
+
+
+def _pillow_rows(image: Any) -> Rows:
+    if image.mode == "F":
+        raise InputError("a picture of floats is read as TIFF only; save it as TIFF")
+    whole, deep = (0, image.height), image.mode.startswith("I")
+
+    def read(top: int, bottom: int) -> tuple[np.ndarray, np.ndarray | None]:
+        band = image if (top, bottom) == whole else image.crop((0, top, image.width, bottom))
+        key = image.info.get("transparency")
+        if deep:
+            part = np.asarray(band).clip(0, 65535).astype(np.uint16)
+            return _rgb(part), None if key is None else part != key
+        if key is None and band.mode not in ("LA", "PA", "RGBA"):
+            return np.asarray(band.convert("RGB")), None
+        pixels = np.asarray(band.convert("RGBA"))
+        return np.ascontiguousarray(pixels[..., :3]), pixels[..., 3] > 0
+
+    return Rows((image.height, image.width), np.uint16 if deep else np.uint8, read)
+
+
+def _array_rows(pixels: np.ndarray) -> Rows:
+    """Of [H,W], or [H,W,C] with grey, grey+alpha, RGB or RGBA."""
+    alpha = pixels[..., -1] if pixels.ndim == 3 and pixels.shape[-1] in (2, 4) else None
+
+    def read(top: int, bottom: int) -> tuple[np.ndarray, np.ndarray | None]:
+        return _rgb(pixels[top:bottom]), None if alpha is None else alpha[top:bottom] > 0
+
+    return Rows((pixels.shape[0], pixels.shape[1]), pixels.dtype, read)
+
+
+_GAP = rb"(?:\s|#[^\n]*\n)+"
+_PPM = re.compile(rb"P([56])" + rb"(\d+)".join([_GAP] * 3) + rb"(\d+)\s")
+
+
+def _ppm_rows(path: str | Path, head: re.Match[bytes]) -> Rows:
+    """Of binary PPM or PGM with more than 8 bits."""
+    width, height, most, samples = int(head[2]), int(head[3]), int(head[4]), 3 if head[1] == b"6" else 1
+
+    def read(top: int, bottom: int) -> tuple[np.ndarray, np.ndarray | None]:
+        with open(path, "rb") as file:
+            file.seek(head.end() + 2 * width * samples * top)
+            part = np.frombuffer(file.read(2 * width * samples * (bottom - top)), ">u2")
+        part = np.rint(part.reshape(bottom - top, width, samples) * (65535 / most)).clip(0, 65535)
+        return _rgb(part.astype(np.uint16)), None
+
+    return Rows((height, width), np.uint16, read)
+
+
+def _rgb(pixels: np.ndarray) -> np.ndarray:
     """[H,W], or [H,W,C] with grey, grey+alpha, RGB or RGBA, to [H,W,3]."""
     if pixels.ndim == 2:
         pixels = pixels[..., None]
     if pixels.shape[-1] < 3:
         pixels = np.repeat(pixels[..., :1], 3, axis=-1)
     return np.ascontiguousarray(pixels[..., :3], dtype=pixels.dtype.newbyteorder("="))
-
-
-def _turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Applies an EXIF orientation, 1 to 8."""
-    if orientation in (5, 6, 7, 8):
-        pixels = pixels.swapaxes(0, 1)
-    if orientation in (3, 4, 7, 8):
-        pixels = pixels[::-1]
-    if orientation in (2, 3, 6, 7):
-        pixels = pixels[:, ::-1]
-    return np.ascontiguousarray(pixels)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from dff_jax.errors import InputError, one_line
 
-MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 89478485)  # where Pillow too calls it a decompression bomb
+MAX_PIXELS = 2**28  # the largest cameras have 150 to 250 million; more is taken for a decompression bomb
 MAX_BYTES = 8 * MAX_PIXELS  # of a file: four samples of 16 bit a pixel
 
 
@@ -35,9 +35,7 @@ def reading(path: str | Path, what: str = "image") -> Iterator[None]:
     except FileNotFoundError:
         raise InputError(f"{path}: missing; copy it again") from None
     except Image.UnidentifiedImageError:
-        raise InputError(f"{path}: not a JPEG, PNG, TIFF or BMP image; remove it or convert it") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise InputError(f"{path}: more than {MAX_PIXELS // 10**6} megapixels; scale it down first") from None
+        raise InputError(f"{path}: not a JPEG, PNG, TIFF or other image that is read; convert it to one") from None
     except MemoryError:
         raise InputError(f"{path}: needs more memory than there is; scale it down, or copy it again") from None
     except Exception as error:
@@ -63,6 +61,12 @@ def read_bytes(path: str | Path, length: int = -1) -> bytes:
         if not data:
             raise InputError("the file is empty; copy it again or remove it")
         return data
+
+
+def check_pixels(height: int, width: int) -> None:
+    """Raises InputError for a picture too large to be true."""
+    if height * width > MAX_PIXELS:
+        raise InputError(f"more than {MAX_PIXELS // 10**6} megapixels; scale it down first")
 
 
 def other_size(path: str | Path, size: tuple[int, ...], expected: tuple[int, ...], others: str) -> InputError:
