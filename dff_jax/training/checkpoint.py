@@ -7,11 +7,14 @@ lie in it, as orbax itself would not notice a flipped bit.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import logging
 import math
+import os
 import re
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from operator import itemgetter
@@ -45,6 +48,7 @@ class Progress(NamedTuple):
     evaluated: int = -1  # the last step that was evaluated
     best_step: int = -1  # the step with the lowest validation MAE; -1: not evaluated yet
     best_mae: float = math.inf
+    folders: dict[str, str] | None = None  # `pipeline.describe_folders` when the run began; None: not known
 
 
 class Restored(NamedTuple):
@@ -65,7 +69,7 @@ def open_manager(run: Path, keep: int) -> ocp.CheckpointManager:
     Raises:
       InputError: the folder cannot be made, or the metrics of a checkpoint are damaged.
     """
-    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports every file at level info and warning
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax reports every file, and raises what it calls an error
 
     mae = itemgetter("MAE")
     best = policies.BestN(get_metric_fn=mae, reverse=True, n=1, keep_checkpoints_without_metrics=False)
@@ -117,6 +121,12 @@ def save(
         "meta": ocp.args.JsonSave(meta),
     }
     try:
+        if jax.process_index() == 0 and hasattr(os, "posix_fallocate"):
+            # Tensorstore prints tracebacks from its threads when a disk is full, so the room is tried before.
+            leaves = jax.tree.leaves(state)
+            needed = 2**18 + len(leaves) * 2**14 + sum(x.nbytes for x in leaves)
+            with tempfile.TemporaryFile(dir=manager.directory) as trial:
+                os.posix_fallocate(trial.fileno(), 0, needed)
         manager.save(step, metrics=metrics, args=ocp.args.Composite(**items), force=True)
         if jax.process_index() == 0:
             where = Path(manager.directory) / str(step)
@@ -124,7 +134,18 @@ def save(
             unfinished.write_text("".join(f"{line}\n" for line in _sums(where)))
             unfinished.rename(where / SUMS)
     except OSError as error:
-        raise InputError(f"{manager.directory}: cannot write a checkpoint ({error.strerror or error})") from None
+        failed = error.strerror or str(error)
+    except ValueError as error:  # of tensorstore, which raises no other for a full disk
+        if (code := re.search(r"os_error_code='(\d+)'", str(error))) is None:
+            raise
+        failed = os.strerror(int(code[1]))
+    else:
+        return
+    gc.collect()  # tensorstore's unfinished writes, now: at the end of Python they print tracebacks
+    raise InputError(
+        f"{manager.directory}: cannot write a checkpoint ({failed}); what was saved before stands: make room, and the "
+        "same command goes on from there"
+    )
 
 
 def _items(state: TrainState) -> dict[str, Any]:

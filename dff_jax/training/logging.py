@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,14 +23,19 @@ FILE_NAME = "train.jsonl"
 class JsonlWriter:
     """`train.jsonl`: one line {"step", "kind", values...} a measurement, on disk when the call returns.
 
-    A run that resumes at a step removes all later lines, so that no step is there twice.
+    A run that resumes at a step removes all later lines, so that no step is there twice. A log with damaged lines is
+    kept under another name beside the one that goes on without them.
     """
 
     def __init__(self, folder: Path, step: int = 0, evaluated: int = -1):
         """Keeps training lines up to `step` and evaluations up to step `evaluated`, and appends to them."""
         path = folder / FILE_NAME
         if path.exists():
-            kept = [x for x in read_log(folder) if x["step"] <= (step if x["kind"] == "train" else evaluated)]
+            lines, damaged = _read(path)
+            kept = [x for x in lines if x["step"] <= (step if x["kind"] == "train" else evaluated)]
+            if damaged:
+                shutil.copyfile(path, spare := path.with_name(f"damaged-{FILE_NAME}"))
+                say(f"{path}: left out {damaged} damaged lines; the file as it was is {spare}")
             temporary = path.with_name(f".{FILE_NAME}.tmp")
             temporary.write_text("".join(map(_line, kept)))
             os.replace(temporary, path)
@@ -51,25 +58,37 @@ class JsonlWriter:
 
 
 class TensorBoardWriter:
-    """Event files in `<run>/tensorboard`. Events after the step at which a run resumes are hidden."""
+    """Event files in `<run>/tensorboard`. Events after the step at which a run resumes are hidden.
+
+    tensorboardX's own SummaryWriter writes in a thread, which dies of a full disk: then the training waits for ever.
+    """
 
     def __init__(self, folder: Path, step: int = 0):
-        from tensorboardX import SummaryWriter
+        from tensorboardX import summary
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        self._event, self._summary = Event, summary
+        (folder / "tensorboard").mkdir(exist_ok=True)
+        self._file = EventsWriter(str(folder / "tensorboard" / "events"))
+        self._write(step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def scalars(self, step: int, kind: str, values: Mapping[str, float]) -> None:
         for name, value in values.items():
-            self._writer.add_scalar(f"{kind}/{name}", value, step)
+            self._write(step, summary=self._summary.scalar(f"{kind}/{name}", value))
+        self._file.flush()
 
     def images(self, step: int, kind: str, images: Mapping[str, np.ndarray]) -> None:
         """images: uint8 [H,W,3]."""
         for name, image in images.items():
-            self._writer.add_image(f"{kind}/{name}", image, step, dataformats="HWC")
-        self._writer.flush()
+            self._write(step, summary=self._summary.image(f"{kind}/{name}", image, dataformats="HWC"))
+        self._file.flush()
+
+    def _write(self, step: int, **content: Any) -> None:
+        self._file.write_event(self._event(step=step, wall_time=time.time(), **content))
 
     def close(self) -> None:
-        self._writer.close()
+        self._file.close()
 
 
 Writer = JsonlWriter | TensorBoardWriter
@@ -89,9 +108,22 @@ def open_writers(folder: Path, *, tensorboard: bool, step: int, evaluated: int) 
 
 
 def read_log(folder: str | Path) -> list[dict[str, Any]]:
-    """The lines of a run's train.jsonl. An unfinished last line, of a killed process, is left out."""
-    lines = (Path(folder) / FILE_NAME).read_text().split("\n")
-    return [json.loads(line) for line in lines[:-1]]  # what follows the last newline is unfinished
+    """The lines of a run's train.jsonl. Damaged ones, and an unfinished last one of a killed process, are left out."""
+    return _read(Path(folder) / FILE_NAME)[0]
+
+
+def _read(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The lines of a log, and how many others are damaged."""
+    found, damaged = [], 0
+    for line in path.read_bytes().split(b"\n")[:-1]:  # what follows the last newline is unfinished
+        try:
+            values = json.loads(line)
+            if not (isinstance(values["step"], int) and isinstance(values["kind"], str)):
+                raise ValueError
+            found.append(values)
+        except (ValueError, TypeError, LookupError, RecursionError):
+            damaged += 1
+    return found, damaged
 
 
 def _line(values: dict[str, Any]) -> str:

@@ -1,8 +1,10 @@
 """What is kept, what is restored, what is ignored, and which configs may go on with a run."""
 
 import dataclasses
+import errno
 import logging
 import math
+import os
 import shutil
 
 import jax
@@ -208,6 +210,23 @@ def test_a_sound_one_that_cannot_be_read_now_is_not_called_damaged(tmp_path, mon
         with pytest.raises((type(error), InputError)) as raised:
             checkpoint.restore(manager, CONFIG, abstract())
     assert "damaged" not in str(raised.value)
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_one_before(tmp_path, monkeypatch):
+    """Whether it is noticed before the writing, or by tensorstore, which raises no OSError."""
+    with checkpoint.open_manager(tmp_path, 2) as manager:
+        checkpoint.save(manager, CONFIG, make_state(4), {}, checkpoint.Progress())
+        text = "RESOURCE_EXHAUSTED: Error writing\\n: No space [os_error_code='28']"
+        for where, name, error in (
+            (os, "posix_fallocate", OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))),
+            (manager, "save", ValueError(text)),
+        ):
+            with monkeypatch.context() as patch:
+                patch.setattr(where, name, lambda *_, error=error, **__: (_ for _ in ()).throw(error))
+                with pytest.raises(InputError, match=r"write a checkpoint \(No space left on device\)") as raised:
+                    checkpoint.save(manager, CONFIG, make_state(5), {}, checkpoint.Progress())
+            assert "\n" not in str(raised.value)
+        assert int(checkpoint.restore(manager, CONFIG, abstract()).state.step) == 4
 
 
 def test_relative_folder(tmp_path, monkeypatch):
