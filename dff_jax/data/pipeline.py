@@ -194,6 +194,17 @@ def open_data(spec: DataSpec) -> StackSource:
     return dataclasses.replace(source, describe=f"{source.describe} of {world}")
 
 
+def describe_folders(data: DataConfig) -> dict[str, str]:
+    """What lies in the folders that a configuration names: "<n> files, <digest of their names, sizes and dates>"."""
+    found = {}
+    for root in sorted({part.dataset for part in data.parts() if part.source in ("folder", "rgbd")}):
+        levels = ("/".join("*" * depth) for depth in range(1, 6))
+        shown = {path for level in levels for path in Path(root).glob(level) if path.name[0] != "."}
+        facts = sorted((str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in shown if p.is_file())
+        found[root] = f"{len(facts)} files, {hashlib.sha256(repr(facts).encode()).hexdigest()[:16]}"
+    return found
+
+
 # Batches ----------------------------------------------------------------------------------------------------
 
 

@@ -113,6 +113,51 @@ def staged_output(folder: str | Path, last: str = "") -> Iterator[Path]:
                 path.rmdir()
 
 
+@contextlib.contextmanager
+def writing(folder: Path, then: str) -> Iterator[None]:
+    """Turns an OSError of the block, such as that of a full disk, into InputError, whose message ends with `then`."""
+    try:
+        yield
+    except BrokenPipeError:  # nobody reads what is printed
+        raise
+    except OSError as error:
+        raise InputError(f"{error.filename or folder}: cannot be written ({_reason(error)}); {then}") from None
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds `folder` for this process, by a lock on a file in it that the system drops when the process ends anyhow.
+
+    Where the system or the file system has no such locks, nothing is held.
+
+    Raises:
+      InputError: another process holds it; says which.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    path = folder / ".dff-jax.lock"
+    with contextlib.ExitStack() as stack:
+        while True:
+            file = stack.enter_context(open(path, "ab+", buffering=0))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                holder = file.read(200).decode(errors="replace") or "another process"
+                raise InputError(f"{folder}: in use by {holder}; stop that, or choose another output folder") from None
+            except OSError:
+                break
+            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                break  # otherwise its last holder has just removed it
+        stack.callback(path.unlink, missing_ok=True)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}".encode())
+        yield
+
+
 def nearest_existing(path: Path) -> Path:
     """`path`, or the nearest of its parents that exists."""
     return next(p for p in (path, *path.parents) if p.exists())

@@ -10,7 +10,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +25,7 @@ from dff_jax.config import Config, TrainingConfig
 from dff_jax.data import pipeline
 from dff_jax.errors import ConfigError, InputError
 from dff_jax.runtime import processes
-from dff_jax.runtime.files import check_output
+from dff_jax.runtime.files import check_output, locked, writing
 from dff_jax.runtime.progress import ProgressBar, say
 from dff_jax.runtime.stopping import stop_on_signal
 from dff_jax.training import checkpoint, optimizer, parallel, state, validation
@@ -94,7 +94,7 @@ def train(config: Config, output: str | Path, *, resume: bool = True) -> dict[st
     if not config.model.trained:
         raise ConfigError(f"model.method: {config.model.method} has nothing to train; use it as it is")
     devices = parallel.choose_devices(plan, config.data.batch_size)
-    check_output(output)
+    check_output(output, ("config.json", logs.FILE_NAME, validation.BEST_WEIGHTS, validation.LAST_WEIGHTS))
     estimator = estimators.build(config.model)  # finds a wrong prox before data is made
     with ExitStack() as stack:
         count = jax.process_count()
@@ -124,6 +124,7 @@ def train(config: Config, output: str | Path, *, resume: bool = True) -> dict[st
         else:
             first = begin(partial(_initial, plan))
             restored = checkpoint.Restored(first, loader.get_state(), checkpoint.Progress())
+        restored = restored._replace(progress=_with_folders(restored.progress, pipeline.describe_folders(config.data)))
         step = int(restored.state.step)
         if jax.process_index() == 0:
             (output / "config.json").write_text(configs.to_json(config) + "\n")
@@ -172,11 +173,11 @@ def _loop(run: _Run, now: state.TrainState, progress: checkpoint.Progress) -> tu
             _check_finite(run, now, recent)
         if due and not stop:
             weights = parallel.local_copy(devices, state.outcome(now))
-            progress = run.validator.run(step, weights, progress, run.bar, run.stop.asked)
+            with _saved_first(run, now, progress, step > start, recent):
+                progress = run.validator.run(step, weights, progress, run.bar, run.stop.asked)
             stop = run.stop.agreed_now()
         if step > start and (pause or stop):
-            saved = parallel.canonical(devices, now)
-            checkpoint.save(run.manager, run.config, saved, run.loader.get_state(), progress)
+            _save(run, now, progress)
         if at_end and progress.evaluated == step:
             run.validator.export_last(step, parallel.local_copy(devices, state.outcome(now)))
         if at_end or stop:
@@ -184,7 +185,8 @@ def _loop(run: _Run, now: state.TrainState, progress: checkpoint.Progress) -> tu
         if pause:
             run.bar.restart()
 
-        loaded = next(run.loader)
+        with _saved_first(run, now, progress, step > start, recent):
+            loaded = next(run.loader)
         with jax.profiler.StepTraceAnnotation("train", step_num=step + 1):
             now, metrics = run.update(now, parallel.put_batch(devices, loaded.batch))
         step += 1
@@ -206,6 +208,28 @@ def _loop(run: _Run, now: state.TrainState, progress: checkpoint.Progress) -> tu
             run.bar.note(", ".join(f"{name} {values[key]:.4g}" for name, key in SHOWN.items()))
             for writer in run.validator.writers:
                 writer.scalars(step, "train", values)
+
+
+def _save(run: _Run, now: state.TrainState, progress: checkpoint.Progress) -> None:
+    saved = parallel.canonical(run.devices, now)
+    checkpoint.save(run.manager, run.config, saved, run.loader.get_state(), progress)
+
+
+@contextmanager
+def _saved_first(
+    run: _Run, now: state.TrainState, progress: checkpoint.Progress, new: bool, recent: dict[int, tuple[str, ...]]
+) -> Iterator[None]:
+    """Saves a `new` state before a stack that cannot be read ends the run. Several processes save together, which they
+    cannot where one of them ends: there the last checkpoint has to do."""
+    try:
+        yield
+    except InputError as error:
+        if not new or jax.process_count() > 1:
+            raise
+        _check_finite(run, now, recent)
+        _save(run, now, progress)
+        step = int(parallel.local_copy(run.devices, now.step))
+        raise InputError(f"{error}; saved after step {step}, from where the same command goes on") from None
 
 
 def _check_finite(run: _Run, now: state.TrainState, recent: dict[int, tuple[str, ...]]) -> None:
@@ -231,6 +255,18 @@ def _first_shapes(loader: pipeline.Loader) -> tuple[jax.ShapeDtypeStruct, jax.Sh
     return frames, focus
 
 
+def _with_folders(progress: checkpoint.Progress, folders: dict[str, str]) -> checkpoint.Progress:
+    """Says which folders of stacks are not what they were when the run began; notes them if it begins here."""
+    if progress.folders is None:
+        return progress._replace(folders=folders)
+    for root, now in folders.items():
+        then = progress.folders.get(root, now)
+        if then != now:
+            counts = f"{then.partition(',')[0]} then, {now.partition(',')[0]} now"
+            say(f"note: {root}: not the data with which the run began (names, sizes or dates differ; {counts})")
+    return progress
+
+
 def _evaluation_sources(config: Config) -> dict[str, pipeline.StackSource]:
     sources = {"validation": pipeline.open_source(config.data, "validation")}
     if (transfer := config.training.transfer) is not None:
@@ -240,11 +276,13 @@ def _evaluation_sources(config: Config) -> dict[str, pipeline.StackSource]:
 
 @contextmanager
 def _run_folder(output: Path) -> Iterator[None]:
-    """Makes the run folder. Removes it again if bad input leaves nothing in it."""
+    """Makes the run folder, and holds it in process 0. Removes it again if bad input leaves nothing in it."""
     made = not output.exists()
-    output.mkdir(parents=True, exist_ok=True)
     try:
-        yield
+        with writing(output, "what was saved before stands, and the same command goes on from there"):
+            output.mkdir(parents=True, exist_ok=True)
+            with locked(output) if jax.process_index() == 0 else nullcontext():
+                yield
     except InputError:
         for folder in (output / checkpoint.FOLDER, output) if made else ():
             with suppress(OSError):  # it holds something, or was not made

@@ -1,8 +1,13 @@
 """The loop: logs, weights, interruption, divergence, wrong input."""
 
 import dataclasses
+import errno
 import os
+import re
+import shutil
 import signal
+import subprocess
+import sys
 import time
 
 import jax
@@ -250,3 +255,86 @@ def test_wrong_input_leaves_nothing(stacks, network, tmp_path):
         with pytest.raises(InputError, match=words):
             loop.train(config, tmp_path / output)
     assert [x.name for x in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_run_folder_has_one_user(finished, stacks, network, tmp_path):
+    """The second start changes nothing; when the first has ended in whatever way, the folder is free."""
+    output = tmp_path / "run"
+    shutil.copytree(finished[0], output)
+    hold = "import sys, pathlib\nfrom dff_jax.runtime.files import locked\nwith locked(pathlib.Path(sys.argv[1])):\n"
+    command = [sys.executable, "-c", hold + "    print(flush=True)\n    sys.stdin.read()", output]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        holder.stdout.readline()
+        before = {x: x.stat().st_mtime_ns for x in output.rglob("*")}
+        with pytest.raises(InputError, match=f"in use by process {holder.pid} on "):
+            loop.train(fakes.small_config(stacks), output)
+        assert {x: x.stat().st_mtime_ns for x in output.rglob("*")} == before
+        holder.kill()
+    assert loop.train(fakes.small_config(stacks), output)["step"] == 12
+    assert not [x for x in output.iterdir() if "lock" in x.name]
+
+
+def failing(at):
+    """A stack that cannot be read in batch `at`."""
+
+    def change(loader, following):
+        if loader.get_state()["next_index"] == at:
+            raise InputError("stack7/10.0.png: cannot be read")
+        return following()
+
+    return fakes.loading(change)
+
+
+def test_a_bad_frame_in_mid_run_costs_no_step(finished, stacks, network, tmp_path):
+    config = fakes.small_config(stacks)
+    with failing(7), pytest.raises(InputError, match=r"stack7/10.0.png: cannot be read; saved after step 7"):
+        loop.train(config, tmp_path)
+    assert int(stored(tmp_path)["step"]) == 7
+    assert loop.train(config, tmp_path)["step"] == 12
+    assert_equal_trees(stored(tmp_path)["params"], stored(finished[0])["params"])
+
+
+def test_a_folder_of_stacks_that_has_changed_is_told(network, tmp_path, capsys):
+    stacks = fakes.write_stacks(tmp_path / "stacks")
+    config = fakes.small_config(stacks, num_steps=2)
+    for change, words in (
+        (lambda: None, ""),
+        (lambda: None, ""),
+        (lambda: os.utime(stacks / "train" / "stack0" / "disp.npy", (1, 1)), "32 files then, 32 files now"),
+        (lambda: (stacks / "val" / "more.txt").touch(), "32 files then, 33 files now"),
+    ):
+        change()
+        loop.train(config, tmp_path / "run")
+        said = capsys.readouterr().err
+        assert (f"note: {stacks}: not the data with which the run began" in said) == bool(words) and words in said
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "train.jsonl", "weights.safetensors", "weights_last.safetensors", ".dff-jax.lock"]
+)
+def test_a_folder_where_a_file_belongs(stacks, network, tmp_path, name):
+    (tmp_path / name).mkdir()
+    with pytest.raises(InputError, match=re.escape(str(tmp_path / name))) as raised:
+        loop.train(fakes.small_config(stacks), tmp_path)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "tensorboard"])
+def test_a_file_where_a_folder_belongs(stacks, network, tmp_path, name):
+    (tmp_path / name).write_text("of another program")
+    with pytest.raises(InputError, match=re.escape(str(tmp_path / name))):
+        loop.train(fakes.small_config(stacks, tensorboard=True), tmp_path)
+    assert (tmp_path / name).read_text() == "of another program"
+
+
+def test_a_log_that_finds_the_disk_full_ends_in_one_line(stacks, network, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    config = fakes.small_config(stacks, log_every=5, save_every=3)
+    with monkeypatch.context() as patch:
+        patch.setattr(validation.Validator, "run", full)
+        with pytest.raises(InputError, match=r"cannot be written \(No space left on device\); what was saved before"):
+            loop.train(config, tmp_path)
+    assert int(stored(tmp_path)["step"]) == 3
+    assert loop.train(config, tmp_path)["step"] == 12
