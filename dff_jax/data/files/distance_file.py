@@ -66,7 +66,7 @@ def read_distances(path: Path, files: Sequence[Path]) -> Distances:
         if written and written.lower() not in _UNITS:
             raise InputError(f"{path}, line {number}: unit {written[:20]!r} is unknown; write m, mm, D or micron")
         unit, scale = _UNITS.get((written or (stated[1] if stated else "")).lower(), (None, 1.0))
-        units.add(unit)
+        units |= {unit} if unit or np.isfinite(value) else set()
         values.append(value * scale)
         if name:
             named[name.lower()] = values[-1]
@@ -83,7 +83,7 @@ def read_distances(path: Path, files: Sequence[Path]) -> Distances:
             f"{path}: {len(values)} distances for {len(files)} frames; one a line, in name order (for some of the "
             "frames give theirs with --focus)"
         )
-    return Distances(np.array(values, np.float64), units.pop())
+    return Distances(np.array(values, np.float64), next(iter(units), None))
 
 
 def _text(path: Path) -> list[str]:

@@ -12,7 +12,7 @@ import numpy as np
 from dff_jax import focus_axis
 from dff_jax.data.files.distance_file import distance_files, read_distances
 from dff_jax.data.files.images import read_header
-from dff_jax.data.files.series import counts
+from dff_jax.data.files.series import counts, spaced_stems
 from dff_jax.errors import InputError
 
 _DECIMAL = r"[+-]?[0-9]+[.,][0-9]+(?:[eE][+-]?[0-9]+)?"
@@ -126,7 +126,7 @@ def _numbers(files: Sequence[Path], unit: str | None) -> tuple[np.ndarray | None
 
 
 def _match(files: Sequence[Path], pattern: str) -> list[str]:
-    found = (re.fullmatch(pattern, file.stem, re.DOTALL) for file in files)
+    found = (re.fullmatch(pattern, stem, re.DOTALL) for stem in spaced_stems(files))
     return [match[1] if match else "" for match in found]
 
 

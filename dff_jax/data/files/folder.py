@@ -159,12 +159,8 @@ def find(source: Source) -> Found:
     if broken is not None:
         raise InputError(f"{broken}: a link that leads nowhere")
     files = list(filter(is_frame, found))
+    files = files if listed else natural_order(files)
     unread, notes = _not_read(found, files), ()
-    ordered = natural_order(files)
-    if listed and files != ordered:
-        notes = ("the files are taken in the order listed, which is not that of their names",)
-    elif not listed:
-        files = ordered
     if files:
         called, odd = misfits(files)
         if called and not listed:

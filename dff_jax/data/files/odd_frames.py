@@ -38,16 +38,18 @@ def plain_frames(looks: Sequence[Look]) -> dict[int, str]:
 
 def remarks(looks: Sequence[Look], names: Sequence[str]) -> tuple[str, ...]:
     """Notes on shaken frames and on one that is sharp everywhere, of a stack sorted by focus."""
-    if len(looks) < 4:
-        return ()
     detail = np.stack([one.detail.ravel() for one in looks])
+    if len(looks) < 4 or detail.max() < 1e-3:
+        return ()
     textured = detail.max(0) > _TEXTURED * detail.max()
     detail = detail[:, textured]
     found = []
     for z in range(1, len(looks) - 1):
         before, after = looks[z - 1].small, looks[z + 1].small
         # in focus, detail rises and falls once along the stack; motion blur makes a dent in it everywhere
-        dent = (detail[z] < 0.6 * np.minimum(detail[z - 1], detail[z + 1])).mean() > 0.9
+        least = np.minimum(detail[z - 1], detail[z + 1])
+        seen = least > 0.2 * detail.max(0)
+        dent = seen.mean() > 0.1 and (detail[z] < 0.6 * least)[seen].mean() > 0.9
         moved = min(_shift(before, looks[z].small), _shift(looks[z].small, after)) - 2 * _shift(before, after)
         if dent or moved >= 2:
             what = "is blurred" if dent else "has moved"
@@ -55,8 +57,8 @@ def remarks(looks: Sequence[Look], names: Sequence[str]) -> tuple[str, ...]:
     for z in range(len(looks)):
         others = np.delete(detail, z, 0)
         best = np.bincount(others.argmax(0), minlength=len(others)) / textured.sum()
-        spread = np.convolve(best, np.ones(3), "same").max() < 0.6  # a flat scene is sharp in one frame alone
-        if spread and (detail[z] > 0.95 * others.max(0)).mean() > 0.9:
+        spread = np.convolve(best, np.ones(3), "same").max() < 0.9  # a flat scene is sharp in one frame alone
+        if spread and (detail[z] > 0.9 * others.max(0)).mean() > 0.9:
             found.append(f"{names[z]} is the sharpest frame everywhere: a result among the frames? leave it out if so")
     return tuple(found)
 

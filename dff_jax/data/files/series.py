@@ -33,21 +33,26 @@ def natural_key(path: str | Path, points: bool = False) -> tuple:
 def natural_order(files: Sequence[Path]) -> list[Path]:
     """`files` in the order that their names count in.
 
-    A hyphen behind letters is a minus sign where another name has no hyphen there: z-1, z0, z1. Points make decimal
-    numbers unless they count versions: 1.8, 1.9, 1.10.
+    Points make decimal numbers unless they count versions: 1.8, 1.9, 1.10.
     """
-    stems = [file.stem.lower() for file in files]
-    hyphened = {m[1] for stem in stems for m in re.finditer(r"([a-z]+)-[0-9]", stem)}
-    signed = hyphened & {m[1] for stem in stems for m in re.finditer(r"([a-z]+)[0-9]", stem)}
-    points = not counts([m[1] for stem in stems for m in re.finditer(r"[0-9]\.([0-9]+)", stem)])
+    points = not counts([m[1] for file in files for m in re.finditer(r"[0-9]\.([0-9]+)", file.stem)])
+    keys = {
+        file: (natural_key(file.parent), natural_key(stem, points), file.name)
+        for file, stem in zip(files, spaced_stems(files), strict=True)
+    }
+    return sorted(files, key=keys.__getitem__)
 
-    def key(file: Path) -> tuple:
-        name = file.name.lower()
-        for letters in signed:
-            name = re.sub(rf"(?<![a-z]){letters}(?=-?[0-9])", f"{letters} ", name)
-        return natural_key(file.parent), natural_key(name, points), file.name
 
-    return sorted(files, key=key)
+def spaced_stems(files: Sequence[Path]) -> list[str]:
+    """The names without suffix, with a space before a minus sign.
+
+    A hyphen behind letters is one where another name has no hyphen there: z-1, z0, z1.
+    """
+    stems = [file.stem for file in files]
+    hyphened = {m[1] for stem in stems for m in re.finditer(r"([A-Za-z]+)-[0-9]", stem)}
+    for letters in hyphened & {m[1] for stem in stems for m in re.finditer(r"([A-Za-z]+)[0-9]", stem)}:
+        stems = [re.sub(rf"(?<![A-Za-z]){letters}(?=-?[0-9])", f"{letters} ", stem) for stem in stems]
+    return stems
 
 
 def counts(digits: Sequence[str]) -> bool:

@@ -15,6 +15,7 @@ from dff_jax.data.files.folder import Source, find, is_frame
 from dff_jax.data.files.frame_store import Allocate
 from dff_jax.data.files.frames import MIN_SIDE, Frame, decode, fill, of_files, stretch
 from dff_jax.data.files.images import read_header, read_pages, read_picture
+from dff_jax.data.files.series import natural_order
 from dff_jax.errors import InputError
 from dff_jax.types import FocalStack
 
@@ -75,6 +76,8 @@ def read_stack(
         except InputError as error:
             raise InputError("; ".join([str(error), *found.unread])) from None
         frames, said = of_files(files)
+        if settings.unit == "index" and not isinstance(source, str | Path) and files != natural_order(files):
+            said += ("the files are taken in the order listed, which is not that of their names",)
         settings = settings._replace(notes=settings.notes + found.notes + found.unread + said)
     order = focus_axis.sort_order(settings.values, settings.unit, [str(path.parent / one.name) for one in frames])
     frames, values = [frames[i] for i in order], settings.values[order]
