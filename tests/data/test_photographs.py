@@ -287,7 +287,7 @@ def test_pages_of_one_file(tmp_path):
 
     pages = np.stack([np.full((H, W), 40 + i, np.uint8) for i in range(4)])
     plain, scaled = tmp_path / "plain.tif", tmp_path / "scaled.tif"
-    tifffile.imwrite(plain, pages)
+    tifffile.imwrite(plain, pages, photometric="minisblack")
     tifffile.imwrite(scaled, pages, imagej=True, metadata={"axes": "ZYX", "spacing": 2.5, "unit": "um"})
     stack, read = read_stack(plain)
     assert stack.unit == "index" and levels(stack) == [0, 1, 2, 3] and read.names[3] == "page 4"
