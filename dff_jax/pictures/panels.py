@@ -1,4 +1,4 @@
-"""Arrays to images: colour maps, colour bars, sheets of panels with captions, PNG files; and figures for curves.
+"""Arrays to images: colour maps, colour bars, sheets of panels with captions; and figures for curves.
 
 Pillow draws the images, as a canvas of matplotlib would take a second. Matplotlib gives the colours, the ticks and the
 font, and draws curves.
@@ -13,19 +13,19 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from dff_jax import focus_axis
+from dff_jax.pictures.encode import bands, save_png, see_through, to_uint8, to_uint16  # noqa: F401
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOUR_MAP = "turbo"  # many distinct steps, and red, which is where near goes, stands out
 HOLE = (96, 96, 96)  # the grey of pixels without a value
-BAND = 256  # rows that are worked on together
 
 _UNIT_LABELS = {
     "disparity": "disparity (larger = nearer)",
@@ -73,25 +73,6 @@ def any_script() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Glyph \d+", UserWarning)
         yield
-
-
-def bands(image: np.ndarray) -> Iterator[slice]:
-    """Bands of rows of `image` [H,...]: going through them keeps intermediate arrays small."""
-    return (slice(top, top + BAND) for top in range(0, len(image), BAND))
-
-
-def to_uint8(rgb: np.ndarray) -> np.ndarray:
-    """Floats in [0,1] (clipped) or uint16, [H,...], to uint8; uint8 as it is."""
-    rgb = np.asarray(rgb)
-    if rgb.dtype == np.uint8:
-        return rgb
-    image = np.empty(rgb.shape, np.uint8)
-    for rows in bands(rgb):
-        if rgb.dtype == np.uint16:
-            image[rows] = np.rint(rgb[rows] / np.float32(257))
-        else:
-            image[rows] = np.rint(np.clip(np.nan_to_num(rgb[rows]), 0.0, 1.0) * 255.0)
-    return image
 
 
 def robust_range(
@@ -165,7 +146,7 @@ def plain_bar(low: float, high: float, label: str, *, cmap: str = COLOUR_MAP, wh
 
 
 def beside_bar(image: np.ndarray, bar: Bar) -> np.ndarray:
-    """`image` [H,W,3] uint8 with the colour bar drawn on white to its right: [H',W',3] uint8.
+    """`image` [H,W,3 or 4] uint8 with the colour bar drawn on white to its right: [H',W',3 or 4] uint8.
 
     An image that is too low for a readable bar is scaled up by a whole number.
     """
@@ -173,7 +154,9 @@ def beside_bar(image: np.ndarray, bar: Bar) -> np.ndarray:
     if height < 240:
         factor = -(-240 // height)
         image = image.repeat(factor, axis=0).repeat(factor, axis=1)
-    return np.concatenate([image, color_bar(image.shape[0], bar)], axis=1)
+    drawn = color_bar(image.shape[0], bar)
+    drawn = drawn if image.shape[2] == 3 else see_through(drawn, np.zeros(drawn.shape[:2], bool))
+    return np.concatenate([image, drawn], axis=1)
 
 
 def color_bar(height: int, bar: Bar) -> np.ndarray:
@@ -223,11 +206,6 @@ def sheet(
                 _draw_bar(page, (x - 4, top + 5, x + 12, top + image.height - 5), panel.bar, size - 2)
                 x += round(panel_width * bar_share)
     return np.array(page)
-
-
-def save_png(path: str | Path | BinaryIO, image: np.ndarray) -> None:
-    """Writes [H,W,3] uint8, [H,W] uint8 or [H,W] uint16 as PNG."""
-    Image.fromarray(np.ascontiguousarray(image)).save(path, format="PNG", compress_level=4)
 
 
 def new_figure(width: float, height: float) -> Figure:

@@ -34,7 +34,7 @@ def write_maps(
       names: [Z] of the frames.
     """
     q = focus_axis.to_q(result.depth, result.unit)
-    sharp = panels.to_uint8(result.all_in_focus)
+    sharp, unseen = panels.to_uint8(result.all_in_focus), result.unseen
     coded, scale = sixteen_bit(q, result.unit)
 
     def encode() -> dict[str, Any]:
@@ -42,18 +42,20 @@ def write_maps(
         np.save(folder / "depth.npy", result.depth)
         np.save(folder / "confidence.npy", result.confidence)
         np.save(folder / "disagreement.npy", result.disagreement)
-        panels.save_png(folder / "all_in_focus.png", sharp)
+        picture = panels.to_uint16(result.all_in_focus) if result.deep else sharp
+        panels.save_png(folder / "all_in_focus.png", panels.see_through(picture, unseen), result.profile)
         panels.save_png(folder / "depth.png", coded)
-        return write_points(folder / "points.ply", q, sharp, result.confidence, result.unit)
+        return write_points(folder / "points.ply", q, sharp, result.confidence, result.unit, unseen)
 
     with ThreadPoolExecutor(1) as other:  # encoders release Python's lock
         encoded = other.submit(encode)
         if q.size > page.TOGETHER_UP_TO:  # memory counts more than time
             encoded.result()
-        low, high = panels.robust_range(q)
+        seen = None if unseen is None else ~unseen
+        low, high = panels.robust_range(q, mask=seen)
         bar = panels.depth_bar(low, high, result.unit)
-        coloured = panels.colorize(q, low, high)
-        panels.save_png(folder / "depth_color.png", panels.beside_bar(coloured, bar))
+        coloured = panels.colorize(q, low, high, mask=seen)
+        panels.save_png(folder / "depth_color.png", panels.beside_bar(panels.see_through(coloured, unseen), bar))
         overview = _overview(frames, names, result, sharp, coloured, bar, title)
         panels.save_png(folder / "overview.png", overview)
         (folder / "report.html").write_text(_page(frames, names, result, sharp, q, title), encoding="utf-8")

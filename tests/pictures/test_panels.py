@@ -5,8 +5,9 @@ import sys
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
+from dff_jax.data.files import images
 from dff_jax.pictures import panels
 from dff_jax.pictures.panels import Panel
 
@@ -100,6 +101,22 @@ def test_png_keeps_16_bits(tmp_path):
     panels.save_png(tmp_path / "d.png", depth)
     with Image.open(tmp_path / "d.png") as image:
         np.testing.assert_array_equal(np.asarray(image), depth)
+
+
+def test_png_keeps_16_bits_of_colour_a_profile_and_holes(tmp_path):
+    deep = np.arange(20 * 30 * 3, dtype=np.uint16).reshape(20, 30, 3) * 36
+    hole = np.indices((20, 30))[1] < 4
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    for image in (deep, panels.to_uint8(deep)):
+        panels.save_png(tmp_path / "d.png", panels.see_through(image, hole), profile)
+        read = images.read_picture(tmp_path / "d.png")
+        np.testing.assert_array_equal(read.pixels, image)
+        np.testing.assert_array_equal(read.opaque, ~hole)
+        assert read.profile == profile
+    assert panels.see_through(deep, None) is deep
+    bar = panels.plain_bar(0, 1, "x")
+    beside = panels.beside_bar(panels.see_through(panels.to_uint8(deep), hole), bar)
+    assert beside.shape[2] == 4 and (beside[:, :48, 3] == 0).all() and (beside[:, 48:, 3] == 255).all()
 
 
 def test_no_matplotlib_until_drawn_and_never_its_figures():

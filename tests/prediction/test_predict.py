@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from dff_jax import cli, config, estimators
+from dff_jax.data.files import images
 from dff_jax.errors import InputError
 from dff_jax.estimators import weights as weights_module
 from dff_jax.pictures import panels
@@ -20,6 +21,7 @@ from dff_jax.prediction import predict as module
 from dff_jax.prediction import tiled
 from dff_jax.prediction.files import FILES
 from dff_jax.prediction.predict import predict, predict_to_folder
+from dff_jax.prediction.result import Result, TilingReport
 from dff_jax.runtime import files as output
 from dff_jax.runtime import stopping
 from dff_jax.runtime.files import check_output, staged_output
@@ -232,7 +234,7 @@ def test_nothing_half_written(tmp_path, monkeypatch, existing):
         (target / "depth.npy").write_text("old")
     before = sorted(tmp_path.rglob("*"))
 
-    def full(path, picture):
+    def full(path, picture, profile=b""):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(panels, "save_png", full)
@@ -240,7 +242,7 @@ def test_nothing_half_written(tmp_path, monkeypatch, existing):
         predict_to_folder(source, target, method="sml", progress=False)
     assert sorted(tmp_path.rglob("*")) == before
 
-    def stop(path, picture):
+    def stop(path, picture, profile=b""):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(panels, "save_png", stop)
@@ -322,6 +324,28 @@ def test_frames_on_disk_are_gone_after_an_error(tmp_path, monkeypatch, error):
         predict_to_folder(source, tmp_path / "deep" / "out", method="sml", progress=False)
     assert seen == [3, 140, 280, 3]
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["0.png", "1.png", "2.png", "stack"]
+
+
+def test_sixteen_bits_profile_and_holes_go_out_as_they_came_in(tmp_path):
+    frames, rng = photographs().astype(np.uint16) * 257, np.random.default_rng(0)
+    unseen, sharp = np.indices((H, W))[0] < 10, (frames[0] / 65535).astype(np.float32)
+    depth = rng.random((H, W), np.float32)
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    result = Result(
+        depth, depth, depth, sharp, np.arange(Z, dtype=float), "index", np.arange(Z), (), TilingReport((H, W), 1, 0, 1),
+        unseen=unseen, deep=True, profile=profile,
+    )  # fmt: skip
+    summary = prediction_files.write_maps(tmp_path, frames, ["a"] * Z, result, "a stack")
+    picture = images.read_picture(tmp_path / "all_in_focus.png")
+    np.testing.assert_array_equal(picture.pixels, frames[0])
+    np.testing.assert_array_equal(picture.opaque, ~unseen)
+    assert picture.profile == profile and summary["points"]["count"] == (H - 10) * W
+    coloured = images.read_picture(tmp_path / "depth_color.png")  # 6 times as large, beside its bar
+    assert not coloured.opaque[:60, : 6 * W].any() and coloured.opaque[60:].all() and coloured.opaque[:, 6 * W :].all()
+    plain = result._replace(unseen=None, deep=False)
+    assert prediction_files.write_maps(tmp_path, frames, ["a"] * Z, plain, "a stack")["points"]["count"] == H * W
+    picture = images.read_picture(tmp_path / "all_in_focus.png")
+    assert picture.pixels.dtype == np.uint8 and picture.opaque is None and picture.profile == profile
 
 
 def test_depth_png_of_a_flat_map():

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import tifffile
 
 HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_MOST_COLOURS = 7  # channels of ImageJ; tifffile calls the pages of any stack channels
+_MOST_COLOURS = 7  # that ImageJ has; tifffile, not told the axes, calls the pages of a stack channels
 _MICRONS = {"å": 1e-4, "nm": 1e-3, "nanometer": 1e-3, "µm": 1, "um": 1, "micron": 1, "micrometer": 1, "mm": 1e3,
             "millimeter": 1e3, "cm": 1e4, "centimeter": 1e4, "inch": 25400, "m": 1e6, "meter": 1e6}  # fmt: skip
 
@@ -150,10 +150,13 @@ def _images(file: tifffile.TiffFile, page: Any) -> int:
 
 
 def _imagej(meta: dict[str, Any], count: int) -> Pages:
-    axes = [meta.get(axis, 1) for axis in ("slices", "channels", "frames")]
-    _check_axes(count, *axes)
     unit, scale = _unit(meta.get("unit"))
-    return Pages(count, _step(meta.get("spacing"), scale), unit)
+    step = _step(meta.get("spacing"), scale)
+    z, channels, times = (meta.get(axis, 1) for axis in ("slices", "channels", "frames"))
+    if channels == count and (step or channels > _MOST_COLOURS):
+        z, channels = channels, 1
+    _check_axes(count, z, channels, times)
+    return Pages(count, step, unit)
 
 
 def _ome(text: str, samples: int, pages: list[int]) -> tuple[Pages, list[int]]:
@@ -186,8 +189,8 @@ def _ome(text: str, samples: int, pages: list[int]) -> tuple[Pages, list[int]]:
 
 
 def _check_axes(count: int, z: Any, channels: Any, times: Any) -> None:
-    if (channels > 1 or times > 1) and count != z and not (z == times == 1 and channels > _MOST_COLOURS):
-        raise InputError(f"{channels} channels, {times} time points; export one channel at one time as pages")
+    if (channels > 1 or times > 1) and count != z:
+        raise InputError(f"{channels} channels, {times} time points; export one channel at one time as pages in z")
 
 
 def _plain_name(unit: object) -> str:
