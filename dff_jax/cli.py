@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import io
 import os
 import sys
 import typing
@@ -21,7 +22,7 @@ from tyro._errors import on_parse_error
 from tyro.conf import Positional, Suppress, UseAppendAction
 
 from dff_jax import __version__, config
-from dff_jax.errors import InputError, one_line
+from dff_jax.errors import InputError, one_line, printable
 from dff_jax.runtime.stopping import interruptible
 
 REPLACED = {"--near-first": "--frame-order descending", "--bgr": "--bgr True", "--no-bgr": "--bgr False"}
@@ -51,6 +52,9 @@ class Command(NamedTuple):
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
+    for stream in (sys.stdout, sys.stderr):  # a console that cannot show a character shows its number
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     name, *words = (sys.argv[1:] if argv is None else argv) or [""]
     if name in ("-h", "--help"):
         print("usage: dff-jax COMMAND ...\n\nDepth from focus in JAX. dff-jax COMMAND --help shows its options.\n")
@@ -195,7 +199,7 @@ def train(
 
     wanted = override(load_config(config), list(changes))
     if fields:
-        print("\n".join(f"--{name.replace('_', '-')} {value}" for name, (value, _) in fields_of(wanted).items()))
+        _print("\n".join(f"--{name.replace('_', '-')} {value}" for name, (value, _) in fields_of(wanted).items()))
         return 0
     from dff_jax.runtime import processes
     from dff_jax.training import loop
@@ -249,10 +253,15 @@ def pack(weights: Positional[str], *, output: str, score: UseAppendAction[tuple[
 
     info = release.pack(weights, output, dict(score))
     size, scores = Path(output).stat().st_size / 1e6, ", ".join(info["scores"]) or "none"
-    print(f"{output}: {info['parameters']:,} parameters, {size:.2f} MB, scores of {scores}")
+    _print(f"{output}: {info['parameters']:,} parameters, {size:.2f} MB, scores of {scores}")
 
 
 # What is printed of the results of other rooms' functions ---------------------------------------------------------
+
+
+def _print(text: str) -> None:
+    """Prints lines, without what a terminal would obey: they may hold names from files."""
+    print("\n".join(map(printable, text.split("\n"))))
 
 
 def _show_prediction(summary: dict[str, Any], given: dict[str, Any]) -> None:
@@ -263,17 +272,17 @@ def _show_prediction(summary: dict[str, Any], given: dict[str, Any]) -> None:
             [name, len(one["frames"]), " x ".join(map(str, one["size"][::-1])), one["unit"], len(one["notes"])]
             for name, one in summary["stacks"].items()
         ]
-        print("\n".join(table(rows, ["stack", "frames", "size", "unit", "notes"])))
-        print(f"{len(rows)} stacks, each with its notes in its summary.json; look at {given['output']}/*/overview.png")
+        _print("\n".join(table(rows, ["stack", "frames", "size", "unit", "notes"])))
+        _print(f"{len(rows)} stacks, each with its notes in its summary.json; look at {given['output']}/*/overview.png")
         return
     for note in summary["notes"]:
-        print(f"note: {note}")
+        _print(f"note: {note}")
     height, width = summary["size"]
     memory = summary["memory"]
     if memory["tiles"] > 1:
         (rows, columns), disk = memory["tile"], ", frames kept on disk" if memory["frames_on_disk"] else ""
-        print(f"{memory['tiles']} tiles of {columns} x {rows}, within {memory['bound_gb']:g} GB of memory{disk}")
-    print(
+        _print(f"{memory['tiles']} tiles of {columns} x {rows}, within {memory['bound_gb']:g} GB of memory{disk}")
+    _print(
         f"{len(summary['frames'])} frames of {width} x {height}, {summary['method']}, unit {summary['unit']}: "
         f"{summary['seconds']:.1f} s; look at {Path(given['output']) / 'overview.png'}"
     )
@@ -281,13 +290,13 @@ def _show_prediction(summary: dict[str, Any], given: dict[str, Any]) -> None:
 
 def _show_import(done: Any, given: dict[str, Any]) -> None:
     unused = f"; never used, and left out: {', '.join(done.idle)}" if done.idle else ""
-    print(f"{given['model']}: {done.parameters:,} parameters written to {done.output}{unused}")
+    _print(f"{given['model']}: {done.parameters:,} parameters written to {done.output}{unused}")
 
 
 def _show_table(result: Any, given: dict[str, Any]) -> None:
     several = len(given.get("runs", ())) > 1
-    print((Path(given["output"]) / ("comparison.md" if several else "table.md")).read_text())
-    print(f"written to {given['output']}")
+    _print((Path(given["output"]) / ("comparison.md" if several else "table.md")).read_text("utf-8"))
+    _print(f"written to {given['output']}")
 
 
 COMMANDS = {

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from unicodedata import category
+
 
 class InputError(ValueError):
     """Bad input: its message is one line that names the file or field and says what to do.
 
     The command line prints it and leaves with status 2; nothing has been written by then.
     """
+
+    def __init__(self, message: object):
+        super().__init__(one_line(message, None))  # it may quote a file
 
 
 class ConfigError(InputError):
@@ -35,5 +40,14 @@ class SourceError(InputError):
 
 
 def one_line(error: object, most: int | None = 160) -> str:
-    """The text of an error without line breaks, cut after `most` characters (None: whole)."""
-    return " ".join(str(error).split())[:most] or type(error).__name__
+    """The text of an error as one `printable` line, cut after `most` characters (None: whole)."""
+    return printable(" ".join(str(error).split()))[:most] or type(error).__name__
+
+
+def printable(text: object) -> str:
+    """Text from files, to show or to write as UTF-8: escaped is what a terminal would obey (control characters, marks
+    of the direction of writing, line breaks) and what no encoding has (bytes of file names that are no text)."""
+    return "".join(c.encode("unicode_escape").decode() if category(c) in _ESCAPED else c for c in str(text))
+
+
+_ESCAPED = ("Cc", "Cf", "Cs", "Zl", "Zp")

@@ -1,5 +1,6 @@
 """The command line: what it prints, its exit status, and that bad input writes nothing."""
 
+import io
 import json
 import os
 import pathlib
@@ -111,6 +112,19 @@ def test_names_with_dollar_signs_and_other_scripts(capsys, tmp_path, photographs
         file.rename(folder / f"$x_$y_{i}.5.png")
     status, out, err = run(capsys, "predict", folder, "--output", tmp_path / "out", "--method", "sml")
     assert status == 0 and "Glyph" not in err and (tmp_path / "out" / "overview.png").is_file()
+
+
+def test_a_console_that_knows_only_ascii_gets_escaped_text(tmp_path, photographs, monkeypatch):
+    folder = photographs.rename(tmp_path / "日本\x1b[31m")
+    (folder / "x\u202e.heic").touch()
+    console = [io.TextIOWrapper(io.BytesIO(), "ascii") for _ in range(2)]
+    monkeypatch.setattr(sys, "stdout", console[0])
+    monkeypatch.setattr(sys, "stderr", console[1])
+    assert cli.main(["predict", str(folder), "--output", str(folder) + "-out", "--method", "sml"]) == 0
+    assert cli.main(["predict", str(folder) + "-no", "--output", "out"]) == 2
+    out, err = (stream.detach().getvalue() for stream in console)
+    assert rb"\u65e5\u672c\x1b[31m-out/overview.png" in out and rb"note: not read: x\u202e.heic" in out
+    assert rb"\u65e5\u672c\x1b[31m-no: " in err and b"\x1b" not in out + err
 
 
 def test_photographs_in_other_formats_are_not_passed_over_in_silence(capsys, tmp_path, photographs):

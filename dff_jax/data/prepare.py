@@ -9,7 +9,7 @@ from dff_jax.data import datasets
 from dff_jax.data.datasets.summary import describe
 from dff_jax.data.export import export_stacks
 from dff_jax.data.pipeline import open_data
-from dff_jax.errors import InputError
+from dff_jax.errors import InputError, printable
 
 
 def prepare(
@@ -63,6 +63,6 @@ def prepare(
     if export:
         stacks = open_data(DataSpec(dataset=name, split=split, data_dir=data_dir))
         for folder in export_stacks(stacks, export, limit):
-            print(folder)
+            print(printable(folder))
         if stacks.unit != "disparity":  # as which a folder of stacks is read unless told otherwise
             print(f"note: settings and truth are in {stacks.unit}; read these folders with --unit {stacks.unit}")

@@ -115,7 +115,7 @@ def read(path: str | Path) -> tuple[ModelConfig, dict[str, np.ndarray], dict[str
 
     Raises:
       WeightsError: no such file, not a safetensors file, truncated or damaged, or not written by this library or
-        by another version of the format.
+        by another version of the format; tensors of whole or complex numbers.
     """
     from safetensors import safe_open
 
@@ -137,6 +137,8 @@ def read(path: str | Path) -> tuple[ModelConfig, dict[str, np.ndarray], dict[str
         )
     if metadata.get("sha256") != _checksum(tensors):
         raise WeightsError(f"{path}: damaged, the checksum of its tensors does not match; copy it again")
+    if odd := [f"{key} ({x.dtype})" for key, x in tensors.items() if not jnp.issubdtype(x.dtype, jnp.floating)]:
+        raise WeightsError(f"{path}: holds tensors that are not floats, so no weights: {shorten(odd)}")
     try:
         model = configs.from_json(metadata["model"], ModelConfig)
         info = json.loads(metadata["info"])

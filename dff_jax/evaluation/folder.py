@@ -16,7 +16,7 @@ from dff_jax.evaluation import conventions, evaluate, figures, page, paper, resa
 from dff_jax.evaluation.programs import Task
 from dff_jax.evaluation.rows import BASELINES, Evaluation, gather
 from dff_jax.pictures.page import Shown
-from dff_jax.runtime.files import check_output, staged_output
+from dff_jax.runtime.files import check_output, staged_output, write_text
 from dff_jax.runtime.progress import ProgressBar
 from dff_jax.types import LoadedBatch
 
@@ -90,7 +90,7 @@ def evaluate_to_folder(
         shown = _draw_stacks(drawn, run, evaluation, report)
         tables.write(staging, results, evaluation)
         if shown:
-            (staging / page.FILE).write_text(page.write(results, shown, evaluation), encoding="utf-8")
+            write_text(staging / page.FILE, page.write(results, shown, evaluation))
         written = {path.name for path in (*staging.iterdir(), *drawn.iterdir())}
     for path in (*(folder / name for name in (*figures.FILES, *paper.FILES)), Path(output) / page.FILE):
         if path.name not in written:  # of an earlier evaluation, of more or of other stacks

@@ -12,7 +12,7 @@ from dff_jax.evaluation import conventions, paper
 from dff_jax.evaluation.metrics import COUNTS, LARGER_IS_BETTER, METRICS
 from dff_jax.evaluation.rows import BASELINES, Evaluation
 from dff_jax.runtime import markdown as texts
-from dff_jax.runtime.files import finite, machine
+from dff_jax.runtime.files import finite, machine, write_text
 
 FILES = ("metrics.json", "per_stack.csv", "table.md")
 FORMATS = {"Acc_1": ".2f", "Acc_2": ".2f", "Acc_3": ".2f", "Corr": ".4f", "BadPix": ".2f"}
@@ -52,12 +52,12 @@ def report(evaluation: Evaluation | None, **meta: Any) -> dict[str, Any]:
 def write(folder: Path, report: dict[str, Any], evaluation: Evaluation | None) -> None:
     """Writes `metrics.json`, `per_stack.csv` (undefined: empty; failed prediction: nan) and `table.md`."""
     text = json.dumps(report, indent=2, allow_nan=False)
-    (folder / "metrics.json").write_text(text + "\n", encoding="utf-8")
-    with open(folder / "per_stack.csv", "w", newline="", encoding="utf-8") as file:
+    write_text(folder / "metrics.json", text + "\n")
+    with open(folder / "per_stack.csv", "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.DictWriter(file, ["stack", "row", "region", *METRICS, *COUNTS])
         writer.writeheader()
         writer.writerows(evaluation.per_stack if evaluation else ())
-    (folder / "table.md").write_text(summary(report), encoding="utf-8")
+    write_text(folder / "table.md", summary(report))
 
 
 def summary(report: dict[str, Any]) -> str:

@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from dff_jax import focus_axis
+from dff_jax.errors import printable
 from dff_jax.pictures.encode import bands, save_png, see_through, to_uint8, to_uint16  # noqa: F401
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def load() -> None:
 
 def literal(text: str) -> str:
     """A text that matplotlib shows unchanged; between two dollar signs it would look for a formula."""
-    return text.replace("$", r"\$")
+    return printable(text).replace("$", r"\$")
 
 
 @contextmanager
@@ -193,7 +194,7 @@ def sheet(
     page = Image.new("RGB", (width, top - gap + margin), "white")
     draw = ImageDraw.Draw(page)
     if title:
-        draw.text((margin, margin + 2), title, "black", _font(18, bold=True))
+        draw.text((margin, margin + 2), printable(title), "black", _font(18, bold=True))
     for top, panel_width, row, captions in layout:
         x = margin
         for panel, lines in zip(row, captions, strict=True):
@@ -210,9 +211,12 @@ def sheet(
 
 def new_figure(width: float, height: float) -> Figure:
     """An empty figure of matplotlib for curves, width x height inches, without pyplot: no display, no global state."""
+    import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    if Path(matplotlib.matplotlib_fname()).resolve().parent == Path.cwd():
+        matplotlib.rcdefaults()  # a matplotlibrc beside photographs may be somebody else's, and have LaTeX run
     figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
     return figure
@@ -243,7 +247,7 @@ def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
 def _wrapped(text: str, width: int, size: int) -> list[str]:
     """Lines no wider than `width` pixels, broken at spaces where there are any."""
     lines: list[str] = []
-    for part in text.split("\n"):
+    for part in map(printable, text.split("\n")):
         for count in range(max(1, len(part)), 0, -1):  # characters a line
             broken = textwrap.wrap(part, count) or [""]
             if all(_font(size).getlength(line) <= width for line in broken):

@@ -15,6 +15,7 @@ from dff_jax.pictures import page, panels
 from dff_jax.pictures.panels import Panel
 from dff_jax.pictures.pointcloud import write_points
 from dff_jax.prediction.result import Result
+from dff_jax.runtime.files import write_text
 
 FILES = (
     "depth.npy", "depth.png", "depth_color.png", "confidence.npy", "disagreement.npy", "all_in_focus.png",
@@ -58,7 +59,7 @@ def write_maps(
         panels.save_png(folder / "depth_color.png", panels.beside_bar(panels.see_through(coloured, unseen), bar))
         overview = _overview(frames, names, result, sharp, coloured, bar, title)
         panels.save_png(folder / "overview.png", overview)
-        (folder / "report.html").write_text(_page(frames, names, result, sharp, q, title), encoding="utf-8")
+        write_text(folder / "report.html", _page(frames, names, result, sharp, q, title))
         cloud = encoded.result()
     return {
         "depth": _range(result),

@@ -158,6 +158,11 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
+def write_text(path: Path, text: str) -> None:
+    """Writes UTF-8 whatever the locale; what is no text in the name of a file is escaped, as JSON would have it."""
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
 def nearest_existing(path: Path) -> Path:
     """`path`, or the nearest of its parents that exists."""
     return next(p for p in (path, *path.parents) if p.exists())

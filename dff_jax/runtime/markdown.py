@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from dff_jax.errors import printable
+
 
 def table(
     rows: Iterable[Sequence[Any]],
@@ -24,7 +26,7 @@ def table(
     written, marks = [], []
     for column, of_column in zip(columns, cells, strict=True):
         form = formats.get(column, ".4g")
-        texts = ["-" if x is None else format(x, form) if isinstance(x, float) else str(x) for x in of_column]
+        texts = ["-" if x is None else format(x, form) if isinstance(x, float) else printable(x) for x in of_column]
         numbers: list[float] = [x for x in of_column if isinstance(x, int | float)]
         if best and column in best and len(numbers) > 1:
             top = format(best[column](numbers), form)

@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 import jax
 
+from dff_jax.errors import printable
+
 T = TypeVar("T")
 SECONDS = 10.0
 """Least time between two plain lines."""
@@ -30,10 +32,10 @@ class ProgressBar:
           every: seconds between two plain lines; infinite: only `note` writes one.
           shown: False counts without a display.
         """
-        self._label, self._total, self._unit, self.done, self._every = label, total, unit, done, every
+        self._label, self._total, self._unit, self.done, self._every = printable(label), total, unit, done, every
         self._shown = shown and _speaks()
         terminal = self._shown and sys.stderr.isatty()
-        self._bar = _terminal_bar(label, total, unit, done) if terminal else None
+        self._bar = _terminal_bar(self._label, total, unit, done) if terminal else None
         self._last = time.monotonic()
         self.restart()
 
@@ -62,7 +64,7 @@ class ProgressBar:
     def note(self, text: str = "") -> None:
         """Shows `text` beside the bar, or in a plain line that is written now."""
         if self._bar is not None:
-            self._bar.set_postfix_str(text)
+            self._bar.set_postfix_str(printable(text))
             return
         self._last, rate = time.monotonic(), self.rate()
         parts = [f"{self._label}: {self.done}/{self._total} {self._unit}s"] + [text] * bool(text)
@@ -75,7 +77,7 @@ class ProgressBar:
 
     def say(self, message: str) -> None:
         """Writes a line that does not break the bar."""
-        say(message) if self._bar is None else self._bar.write(message, file=sys.stderr)
+        say(message) if self._bar is None else self._bar.write(printable(message), file=sys.stderr)
 
     def close(self) -> None:
         """Leaves the bar as it is and begins a new line."""
@@ -100,7 +102,7 @@ def track(items: Iterable[T], label: str, total: int, unit: str = "stack", shown
 def say(message: str) -> None:
     """Writes one line to stderr; of several processes only the first one does."""
     if _speaks():
-        print(message, file=sys.stderr, flush=True)
+        print(printable(message), file=sys.stderr, flush=True)
 
 
 def duration(seconds: float) -> str:

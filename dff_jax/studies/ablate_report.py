@@ -17,7 +17,7 @@ from dff_jax.evaluation.metrics import COUNTS, METRICS
 from dff_jax.evaluation.paper import COLUMNS, TABLE_1
 from dff_jax.evaluation.rows import BASELINES, Evaluation
 from dff_jax.runtime import markdown as texts
-from dff_jax.runtime.files import finite
+from dff_jax.runtime.files import finite, write_text
 from dff_jax.types import Estimator
 
 FILES = ("ablation.json", "per_stack.csv", "table.md")
@@ -85,16 +85,16 @@ def report(passes: dict[str, Pass], *, trained: int, iterations: tuple[int, ...]
 
 def write(folder: Path, report: dict[str, Any], passes: dict[str, Pass]) -> None:
     """Writes `FILES` into `folder`."""
-    with open(folder / "per_stack.csv", "w", newline="", encoding="utf-8") as file:
+    with open(folder / "per_stack.csv", "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.DictWriter(file, ["scheme", "stack", "row", "region", *METRICS, *COUNTS])
         writer.writeheader()
         for name, found in passes.items():
             wanted = ("D(", "refined") if name != report["meta"]["scheme"] else ""
             lines = [one for one in found.evaluation.per_stack if one["row"].startswith(wanted)]
             writer.writerows({"scheme": name} | one for one in lines)
-    (folder / "table.md").write_text(markdown(report), encoding="utf-8")
+    write_text(folder / "table.md", markdown(report))
     text = json.dumps(report, indent=2, allow_nan=False)
-    (folder / "ablation.json").write_text(text + "\n", encoding="utf-8")
+    write_text(folder / "ablation.json", text + "\n")
 
 
 # One run ----------------------------------------------------------------------------------------------
@@ -200,8 +200,8 @@ def _less(a: float | None, b: float | None) -> float | None:
 def write_comparison(folder: Path, reports: list[dict[str, Any]]) -> None:
     """Writes `comparison.md` and `comparison.json` into `folder`."""
     compared = {report["meta"]["run"]: summary(report) for report in reports}
-    (folder / "comparison.md").write_text(comparison(reports, compared), encoding="utf-8")
-    (folder / "comparison.json").write_text(json.dumps(compared, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    write_text(folder / "comparison.md", comparison(reports, compared))
+    write_text(folder / "comparison.json", json.dumps(compared, indent=2, allow_nan=False) + "\n")
 
 
 def summary(report: dict[str, Any]) -> dict[str, float | None]:

@@ -16,7 +16,7 @@ from dff_jax.config import Comparison
 from dff_jax.evaluation.metrics import COUNTS, LARGER_IS_BETTER, METRICS
 from dff_jax.evaluation.tables import FORMATS
 from dff_jax.runtime import markdown as texts
-from dff_jax.runtime.files import finite
+from dff_jax.runtime.files import finite, write_text
 from dff_jax.studies.costs import Trained
 
 FILES = ("table.md", "table.json", "per_stack.csv", "figure.png")
@@ -94,9 +94,9 @@ def _values(rows: list[dict[str, Any]]) -> Values:
 
 def write(folder: Path, result: dict[str, Any], found: dict[Trained, dict[str, dict[str, Any]]]) -> None:
     """Writes `table.json`, `table.md` and `per_stack.csv`."""
-    (folder / "table.json").write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    (folder / "table.md").write_text(markdown(result), encoding="utf-8")
-    with open(folder / "per_stack.csv", "w", newline="", encoding="utf-8") as file:
+    write_text(folder / "table.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
+    write_text(folder / "table.md", markdown(result))
+    with open(folder / "per_stack.csv", "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         columns = ["method", "recipe", "seed", "test", "stack", "region", *METRICS, *COUNTS]
         writer = csv.DictWriter(file, columns, extrasaction="ignore")
         writer.writeheader()

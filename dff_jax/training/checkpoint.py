@@ -67,7 +67,7 @@ def open_manager(run: Path, keep: int) -> ocp.CheckpointManager:
     or a weights file must never be ahead of a checkpoint that is still being written.
 
     Raises:
-      InputError: the folder cannot be made, or the metrics of a checkpoint are damaged.
+      InputError: the folder cannot be made or has a name that is not UTF-8, or a checkpoint's metrics are damaged.
     """
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax reports every file, and raises what it calls an error
 
@@ -83,6 +83,10 @@ def open_manager(run: Path, keep: int) -> ocp.CheckpointManager:
     handlers = {"state": ocp.StandardCheckpointHandler()}
     handlers |= {"data": ocp.JsonCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
     folder = Path(run).resolve() / FOLDER
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:  # which tensorstore cannot open
+        raise InputError(f"{folder}: no name in UTF-8, as checkpoints need; choose another output folder") from None
     try:
         return ocp.CheckpointManager(folder, item_handlers=handlers, options=options)
     except OSError as error:

@@ -103,6 +103,22 @@ def test_damaged_files(path, damage):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("kind", [np.int32, np.uint8, np.bool_, np.complex64])
+@pytest.mark.parametrize("reader", [load_weights, lambda path: load_matching(path, {}), lambda p: load_encoder(p, {})])
+def test_tensors_that_are_no_floats_are_named(path, kind, reader):
+    tensors = load_file(path)
+    tensors["params/move"] = np.ones((), kind)
+    rewrite(path, tensors, sha256=weights_module._checksum(tensors))
+    with pytest.raises(WeightsError, match=rf"not floats, so no weights: params/move \({np.dtype(kind)}\)"):
+        reader(path)
+
+
+def test_text_from_a_file_stays_one_line_without_commands_to_the_terminal(path):
+    rewrite(path, version="2\x1b[31m\n\u202e3")
+    with pytest.raises(WeightsError, match=r"weights format 2\\x1b\[31m \\u202e3, but"):
+        load_weights(path)
+
+
 def test_foreign_file_and_other_versions(path, tmp_path):
     save_file({"x": np.ones(3)}, tmp_path / "foreign.safetensors")
     with pytest.raises(WeightsError, match="not weights of dff-jax"):

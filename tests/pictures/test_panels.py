@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import matplotlib
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
@@ -10,6 +11,26 @@ from PIL import Image, ImageCms
 from dff_jax.data.files import images
 from dff_jax.pictures import panels
 from dff_jax.pictures.panels import Panel
+
+
+def test_what_is_no_text_in_a_name_is_shown_as_its_number():
+    image = np.zeros((9, 9, 3), np.uint8)
+    one, two = (
+        panels.sheet([[Panel(image, f"fr{name}.png\nfocus 1")]], title=f"stack{name}")
+        for name in ("\udce9\x1b\u202e", r"\udce9\x1b\u202e")
+    )
+    np.testing.assert_array_equal(one, two)
+    figure = panels.new_figure(1, 1)
+    figure.suptitle(panels.literal("\udce9$x$"))
+    assert panels.pixels(figure).min() < 128
+
+
+def test_a_matplotlibrc_in_the_working_directory_has_no_say(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True\n")
+    with matplotlib.rc_context({"text.usetex": True}):
+        panels.new_figure(1, 1)
+        assert not matplotlib.rcParams["text.usetex"]
 
 
 def test_to_uint8():

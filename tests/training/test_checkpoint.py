@@ -247,3 +247,9 @@ def test_orbax_is_quiet(tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         write(tmp_path, [1])
     assert not [x for x in caplog.records if x.name == "absl" and x.levelno < logging.ERROR]
+
+
+def test_a_run_folder_whose_name_is_no_text_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"caf\\udce9/checkpoints: no name in UTF-8"):
+        checkpoint.open_manager(tmp_path / "caf\udce9", 1)
+    assert not any(tmp_path.iterdir())

@@ -30,7 +30,7 @@ from dff_jax import config as configs
 from dff_jax.config import DTYPES, Config, DataConfig, OptimizerConfig, TrainingConfig, WorldConfig
 from dff_jax.errors import InputError, one_line
 from dff_jax.runtime import markdown as texts
-from dff_jax.runtime.files import check_output, finite, machine
+from dff_jax.runtime.files import check_output, finite, machine, write_text
 from dff_jax.runtime.progress import say
 from dff_jax.studies.bench import measuring
 from dff_jax.studies.bench.model import bench_model
@@ -214,8 +214,8 @@ def run(parts: Sequence[str], sizes: Sizes, small: bool, folder: Path) -> list[s
         report["parts"][part] = found | {"seconds_spent": time.perf_counter() - start}
         if any(one.get("problem") for one in (found, *found["rows"])):
             failed.append(part)
-        (folder / FILES[0]).write_text(json.dumps(finite(report), indent=1) + "\n")
-        (folder / FILES[1]).write_text(markdown(report))
+        write_text(folder / FILES[0], json.dumps(finite(report), indent=1) + "\n")
+        write_text(folder / FILES[1], markdown(report))
     return failed
 
 
@@ -260,7 +260,7 @@ def main(argv: list[str] | None = None) -> int:
     except InputError as error:
         print(f"gpu_report: error: {error}", file=sys.stderr)
         return 2
-    print((args.output / FILES[1]).read_text())
+    print((args.output / FILES[1]).read_text("utf-8"))
     say(f"written to {args.output}" + (f"; failed: {', '.join(failed)}" if failed else ""))
     return 1 if failed else 0
 

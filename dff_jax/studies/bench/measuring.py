@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 
-from dff_jax.runtime.files import staged_output
+from dff_jax.runtime.files import staged_output, write_text
 
 MATRIX_SIDE = 2048
 Key = TypeVar("Key", bound=Hashable)
@@ -92,5 +92,5 @@ def write(output: str | Path | None, files: tuple[str, str], report: dict[str, A
     """
     if output is not None:
         with staged_output(output, last=files[0]) as folder:
-            (folder / files[0]).write_text(json.dumps(report, indent=2) + "\n")
-            (folder / files[1]).write_text(text)
+            write_text(folder / files[0], json.dumps(report, indent=2) + "\n")
+            write_text(folder / files[1], text)
