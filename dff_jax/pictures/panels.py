@@ -103,9 +103,9 @@ def colorize(
     values, table = np.asarray(values), colour_table(cmap)
     image = np.empty((*values.shape, 3), np.uint8)
     for rows in bands(values):
-        part = values[rows].astype(np.float32)
+        part = (values[rows] - low).astype(np.float32)
         keep = np.isfinite(part) if mask is None else np.isfinite(part) & mask[rows]
-        scaled = np.where(keep, (part - low) / (high - low), 0.0)
+        scaled = np.where(keep, part / (high - low), 0.0)
         image[rows] = np.where(keep[..., None], table[np.clip(scaled * 256, 0, 255).astype(np.uint8)], HOLE)
     return image
 
@@ -142,8 +142,9 @@ def plain_bar(low: float, high: float, label: str, *, cmap: str = COLOUR_MAP, wh
 
     ticks = [float(v) for v in MaxNLocator(6, integer=whole).tick_values(low, high) if low <= v <= high]
     ticks = [0.0 if abs(v) < 1e-9 * (high - low) else v for v in ticks]
-    digits = 6 + round(math.log10(max(1.0, max(abs(low), abs(high)) / (high - low))))
-    return Bar(low, high, label, tuple((v, f"{v:.{digits}g}") for v in ticks), cmap)
+    offset = math.floor(low) if abs(low) > 1e4 * (high - low) else 0  # as of a stage encoder
+    label += f" + {offset}" if offset else ""
+    return Bar(low, high, label, tuple((v, f"{v - offset:.6g}") for v in ticks), cmap)
 
 
 def beside_bar(image: np.ndarray, bar: Bar) -> np.ndarray:

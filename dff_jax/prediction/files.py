@@ -122,7 +122,7 @@ def _overview(
     top = []
     for i in shown:
         focus = float(result.focus[i])
-        number = f"{focus:.10g}" if 1e4 <= abs(focus) < np.inf else f"{focus:.4g}"
+        number = f"{focus:.15g}" if 1e4 <= abs(focus) < np.inf else f"{focus:.4g}"
         top.append(Panel(panels.to_uint8(frames[i]), f"{names[i]}\nfocus {number}{suffix}{ends.get(i, '')}"))
     certain = panels.colorize(result.confidence, 0.0, 1.0, cmap="viridis")
     certainty = panels.plain_bar(0.0, 1.0, "0 = guess, 1 = sure", cmap="viridis")
