@@ -29,7 +29,7 @@ from dff_jax.focus_axis import Unit
 from dff_jax.pictures import panels
 from dff_jax.prediction.files import ALIGNMENT, FILES, write_alignment, write_maps
 from dff_jax.prediction.result import Result
-from dff_jax.prediction.tiled import check_devices, estimate, memory_for_programs
+from dff_jax.prediction.tiled import RUNTIME, check_devices, estimate, memory_for_programs
 from dff_jax.prediction.tiles import TilingOptions
 from dff_jax.runtime.files import check_output, staged_output
 from dff_jax.runtime.progress import track
@@ -138,7 +138,10 @@ def predict_to_folder(
     check_output(output, files)
     chosen, notes = _choose(method, weights, iterations, options)
     allocate = allocator(output, IN_MEMORY * memory * 1e9)
-    stack, read = read_stack(source, focus=focus, unit=unit, reverse=reverse, max_size=max_size, allocate=allocate)
+    stack, read = read_stack(
+        source, focus=focus, unit=unit, reverse=reverse, max_size=max_size, allocate=allocate,
+        memory=memory * 1e9 - RUNTIME,
+    )  # fmt: skip
     if Path(output).resolve() in {file.resolve().parent for file in read.files}:
         raise InputError(f"{output}: is the folder of the frames; write the maps to another one")
     pixels = int(np.prod(stack.frames.shape[1:3]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,6 +26,13 @@ class Frame(NamedTuple):
     name: str
     size: tuple[int, int]  # H, W upright
     read: Callable[[int | None], Picture]  # scaled down to a longest side
+    held: int = 0  # bytes that decoding takes beside the result
+    draft: bool = False  # whether it takes less if the frame is scaled down
+
+    def memory(self, max_size: int | None) -> float:
+        """Bytes that this frame takes while it is decoded."""
+        pixels, scale = self.size[0] * self.size[1], min(1.0, (max_size or np.inf) / max(self.size))
+        return self.held * (min(1.0, 2 * scale) ** 2 if self.draft else 1) + 6 * pixels * scale**2
 
 
 def read_frames(files: Sequence[Path]) -> tuple[np.ndarray, tuple[int, int]]:
@@ -52,10 +60,15 @@ def of_files(files: Sequence[Path]) -> tuple[list[Frame], tuple[str, ...]]:
             raise other_size(file, size, usual, f"{files[sizes.index(usual)].name} is")
     note = f"{', '.join(odd[:5])}: EXIF says another orientation than in the other frames; taken as those"
     frames = [
-        Frame(file.name, usual, lambda max_size, file=file: read_picture(file, orientation=turned, max_size=max_size))
-        for file in files
+        Frame(file.name, usual, functools.partial(read_frame, file, orientation=turned), header.held, header.draft)
+        for file, header in zip(files, headers, strict=True)
     ]
     return frames, (note,) if odd else ()
+
+
+def read_frame(path: Path, max_size: int | None, orientation: int | None = None, page: int = 0) -> Picture:
+    """As `read_picture`, with the scale first."""
+    return read_picture(path, page=page, orientation=orientation, max_size=max_size)
 
 
 def _size(header: Header, orientation: int) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,8 +14,8 @@ from dff_jax.data.files import odd_frames
 from dff_jax.data.files.focus_settings import FocusSettings, focus_settings, parse_focus
 from dff_jax.data.files.folder import Source, find, is_frame
 from dff_jax.data.files.frame_store import Allocate
-from dff_jax.data.files.frames import MIN_SIDE, Frame, decode, fill, of_files, stretch
-from dff_jax.data.files.images import read_header, read_pages, read_picture
+from dff_jax.data.files.frames import MIN_SIDE, Frame, decode, fill, of_files, read_frame, stretch
+from dff_jax.data.files.images import read_header, read_pages
 from dff_jax.data.files.series import natural_order
 from dff_jax.errors import InputError
 from dff_jax.types import FocalStack
@@ -40,6 +41,7 @@ def read_stack(
     reverse: bool = False,
     max_size: int | None = None,
     allocate: Allocate = np.empty,
+    memory: float = np.inf,
 ) -> tuple[FocalStack, ReadNotes]:
     """Reads a folder of photographs, a glob, a list of files, or one multi-page TIFF, as one focal stack.
 
@@ -52,6 +54,7 @@ def read_stack(
       reverse: the other end is the near one; refused when the unit of the focus settings says which it is.
       max_size: longest side in pixels to scale the frames down to.
       allocate: makes the array that the frames are decoded into one by one; see `frame_store`.
+      memory: bytes that decoding one frame may take.
 
     Returns:
       The stack, frames [Z,H,W,3] uint8 or uint16 sorted so that q ascends, no truth; and how it was read. Where a frame
@@ -79,6 +82,12 @@ def read_stack(
         if settings.unit == "index" and not isinstance(source, str | Path) and files != natural_order(files):
             said += ("the files are taken in the order listed, which is not that of their names",)
         settings = settings._replace(notes=settings.notes + found.notes + found.unread + said)
+    largest = max(frames, key=lambda frame: frame.memory(max_size))
+    if (needed := largest.memory(max_size)) > memory:
+        raise InputError(
+            f"{path.parent / largest.name}: decoding its {largest.size[1]} x {largest.size[0]} pixels takes "
+            f"{needed / 1e9:.1f} GB; allow more (--memory), or scale the frames down (--max-size)"
+        )
     order = focus_axis.sort_order(settings.values, settings.unit, [str(path.parent / one.name) for one in frames])
     frames, values = [frames[i] for i in order], settings.values[order]
     pixels, pictures, looks = decode(frames, max_size, allocate)
@@ -114,11 +123,8 @@ def _pages(
     count, step, written, positions = read_pages(path)
     if count < 2:
         raise InputError(f"{path}: one image; a focal stack is a folder of images, a glob, or a TIFF of several pages")
-    size = read_header(path).size
-    frames = [
-        Frame(f"page {i + 1}", size, lambda max_size, i=i: read_picture(path, page=i, max_size=max_size))
-        for i in range(count)
-    ]
+    header = read_header(path)
+    frames = [Frame(f"page {i + 1}", header.size, partial(read_frame, path, page=i), header.held) for i in range(count)]
     if focus is not None:
         values, usual, origin = parse_focus(focus, count), unit or "disparity", "the given list"
     elif (step or positions) and unit != "index":
