@@ -13,6 +13,7 @@ from dff_jax import focus_axis
 from dff_jax.data.files.distance_file import distance_files, read_distances
 from dff_jax.data.files.images import read_header
 from dff_jax.data.files.series import counts, spaced_stems
+from dff_jax.data.files.tiff import Pages
 from dff_jax.errors import InputError
 
 _DECIMAL = r"[+-]?[0-9]+[.,][0-9]+(?:[eE][+-]?[0-9]+)?"
@@ -36,20 +37,22 @@ def focus_settings(
     unit: str | None = None,
     *,
     reverse: bool = False,
+    pages: Pages | None = None,
 ) -> FocusSettings:
-    """The focus settings of `files` of an unlabelled stack.
+    """The focus settings of an unlabelled stack: of `files`, or of the `pages` of the only file.
 
     They come from the first of
       1. `focus`, an explicit list: in disparity unless `unit` says otherwise;
-      2. `focus_distance.txt` or its kin beside the frames (`distance_file`): in metres;
-      3. a decimal number as name (`10.0.png`): disparity; or after the last underscore (`image_1_0.35.jpg`):
+      2. the z positions of the pages;
+      3. `focus_distance.txt` or its kin beside the frames (`distance_file`): in metres;
+      4. a decimal number as name (`10.0.png`): disparity; or after the last underscore (`image_1_0.35.jpg`):
          metres; only if every file has one that can be a focus setting: a plain counter (`frame12.jpg`), a time, or a
          version (`1.9`, `1.10`) gives nothing but the order. For positions (mm, micron) whole numbers are taken, too;
-      4. EXIF's subject distance, in metres, if all files have their own;
-      5. the frame index 0..Z-1, from the last file if `reverse`.
+      5. EXIF's subject distance, in metres, if all files have their own;
+      6. the frame index 0..Z-1, from the last frame if `reverse`.
 
     Args:
-      reverse: the other end is the near one: an index is counted from the last file; of positions (mm, micron) the
+      reverse: the other end is the near one: an index is counted from the last frame; of positions (mm, micron) the
         smaller is the nearer.
 
     Raises:
@@ -58,38 +61,45 @@ def focus_settings(
     """
     if unit is not None:
         focus_axis.check_unit(unit)
-    texts = _distance_files(files)
-    numbers, usual_of_names, said = _numbers(files, unit)
+    count = pages.count if pages else len(files)
+    texts = [] if pages else _distance_files(files)
+    numbers, usual, said = (None, "", ()) if pages else _numbers(files, unit)
     notes = []
     if focus is not None:
-        values, usual, origin = parse_focus(focus, len(files)), "disparity", "the given list"
+        values, usual, origin = parse_focus(focus, count), unit or "disparity", "the given list"
         notes += [f"{path.name} is not used, as a list of settings is given" for path in texts]
+    elif pages and (pages.step or pages.positions) and unit in (None, *focus_axis.POSITIONS):
+        values = np.array(pages.positions or np.arange(count) * (pages.step or 0.0), np.float64)
+        usual, origin = pages.unit or "mm", "the z positions in the file"
     elif texts:
         (values, stated), origin = read_distances(texts[0], files), texts[0].name
-        usual = stated or "metre"
-        if unit in focus_axis.LENGTHS and stated in focus_axis.LENGTHS:
-            values = values * (focus_axis.LENGTHS[stated] / focus_axis.LENGTHS[unit])
+        usual = stated or unit or "metre"
         notes += [f"{path.name} is not used; {origin} is" for path in texts[1:]]
         notes += [f"the numbers in the file names are not used; {origin} is"] * (numbers is not None)
     elif numbers is not None:
-        values, usual, origin = numbers, usual_of_names, "the file names"
-    elif (exif := _exif(files)).all() and len(set(exif)) == len(files) and unit in (None, "metre"):
+        values, usual, origin = numbers, unit or usual, "the file names"
+    elif not pages and (exif := _exif(files)).any() and unit in (None, "metre"):
+        if not (exif.all() and len(set(exif)) == count):
+            known = len(set(exif) - {0.0})
+            said += (f"EXIF subject distances are not used: {known} different ones for {count} files",)
+            return _index(files[0], count, unit, reverse, said)
         values, usual, origin = exif, "metre", "EXIF (SubjectDistance)"
     else:
-        if exif.any():
-            known = len(set(exif) - {0.0})
-            said += (f"EXIF subject distances are not used: {known} different ones for {len(files)} files",)
-        return _index(files, unit, reverse, said)
-    unit_used = unit or usual
-    if reverse:
-        if unit_used not in focus_axis.POSITIONS:
-            raise InputError(f"reverse: the focus settings ({origin}) already say the order; leave it out")
-        unit_used = f"-{unit_used}"
-    elif unit_used in focus_axis.POSITIONS:
-        notes.append("the larger position is taken as the nearer one; --reverse says otherwise")
-    taken = f"in {unit}" if unit else f"taken as {usual}; --unit says otherwise"
-    notes = (f"focus settings from {origin}, {taken}", *notes, *_odd_unit(values, unit_used))
-    return FocusSettings(values, unit_used, notes)
+        return _index(files[0], count, unit, reverse, said)
+    if unit in focus_axis.LENGTHS and usual in focus_axis.LENGTHS:
+        values = values * (focus_axis.LENGTHS[usual] / focus_axis.LENGTHS[unit])
+    notes.insert(
+        0, f"focus settings from {origin}, {f'in {unit}' if unit else f'taken as {usual}; --unit says otherwise'}"
+    )
+    usual = unit or usual
+    notes += _odd_unit(values, usual)
+    if usual in focus_axis.POSITIONS:
+        if not reverse:
+            notes.append("the larger position is taken as the nearer one; --reverse says otherwise")
+        usual = f"-{usual}" if reverse else usual
+    elif reverse:
+        raise InputError(f"reverse: the focus settings ({origin}) already say the order; leave it out")
+    return FocusSettings(values, usual, tuple(notes))
 
 
 def _odd_unit(values: np.ndarray, unit: str) -> tuple[str, ...]:
@@ -168,16 +178,16 @@ def parse_focus(focus: Sequence[float], count: int) -> np.ndarray:
     return values
 
 
-def _index(files: Sequence[Path], unit: str | None, reverse: bool, notes: tuple[str, ...]) -> FocusSettings:
+def _index(first: Path, count: int, unit: str | None, reverse: bool, notes: tuple[str, ...]) -> FocusSettings:
     if unit not in (None, "index"):
         raise InputError(
-            f"{files[0].parent}: no focus settings in {unit}; give them with --focus, or in a focus_distance.txt "
-            "in the folder"
+            f"{first.parent}: no focus settings in {unit}; give them with --focus, or in a focus_distance.txt in the "
+            "folder"
         )
-    values = np.arange(len(files), dtype=np.float64)
+    values = np.arange(count, dtype=np.float64)
     note = (
-        f"no focus settings found: depth is the frame index, 0 at the {'last' if reverse else 'first'} file, in equal "
-        "steps; which end is near is not known (--reverse counts from the other end: for a first file that is the "
+        f"no focus settings found: depth is the frame index, 0 at the {'last' if reverse else 'first'} frame, in equal "
+        "steps; which end is near is not known (--reverse counts from the other end: for a first frame that is the "
         "nearest)"
     )
     return FocusSettings(values[::-1].copy() if reverse else values, "index", (*notes, note))

@@ -11,7 +11,7 @@ import numpy as np
 
 from dff_jax import focus_axis
 from dff_jax.data.files import odd_frames
-from dff_jax.data.files.focus_settings import FocusSettings, focus_settings, parse_focus
+from dff_jax.data.files.focus_settings import focus_settings
 from dff_jax.data.files.folder import Source, find, is_frame
 from dff_jax.data.files.frame_store import Allocate
 from dff_jax.data.files.frames import MIN_SIDE, Frame, decode, fill, of_files, read_frame, stretch
@@ -68,9 +68,14 @@ def read_stack(
         raise InputError(f"max_size: must be at least {MIN_SIDE} pixels, got {max_size}")
     path = Path(source) if isinstance(source, str | Path) else Path(next(iter(source), ""))
     if (isinstance(source, str | Path) or len(source) == 1) and path.is_file() and is_frame(path):
-        files = [path]
-        frames, settings = _pages(path, focus, unit, reverse)
-        name = path.stem
+        files, name, pages, header = [path], path.stem, read_pages(path), read_header(path)
+        if pages.count < 2:
+            raise InputError(f"{path}: one image; a focal stack is a folder, a glob, or a TIFF of several pages")
+        settings = focus_settings(files, focus, unit, reverse=reverse, pages=pages)
+        frames = [
+            Frame(f"page {i + 1}", header.size, partial(read_frame, path, page=i), header.held)
+            for i in range(pages.count)
+        ]
     else:
         found = find(source)
         files, name = found.files, found.files[0].resolve().parent.name
@@ -114,38 +119,3 @@ def read_stack(
     stack = FocalStack(pixels, values, settings.unit, name=name)
     profile = pictures[len(pictures) // 2].profile
     return stack, ReadNotes(tuple(files), names, tuple(notes), full_size, everywhere, nowhere, profile)
-
-
-def _pages(
-    path: Path, focus: Sequence[float] | None, unit: str | None, reverse: bool
-) -> tuple[list[Frame], FocusSettings]:
-    """One frame a page; their settings are those given, or from the z step in the file, or the index."""
-    count, step, written, positions = read_pages(path)
-    if count < 2:
-        raise InputError(f"{path}: one image; a focal stack is a folder of images, a glob, or a TIFF of several pages")
-    header = read_header(path)
-    frames = [Frame(f"page {i + 1}", header.size, partial(read_frame, path, page=i), header.held) for i in range(count)]
-    if focus is not None:
-        values, usual, origin = parse_focus(focus, count), unit or "disparity", "the given list"
-    elif (step or positions) and unit != "index":
-        usual = {"micron": "micron", "mm": "mm"}.get(written or "", "mm")
-        scale = focus_axis.LENGTHS.get(written or "mm", 1e-3) / focus_axis.LENGTHS[usual]
-        values = scale * np.array(positions or np.arange(count) * (step or 1.0), np.float64)
-        if unit is not None and unit != usual:
-            if unit not in focus_axis.POSITIONS:
-                raise InputError(f"{path}: its z positions are lengths; --unit {usual}, or give settings with --focus")
-            values, usual = values * focus_axis.LENGTHS[usual] / focus_axis.LENGTHS[unit], unit
-        origin = "the z positions in the file"
-    else:
-        if unit not in (None, "index"):
-            raise InputError(f"{path}: no focus settings in {unit}; give them with --focus")
-        values, usual, origin = np.arange(count, dtype=np.float64), "index", "the number of the page"
-        values = values[::-1].copy() if reverse else values
-    if reverse and usual not in (*focus_axis.POSITIONS, "index"):
-        raise InputError(f"reverse: {usual} already says which end is near; leave it out")
-    known = usual in ("index", *focus_axis.POSITIONS) and not reverse
-    near = "; the last page is taken as the nearest (--reverse: the first)" if known and usual == "index" else ""
-    near = "; the larger position is taken as the nearer one (--reverse: the smaller)" if known and not near else near
-    usual = f"-{usual}" if reverse and usual in focus_axis.POSITIONS else usual
-    note = f"{count} pages; focus settings from {origin}, in {focus_axis.base(usual)}{near}"
-    return frames, FocusSettings(values, usual, (note,))
