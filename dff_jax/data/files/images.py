@@ -19,7 +19,7 @@ from PIL import Image
 from dff_jax.data.files import tiff
 from dff_jax.data.files.reading import check_pixels, read_bytes, reading
 from dff_jax.data.files.scaling import Rows, assemble, downscale, fitting  # noqa: F401
-from dff_jax.data.files.tiff import Pages
+from dff_jax.data.files.z_steps import Pages
 from dff_jax.errors import InputError
 
 _FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "GIF", "JPEG2000", "AVIF")
@@ -27,14 +27,14 @@ for _plugin in ("Jpeg", "Png", "Bmp", "WebP", "Ppm", "Gif", "Jpeg2K", "Avif", "T
     with suppress(ImportError):  # AVIF is younger than the oldest Pillow that will do
         importlib.import_module(f"PIL.{_plugin}ImagePlugin")
 
-IMAGE_SUFFIXES = tuple(
-    ".jpg .jpeg .jpe .jfif .png .tif .tiff .bmp .webp .ppm .pgm .pnm .gif .jp2 .avif".split()
-)
+IMAGE_SUFFIXES = tuple(".jpg .jpeg .jpe .jfif .png .tif .tiff .bmp .webp .ppm .pgm .pnm .gif".split())
+IMAGE_SUFFIXES += tuple(s for s in (".jp2", ".avif") if s in Image.EXTENSION)
 # Photographs that are not read. A note names them, unless there is a frame of the same name: cameras write both.
 OTHER_SUFFIXES = frozenset(
-    ".heic .heif .jxl .dng .cr2 .cr3 .nef .nrw .arw .raf .orf .rw2 .pef .srw .x3f .3fr .iiq .psd .exr .hdr".split()
-)
-_PNG_HEAD = b"\x89PNG\r\n\x1a\n"
+    ".heic .heif .avif .jp2 .jxl .dng .cr2 .cr3 .nef .nrw .arw .raf .orf .rw2 .pef .srw .x3f .3fr .iiq .psd".split()
+) - {*IMAGE_SUFFIXES}
+# Bytes a pixel that a decoder holds beside Pillow's image; 6 for the coefficients of progressive JPEG.
+_DECODER = {"JPEG": 6, "MPO": 6, "PNG": 4, "WEBP": 12, "AVIF": 6, "JPEG2000": 16}
 _ORIENTATION, _EXIF, _TIME, _FRACTION, _DISTANCE = 0x0112, 0x8769, 0x9003, 0x9291, 0x9206  # tags
 
 
@@ -55,8 +55,8 @@ class Header(NamedTuple):
     captured: str = ""  # EXIF time such as "2024:05:01 12:00:00.25"; "" where there is none
     subject_distance: float | None = None  # metres, from EXIF
     pages: int = 1  # of full size
-    held: int = 0  # bytes that decoding needs beside the result
-    draft: bool = False  # whether these are less if the photograph is scaled down
+    held: int = 0  # bytes that decoding holds at full size, the result not counted; see `decoding_bytes`
+    draft: bool = False  # whether the decoder can leave out pixels of a photograph that is scaled down
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -119,14 +119,23 @@ def read_header(path: str | Path) -> Header:
             with open(path, "rb") as file, suppress(Exception):
                 exif.load_from_fp(file)
                 exif.get_ifd(_EXIF)
-            turn, pages, held, size = found.orientation, found.pages.count, found.held, found.size
-            draft = False
-        else:
-            with _opened(path) as image:
-                exif, size, pages, draft = _exif(image), (image.height, image.width), 1, False
-                turn, held = _facts(exif)[0], _held(image)
-        _, captured, distance = _facts(exif)
-        return Header(size[::-1] if turn > 4 else size, turn, captured, distance, pages, held, draft)
+            _, captured, distance = _facts(exif)
+            turn, size = found.orientation, found.size
+            return Header(size[::-1] if turn > 4 else size, turn, captured, distance, found.pages.count, found.held)
+        with _opened(path) as image:
+            turn, captured, distance = _facts(_exif(image))
+            size = (image.width, image.height) if turn > 4 else (image.height, image.width)
+            each = {"1": 1, "L": 1, "P": 1, "I;16": 2}.get(image.mode, 4)
+            draft = image.format in ("JPEG", "MPO") and "progressive" not in image.info
+            each += 0 if draft else _DECODER.get(image.format, 0)
+            return Header(size, turn, captured, distance, 1, each * image.width * image.height, draft)
+
+
+def decoding_bytes(header: Header, max_size: int | None = None) -> int:
+    """Memory that `read_picture` needs at most, about; also for its result, of up to 16 bits."""
+    (height, width), full = fitting(header.size, max_size), header.size
+    reduced = min(8, full[0] // height, full[1] // width) if header.draft else 1
+    return header.held // (1 << reduced.bit_length() - 1) ** 2 + 7 * height * width + min(2**27, 24 * full[0] * full[1])
 
 
 def read_pages(path: str | Path) -> Pages:
@@ -216,12 +225,6 @@ def _facts(exif: Image.Exif) -> tuple[int, str, float | None]:
     return turn if turn in range(1, 9) else 1, captured, None
 
 
-def _held(image: Any) -> int:
-    """Bytes that decoding holds beside the result, about."""
-    each = {"1": 1, "L": 1, "P": 1, "I;16": 2}.get(image.mode, 4)
-    return each * image.width * image.height
-
-
 def _rows(path: str | Path, image: Any, max_size: int | None) -> Rows:
     if image.format == "PNG":
         with open(path, "rb") as file:
@@ -235,7 +238,7 @@ def _rows(path: str | Path, image: Any, max_size: int | None) -> Rows:
     full = image.height, image.width
     if max_size is not None:
         height, width = fitting(full, max_size)
-        image.draft(None, (2 * width, 2 * height))  # JPEG: decodes every second, fourth or eighth pixel, averaged
+        image.draft(None, (width, height))  # JPEG: decodes to a half, a quarter or an eighth that is still large enough
     return _pillow_rows(image)._replace(reduced=round(max(full) / max(image.size)), full=full)
 
 

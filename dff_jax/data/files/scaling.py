@@ -79,12 +79,13 @@ def _resized(
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """The pixels in `box` (left, top, right, bottom) brought to `size` (width, height)."""
 
-    def plane(values: np.ndarray) -> np.ndarray:
-        return np.asarray(Image.fromarray(values.astype(np.float32)).resize(size, Image.Resampling.LANCZOS, box))
+    def plane(values: np.ndarray) -> np.ndarray:  # the gap makes it quick, and hardly less exact
+        image = Image.fromarray(values if values.dtype == np.uint8 else values.astype(np.float32))
+        return np.asarray(image.resize(size, Image.Resampling.LANCZOS, box, reducing_gap=3.0))
 
     if opaque is None or opaque.all():
         if part.dtype == np.uint8:
-            return np.asarray(Image.fromarray(part).resize(size, Image.Resampling.LANCZOS, box)), None
+            return plane(part), None
         small, seen = np.stack([plane(part[..., c]) for c in range(3)], axis=-1), None
     else:
         share = plane(opaque)

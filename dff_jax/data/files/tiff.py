@@ -1,4 +1,4 @@
-"""TIFF: which pages of a file are pictures, how far apart they lie in z, and the rows of one of them.
+"""TIFF: which pages of a file are pictures, and the rows of one of them.
 
 tifffile decodes. Palettes, YCbCr and CMYK, which have to be converted, are left to Pillow.
 """
@@ -15,33 +15,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
-from xml.etree import ElementTree
 
 import numpy as np
 
 from dff_jax.data.files.reading import MAX_BYTES, check_pixels
 from dff_jax.data.files.scaling import Rows
+from dff_jax.data.files.z_steps import Pages, of_imagej, of_ome
 from dff_jax.errors import InputError
 
 if TYPE_CHECKING:
     import tifffile
 
 HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_MOST_COLOURS = 7  # that ImageJ has; tifffile, not told the axes, calls the pages of a stack channels
-_MICRONS = {"å": 1e-4, "nm": 1e-3, "nanometer": 1e-3, "µm": 1, "um": 1, "micron": 1, "micrometer": 1, "mm": 1e3,
-            "millimeter": 1e3, "cm": 1e4, "centimeter": 1e4, "inch": 25400, "m": 1e6, "meter": 1e6}  # fmt: skip
-
 # tifffile reports damage both by raising and by logging; the exception is enough.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
-
-
-class Pages(NamedTuple):
-    """A TIFF of several pages as a stack."""
-
-    count: int  # pages of full size
-    step: float | None = None  # from page to page, in `unit`
-    unit: str | None = None  # "micron" or "mm"; None: not known
-    positions: tuple[float, ...] | None = None  # [count] in `unit`, where the file has one for each page
 
 
 class Place(NamedTuple):
@@ -95,10 +82,10 @@ def _layout(path: str, *stamp: int) -> Layout:
         places = [Place(page.index, page.offset, k) for page in pages for k in range(images)]
         found = Pages(len(places))
         if found.count > 1 and file.is_ome:
-            found, order = _ome(file.ome_metadata or "", first.samplesperpixel, [place.page for place in places])
+            found, order = of_ome(file.ome_metadata or "", first.samplesperpixel, [place.page for place in places])
             places = [places[i] for i in order]
         elif found.count > 1 and file.is_imagej:
-            found = _imagej(file.imagej_metadata or {}, found.count)
+            found = of_imagej(file.imagej_metadata or {}, found.count)
         return Layout(found, tuple(places), size, _orientation(first), _held(first))
 
 
@@ -149,72 +136,6 @@ def _images(file: tifffile.TiffFile, page: Any) -> int:
     return images if page.dataoffsets[0] + images * page.nbytes <= file.filehandle.size else 1
 
 
-def _imagej(meta: dict[str, Any], count: int) -> Pages:
-    unit, scale = _unit(meta.get("unit"))
-    step = _step(meta.get("spacing"), scale)
-    z, channels, times = (meta.get(axis, 1) for axis in ("slices", "channels", "frames"))
-    if channels == count and (step or channels > _MOST_COLOURS):
-        z, channels = channels, 1
-    _check_axes(count, z, channels, times)
-    return Pages(count, step, unit)
-
-
-def _ome(text: str, samples: int, pages: list[int]) -> tuple[Pages, list[int]]:
-    """What OME-XML says of the pages with these numbers, and their order by z."""
-    count, order = len(pages), list(range(len(pages)))
-    try:
-        pixels = None if "<!DOCTYPE" in text else ElementTree.fromstring(text).find(".//{*}Pixels")
-    except ElementTree.ParseError:
-        pixels = None
-    if pixels is None:
-        return Pages(count), order
-    z, channels, times = (int(pixels.get(f"Size{axis}", 1)) for axis in "ZCT")
-    _check_axes(count, z, channels if channels % samples else channels // samples, times)
-    named = pixels.get("PhysicalSizeZUnit", "µm")
-    unit, scale = _unit(named)
-    planes, found = {}, {}  # z by page, position by z
-    for data in pixels.iterfind("{*}TiffData"):
-        page, start = int(data.get("IFD", 0)), int(data.get("FirstZ", 0))
-        planes |= {page + k: start + k for k in range(min(count, int(data.get("PlaneCount", 1))))}
-    if {planes.get(page) for page in pages} == set(order):
-        order.sort(key=lambda i: planes[pages[i]])
-    for plane in pixels.iterfind("{*}Plane"):
-        microns = _MICRONS.get(_plain_name(plane.get("PositionZUnit", named)), math.nan)
-        position = float(plane.get("PositionZ", "nan")) * (microns / (1000 if unit == "mm" else 1))
-        if math.isfinite(position):
-            found.setdefault(int(plane.get("TheZ", -1)), position)
-    known = unit and len({found.get(k) for k in order} - {None}) == count
-    positions = tuple(found[k] for k in range(count)) if known else None
-    return Pages(count, _step(pixels.get("PhysicalSizeZ"), scale), unit, positions), order
-
-
-def _check_axes(count: int, z: Any, channels: Any, times: Any) -> None:
-    if (channels > 1 or times > 1) and count != z:
-        raise InputError(f"{channels} channels, {times} time points; export one channel at one time as pages in z")
-
-
-def _plain_name(unit: object) -> str:
-    text = str(unit).strip().lower().replace("\\u00b5", "µ").replace("μ", "µ").replace("metre", "meter")
-    return text if text in _MICRONS else text.removesuffix("s")
-
-
-def _unit(name: object) -> tuple[str | None, float]:
-    """"micron" or "mm", and the scale to it; (None, 1.0) for what is no known length."""
-    microns = _MICRONS.get(_plain_name(name))
-    if microns is None:
-        return None, 1.0
-    return ("micron", microns) if microns <= 1 else ("mm", microns / 1000)
-
-
-def _step(value: Any, scale: float) -> float | None:
-    """A z step as metadata have it; None for zero and what is no number."""
-    try:
-        step = abs(float(value)) * scale
-    except (TypeError, ValueError):
-        return None
-    return step if 0 < step < math.inf else None
-
-
 def _orientation(page: Any) -> int:
     value = page.tags.valueof(274, 1)
     return value if value in range(1, 9) else 1
@@ -226,12 +147,12 @@ def _is_plain(page: Any) -> bool:
 
 
 def _held(page: Any) -> int:
-    """Bytes that decoding holds: a row of strips or tiles, or all of it by Pillow."""
+    """Bytes that decoding holds: two rows of strips or tiles and the file's own, or all of it by Pillow."""
     height, width = page.imagelength, page.imagewidth
     if not _is_plain(page):
         return 4 * height * width
     high = page.tilelength if page.is_tiled else min(page.rowsperstrip or height, height)
-    return 0 if page.is_final else 2 * high * width * page.samplesperpixel * -(-page.bitspersample // 8)
+    return 0 if page.is_final else 3 * high * width * page.samplesperpixel * -(-page.bitspersample // 8)
 
 
 def _check_strips(page: Any) -> None:
@@ -301,7 +222,8 @@ def _rows(page: Any, behind: int) -> Rows:
             part = contiguous(top, bottom)
         else:
             first = top // high
-            part = np.concatenate([decoded(row) for row in range(first, -(-bottom // high))])
+            found = [decoded(row) for row in range(first, -(-bottom // high))]
+            part = found[0] if len(found) == 1 else np.concatenate(found)
             part = part[top - first * high : bottom - first * high]
         opaque = part[..., extra[0]] > 0 if extra else None
         part = _full_range(part[..., : 3 if colours == 3 else 1], bits)
