@@ -214,7 +214,9 @@ def train(
     return 130 if summary.get("interrupted") else 0
 
 
-def compare(comparison: Positional[str], *, output: str | None = None, only: tuple[str, ...] = ()) -> int:
+def compare(
+    comparison: Positional[str], *, output: str | None = None, only: tuple[str, ...] = (), overwrite: bool = False
+) -> int:
     """Trains the methods of a comparison and measures them on the same stacks. Repeat the same command to go on where
     an interrupted one left off: finished steps are not repeated.
 
@@ -222,6 +224,7 @@ def compare(comparison: Positional[str], *, output: str | None = None, only: tup
       comparison: A file such as configs/compare_procedural.py, or file.py:function.
       output: Folder of the runs, tables and images; default runs/<name of the comparison>.
       only: Only the methods with these labels.
+      overwrite: Replace files in the output folder that this program did not write, too; never a run.
     """
     from dff_jax.config import Comparison
     from dff_jax.config.load import load_config
@@ -231,7 +234,7 @@ def compare(comparison: Positional[str], *, output: str | None = None, only: tup
     wanted = load_config(comparison, Comparison)
     folder = Path(output or Path("runs") / wanted.name)
     try:
-        table = study.compare(wanted, folder, only=list(only))
+        table = study.compare(wanted, folder, only=list(only), overwrite=overwrite)
     except TrainingDiverged as error:
         print(f"dff-jax: {one_line(error, None)}", file=sys.stderr)
         return 1

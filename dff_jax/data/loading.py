@@ -7,14 +7,13 @@ not depend on how many threads or worker processes there are.
 from __future__ import annotations
 
 import itertools
-import os
 import signal
-import threading
 from collections.abc import Sequence
 from typing import Any
 
 from dff_jax.data.parts import Part
 from dff_jax.errors import ConfigError, InputError
+from dff_jax.runtime.stopping import end_with_parent
 from dff_jax.types import LoadedBatch
 
 _ENDLESS = 2**40  # batches of a part
@@ -112,19 +111,9 @@ class _Batches:
 
 def _start_worker(index: int, count: int) -> None:
     """In a new worker process: leaves the accelerator and Ctrl-C to the parent, and ends when the parent does."""
-    import multiprocessing
-    from multiprocessing import connection
-
     import jax
 
     jax.config.update("jax_platforms", "cpu")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def end_with_parent() -> None:
-        connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    end_with_parent()

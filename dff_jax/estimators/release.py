@@ -12,7 +12,7 @@ import numpy as np
 from flax.traverse_util import empty_node, flatten_dict
 
 from dff_jax.errors import InputError
-from dff_jax.estimators.weights import file_of, load_weights, save_weights
+from dff_jax.estimators.weights import file_of, load_weights, read, save_weights
 
 _METRICS = ("MAE", "RMS", "AbsRel", "Acc_1")
 
@@ -28,8 +28,9 @@ def pack(run: str | Path, output: str | Path, evaluations: Mapping[str, str | Pa
       What is known of the weights: `info` of the file.
 
     Raises:
-      InputError: unusable weights or evaluations.
+      InputError: unusable weights or evaluations; as `check_target`.
     """
+    check_target(output)
     found = load_weights(file_of(run))
     scores = {name: _scores(folder) for name, folder in evaluations.items()}
     flat: dict[str, Any] = flatten_dict(found.variables, sep="/", keep_empty_nodes=True)
@@ -43,6 +44,17 @@ def pack(run: str | Path, output: str | Path, evaluations: Mapping[str, str | Pa
     save_weights(output, found.model, found.variables, info, half=True)
     load_weights(output)  # what was written can be read
     return info
+
+
+def check_target(path: str | Path) -> None:
+    """Raises InputError for a file that is no weights file of this program, which writing weights there would lose."""
+    if Path(path).exists():
+        try:
+            read(path)
+        except InputError:
+            raise InputError(
+                f"{path}: is there, and no weights file of this program; move it away, or choose another --output"
+            ) from None
 
 
 def _to_repeat(command: str) -> str:

@@ -25,6 +25,7 @@ from safetensors import safe_open
 from dff_jax import config as configs
 from dff_jax.config import ModelConfig, Proximal
 from dff_jax.errors import InputError, WeightsError, one_line
+from dff_jax.estimators.release import check_target
 from dff_jax.estimators.weights import differences, save_weights
 from dff_jax.types import Variables
 
@@ -63,7 +64,7 @@ def import_weights(
       `training.encoder_weights`.
 
     Raises:
-      InputError: no such model, the output would replace the source or cannot be written; as `read_state_dict`.
+      InputError: no such model, the output cannot be written; as `check_target` and `read_state_dict`.
       WeightsError: keys and shapes that are not the model's; lists both sides.
     """
     if model not in MODELS:
@@ -72,6 +73,7 @@ def import_weights(
     state = read_state_dict(source)
     if output.exists() and output.samefile(source):
         raise InputError(f"{output}: is the file to import; choose another --output")
+    check_target(output)
     info: dict[str, Any] = {"source": source.name, "sha256": _digest(source), "model": model}
     if model == "resnet18":
         config, layout = Proximal(input_range="imagenet"), "resnet18"

@@ -16,9 +16,11 @@ from dff_jax.evaluation import conventions, evaluate, figures, page, paper, resa
 from dff_jax.evaluation.programs import Task
 from dff_jax.evaluation.rows import BASELINES, Evaluation, gather
 from dff_jax.pictures.page import Shown
-from dff_jax.runtime.files import check_output, staged_output, write_text
+from dff_jax.runtime.files import check_apart, check_output, staged_output, write_text
 from dff_jax.runtime.progress import ProgressBar
 from dff_jax.types import LoadedBatch
+
+FIGURES = "figures"
 
 
 class _Run(NamedTuple):
@@ -41,6 +43,7 @@ def evaluate_to_folder(
     resize: tuple[int, int] | None = None,
     figure_stacks: tuple[int, ...] | None = None,
     report: int = 0,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Measures depth on stacks with ground truth: writes metrics.json, per_stack.csv, table.md and figures.
 
@@ -56,6 +59,7 @@ def evaluate_to_folder(
       resize: Height and width to scale the frames to; truth keeps its values.
       figure_stacks: Numbers of the stacks in the paper's figure, from 0; default the paper's.
       report: Also write report.html, a page with this many of the worst stacks; without a value 24.
+      overwrite: Replace files in the output folder that this program did not write, too.
 
     Returns:
       The contents of `metrics.json`.
@@ -68,13 +72,14 @@ def evaluate_to_folder(
     for name, (value, least) in smallest.items():
         if value is not None and value < least:
             raise InputError(f"{name}: must be at least {least}, got {value}")
+    check_apart(output, data.source)
+    drawings = (f"{FIGURES}/{name}" for name in (*figures.FILES, *paper.FILES))
+    check_output(output, (*tables.FILES, page.FILE, *drawings), overwrite=overwrite)
+    check_output(Path(output) / FIGURES)
     loaded = weights.load_estimator(spec)
     run = _open(loaded, data, resize, batch_size, iterations)
     measured_by = conventions.find(convention or run.source.convention, run.source.unit)
     figure = paper.choose(measured_by.name, run.source.has_truth, len(run.source), figure_stacks)
-    folder = Path(output) / "figures"
-    check_output(output, (*tables.FILES, page.FILE))
-    check_output(folder, (*figures.FILES, *paper.FILES))
 
     evaluation = _measure(run, measured_by) if run.source.has_truth else None
     as_built = loaded.model.num_iterations  # None: the method does not iterate
@@ -83,18 +88,16 @@ def evaluate_to_folder(
         unit=run.source.unit, iterations=as_built if None in (as_built, iterations) else iterations,
         convention=measured_by.name, resize=resize,
     )  # fmt: skip
-    with staged_output(output, last="metrics.json") as staging, staged_output(folder) as drawn:
+    with staged_output(output, last="metrics.json", overwrite=overwrite) as staging:
+        drawn = staging / FIGURES
+        drawn.mkdir()
         if figure is not None:
             names = _draw_papers_figure(drawn, run, *figure)
-            results["meta"]["figure"] = {"file": f"figures/{figure[0].file}", "stacks": names}
+            results["meta"]["figure"] = {"file": f"{FIGURES}/{figure[0].file}", "stacks": names}
         shown = _draw_stacks(drawn, run, evaluation, report)
         tables.write(staging, results, evaluation)
         if shown:
             write_text(staging / page.FILE, page.write(results, shown, evaluation))
-        written = {path.name for path in (*staging.iterdir(), *drawn.iterdir())}
-    for path in (*(folder / name for name in (*figures.FILES, *paper.FILES)), Path(output) / page.FILE):
-        if path.name not in written:  # of an earlier evaluation, of more or of other stacks
-            path.unlink(missing_ok=True)
     return results
 
 

@@ -93,6 +93,7 @@ def predict_to_folder(
     memory: float = 4.0,
     devices: int = 1,
     align: Alignment | None = None,
+    overwrite: bool = False,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Depth of a folder, glob or list of photographs, written to a folder: the command `dff-jax predict`.
@@ -117,6 +118,7 @@ def predict_to_folder(
       memory: GB within which the process stays.
       devices: number of devices, each of which works on a tile.
       align: first brings the frames onto the middle one, by this kind of motion; needs the extra `align`.
+      overwrite: replaces files in `output` that this program did not write, too.
       progress: shows progress on stderr.
 
     Returns:
@@ -135,7 +137,7 @@ def predict_to_folder(
     start = time.perf_counter()
     options = TilingOptions(tile, overlap, memory, devices, progress)
     files = FILES if align is None else (*FILES, ALIGNMENT)
-    check_output(output, files)
+    check_output(output, files, overwrite=overwrite)
     chosen, notes = _choose(method, weights, iterations, options)
     allocate = allocator(output, IN_MEMORY * memory * 1e9)
     stack, read = read_stack(
@@ -145,7 +147,7 @@ def predict_to_folder(
     if Path(output).resolve() in {file.resolve().parent for file in read.files}:
         raise InputError(f"{output}: is the folder of the frames; write the maps to another one")
     pixels = int(np.prod(stack.frames.shape[1:3]))
-    check_output(output, files, needed=50 * pixels + 2**18 * (len(read.names) + 8))
+    check_output(output, needed=50 * pixels + 2**18 * (len(read.names) + 8))
     names = list(read.names)
     loading = threading.Thread(target=panels.load, daemon=True)  # an interrupted program does not wait for it
     loading.start()
@@ -175,7 +177,7 @@ def predict_to_folder(
             "frames_on_disk": on_disk(stack.frames),
         },
     }
-    with staged_output(output, last="summary.json") as staging:
+    with staged_output(output, last="summary.json", overwrite=overwrite) as staging:
         frames = stack.frames if result.aligned is None else result.aligned.frames
         summary |= write_maps(staging, frames, names, result, f"{stack.name}, {chosen.model.method}")
         if result.aligned is not None:

@@ -15,18 +15,25 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from dff_jax.errors import InputError
+from dff_jax.runtime.replacing import check_own, clear, exchange, mark, move_files
 
 
-def check_output(folder: str | Path, names: Iterable[str] = (), needed: int = 0) -> None:
+def check_output(
+    folder: str | Path, names: Iterable[str] = (), needed: int = 0, *, overwrite: bool | None = None
+) -> None:
     """Checks that `folder` can be made and written to, by writing a file there and removing it.
+
+    What killed runs left there is removed.
 
     Args:
       folder: need not exist.
       names: files that will be written into it.
       needed: bytes that must be free.
+      overwrite: whether `names` may replace files that `staged_output` did not write; None: no, and no option says so.
 
     Raises:
-      InputError: it is a file, read-only (also by its mode, which root could overrule), full, or cannot be made.
+      InputError: it is a file, read-only (also by its mode, which root could overrule), full, cannot be made, or holds
+        another's file under one of the `names`.
     """
     if not str(folder):
         raise InputError("output: an empty name; give a folder")
@@ -37,6 +44,7 @@ def check_output(folder: str | Path, names: Iterable[str] = (), needed: int = 0)
         for name in names:
             if (Path(folder) / name).is_dir():
                 raise InputError(f"{Path(folder) / name}: is a folder where a file is to be written")
+        check_own(Path(folder), names, overwrite)
         if base.stat().st_mode & 0o222 == 0:
             raise InputError(f"{folder}: {base} is read-only; choose another output folder")
         trial = _make_hidden(base)
@@ -55,6 +63,12 @@ def check_output(folder: str | Path, names: Iterable[str] = (), needed: int = 0)
             f"{folder}: {disk.free / 1e6:.0f} MB free where about {needed / 1e6:.0f} MB are needed; make "
             "room, or choose another output folder"
         )
+
+
+def check_apart(output: str | Path, source: str | Path | None) -> None:
+    """Raises InputError for results that would lie among the stacks that are measured, and be taken for some."""
+    if source is not None and Path(output).resolve().is_relative_to(Path(source).resolve()):
+        raise InputError(f"{output}: lies in {source}, which is measured; write the results to another folder")
 
 
 def scratch_file(folder: str | Path, size: int) -> BinaryIO:
@@ -77,17 +91,22 @@ def scratch_file(folder: str | Path, size: int) -> BinaryIO:
 
 
 @contextlib.contextmanager
-def staged_output(folder: str | Path, last: str = "") -> Iterator[Path]:
+def staged_output(
+    folder: str | Path, last: str = "", *, overwrite: bool | None = None, whole: bool = False
+) -> Iterator[Path]:
     """A hidden folder to write into. At the end its files are moved to `folder`, all of them or none.
 
-    Other files in an existing `folder` stay. If the block raises or is interrupted, nothing has changed.
+    An earlier result with the same `last` file is removed first, and other files in an existing `folder` stay. If the
+    block raises or is interrupted, nothing has changed.
 
     Args:
       folder: made if it does not exist, with its parents.
-      last: the file that is moved last: where it is, the others are complete.
+      last: the file that is removed first and moved last: where it is, the others are complete and go with it.
+      overwrite: as in `check_output`.
+      whole: `folder` itself is replaced, with all that is in it; killed at any moment, the old or the new one is there.
 
     Raises:
-      InputError: for any OSError inside, such as a disk that fills up.
+      InputError: for any OSError inside, such as a disk that fills up; another's file would be overwritten.
     """
     folder = Path(folder).resolve()
     made = [path for path in (folder.parent, *folder.parent.parents) if not path.exists()]
@@ -95,13 +114,14 @@ def staged_output(folder: str | Path, last: str = "") -> Iterator[Path]:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         # Inside an existing folder, which may be a file system of its own; otherwise beside the new folder.
-        staging = _make_hidden(folder if folder.is_dir() else folder.parent)
+        staging = _make_hidden(folder if folder.is_dir() and not whole else folder.parent)
         yield staging
-        if folder.is_dir():
-            for file in sorted(staging.iterdir(), key=lambda path: path.name == last):
-                os.replace(file, folder / file.name)
-        else:
+        if whole and folder.exists():
+            exchange(staging, folder)
+        elif whole:
             os.rename(staging, folder)
+        else:
+            move_files(staging, folder, last, overwrite)
         made = []
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({_reason(error)}); nothing was kept") from error
@@ -169,7 +189,8 @@ def nearest_existing(path: Path) -> Path:
 
 
 def _make_hidden(parent: Path) -> Path:
-    path = parent / f".dff-jax-{os.getpid()}-{secrets.token_hex(4)}.partial"
+    clear(parent)
+    path = parent / f".dff-jax-{mark()}-{secrets.token_hex(4)}.partial"
     path.mkdir()
     return path
 

@@ -10,6 +10,7 @@ Only the main thread may install handlers. In another thread the contexts change
 from __future__ import annotations
 
 import math
+import multiprocessing
 import os
 import signal
 import sys
@@ -17,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing import connection
 from types import FrameType
 from typing import Any
 
@@ -126,3 +128,18 @@ def stop_on_signal() -> Iterator[threading.Event]:
 
     with _handling(ask, lambda handler: True) as before:
         yield asked
+
+
+def end_with_parent() -> None:
+    """In a worker process: ends it as soon as the parent has ended, killed or not.
+
+    A killed parent ends no worker by itself: each would wait for work for ever, in a pipe that the others hold open.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()

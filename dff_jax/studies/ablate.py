@@ -28,7 +28,7 @@ from dff_jax.evaluation.evaluate import answers_for, evaluated
 from dff_jax.evaluation.programs import Task
 from dff_jax.evaluation.rows import gather
 from dff_jax.focus_axis import span
-from dff_jax.runtime.files import check_output, staged_output
+from dff_jax.runtime.files import check_apart, check_output, staged_output
 from dff_jax.runtime.progress import ProgressBar
 from dff_jax.studies import ablate_figures, ablate_report
 from dff_jax.studies.ablate_report import Pass, Variant
@@ -59,6 +59,7 @@ def ablate(
     iterations: Sequence[int] = ITERATIONS,
     schemes: Sequence[str] | None = None,
     batch_size: int = 1,
+    overwrite: bool = False,
 ) -> list[dict[str, Any]]:
     """Evaluates trained runs at every K and through every scheme, and writes tables and figures.
 
@@ -71,6 +72,7 @@ def ablate(
       iterations: Numbers of iterations K; the trained one is added.
       schemes: Schemes to run the parameters through, each `scheme` or `scheme+prox`; default those that suit the run.
       batch_size: Stacks at once.
+      overwrite: Replace files in the output folder that this program did not write, too.
 
     Returns:
       The contents of each run's `ablation.json`.
@@ -90,18 +92,19 @@ def ablate(
         check_frames(run.loaded, source[0].frames.shape[0])
     several = len(opened) > 1
     folders = [Path(output) / run.label if several else Path(output) for run in opened]
+    check_apart(output, data.source)
     for folder in folders:
-        check_output(folder, FILES)
+        check_output(folder, FILES, overwrite=overwrite)
     if several:
-        check_output(output, COMPARISON_FILES)
+        check_output(output, COMPARISON_FILES, overwrite=overwrite)
 
     reports: list[dict[str, Any]] = []
     total = min(len(source), data.limit or len(source))
     for i, (run, folder) in enumerate(zip(opened, folders, strict=True), 1):
         label = f"ablate: {run.label}" + (f" ({i}/{len(opened)})" if several else "")
-        reports.append(_one_run(run, folder, batches, source, label, total))
+        reports.append(_one_run(run, folder, batches, source, label, total, overwrite))
     if several:
-        with staged_output(output, last="comparison.json") as staging:
+        with staged_output(output, last="comparison.json", overwrite=overwrite) as staging:
             ablate_report.write_comparison(staging, reports)
             ablate_figures.write_comparison(staging, reports)
     return reports
@@ -125,7 +128,8 @@ def _open(runs: Sequence[str | Path], iterations: Sequence[int], schemes: Sequen
 
 
 def _one_run(
-    run: Run, folder: Path, batches: Callable[[], Iterator[LoadedBatch]], source: StackSource, label: str, total: int
+    run: Run, folder: Path, batches: Callable[[], Iterator[LoadedBatch]], source: StackSource, label: str, total: int,
+    overwrite: bool,
 ) -> dict[str, Any]:
     """Evaluates one run and writes its folder; returns its report."""
     start = time.perf_counter()
@@ -151,7 +155,7 @@ def _one_run(
     again = answers_for([Task(as_trained, variables)], batches(), chosen)  # reads the data a second time
     shown = [ablate_figures.Shown(chosen[at], name, own.evaluation.of_stack(at), batch, prediction)
              for at, name, batch, (prediction,) in again]  # fmt: skip
-    with staged_output(folder, last="ablation.json") as staging:
+    with staged_output(folder, last="ablation.json", overwrite=overwrite) as staging:
         ablate_report.write(staging, report, passes)
         ablate_figures.write(staging, report, shown, own.mean_weights)
     return report

@@ -30,7 +30,7 @@ from dff_jax.estimators import weights
 from dff_jax.evaluation import conventions, paper
 from dff_jax.evaluation.evaluate import evaluated
 from dff_jax.evaluation.rows import gather
-from dff_jax.runtime.files import check_output, finite, staged_output
+from dff_jax.runtime.files import check_apart, check_output, finite, staged_output
 from dff_jax.runtime.progress import ProgressBar, say
 from dff_jax.studies import compare_report as report
 from dff_jax.studies import costs
@@ -41,7 +41,7 @@ VERSION = 1
 
 
 def compare(
-    comparison: Comparison, output: str | Path, *, only: Sequence[str] | None = None
+    comparison: Comparison, output: str | Path, *, only: Sequence[str] | None = None, overwrite: bool = False
 ) -> dict[str, Any] | None:
     """Trains, measures and writes; repeated after an interruption, it goes on where it was.
 
@@ -49,6 +49,7 @@ def compare(
       comparison: Who takes part and what is measured.
       output: Folder of the runs, tables and figures.
       only: Labels or folder names of the methods to take; default all. Others stay in the tables if they are done.
+      overwrite: Replace files in the output folder that this program did not write, too; never a run.
 
     Returns:
       The contents of `table.json`; None if interrupted in a training, which is then saved.
@@ -59,7 +60,9 @@ def compare(
     """
     output = Path(output)
     comparison = _restricted(comparison, only, output)
-    check_output(output, report.FILES)
+    for test in (comparison.test, *comparison.zero_shot):
+        check_apart(output, test.source)
+    check_output(output, (*report.FILES, "costs.json"), overwrite=overwrite)
     main, notes = pipeline.open_data(comparison.test), []
     sets = {comparison.test.name: main}
     for test in comparison.zero_shot:
@@ -80,7 +83,7 @@ def compare(
     found = {one: {name: measure(one, name, sets[name], limits[name]) for name in sets} for one in ready}
     spent = costs.measure_all(_distinct(ready), main, output / "costs.json")
     table = report.table(comparison, found, spent, notes)
-    with staged_output(output, last="table.json") as staging:
+    with staged_output(output, last="table.json", overwrite=overwrite) as staging:
         report.write(staging, table, found)
         columns = list(_columns(_distinct(ready), main, comparison))
         paper.save(staging / "figure.png", paper.PREDICTIONS._replace(title=comparison.test.name), columns)
@@ -117,7 +120,7 @@ def measure(one: Trained, test: str, source: StackSource, limit: int | None) -> 
         final = [line for line in answer.per_stack if line["row"] == "final"]
         result |= {"rows": answer.rows, "per_stack": final, "literature": answer.literature}
     result = finite(result)
-    with staged_output(path.parent) as staging:
+    with staged_output(path.parent, overwrite=True) as staging:
         (staging / path.name).write_text(json.dumps(result, allow_nan=False) + "\n")
     return result
 

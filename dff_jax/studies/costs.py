@@ -18,10 +18,9 @@ import jax.numpy as jnp
 from dff_jax import estimators
 from dff_jax.config import Method, ModelConfig
 from dff_jax.data.parts import StackSource, to_batch
-from dff_jax.errors import InputError
 from dff_jax.estimators import weights
 from dff_jax.runtime.compile import jit
-from dff_jax.runtime.files import machine
+from dff_jax.runtime.files import machine, staged_output
 from dff_jax.runtime.progress import say
 from dff_jax.studies.bench import measuring, subjects
 from dff_jax.types import Estimator, Prediction
@@ -109,8 +108,6 @@ def measure_all(methods: list[Trained], source: StackSource, path: Path) -> dict
     for (label, what), seconds in measuring.round_robin(runs, ROUNDS).items():
         rows[label][what] = seconds
     result = {"key": key, "shape": shape, "rounds": ROUNDS, "machine": machine(), "methods": rows}
-    try:
-        path.write_text(json.dumps(result, indent=2) + "\n")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
+    with staged_output(path.parent, overwrite=True) as staging:
+        (staging / path.name).write_text(json.dumps(result, indent=2) + "\n")
     return result

@@ -25,8 +25,9 @@ from dff_jax.config import Config, TrainingConfig
 from dff_jax.data import pipeline
 from dff_jax.errors import ConfigError, InputError
 from dff_jax.runtime import processes
-from dff_jax.runtime.files import check_output, locked, writing
+from dff_jax.runtime.files import check_output, locked, staged_output, writing
 from dff_jax.runtime.progress import ProgressBar, say
+from dff_jax.runtime.replacing import is_own
 from dff_jax.runtime.stopping import stop_on_signal
 from dff_jax.training import checkpoint, optimizer, parallel, state, validation
 from dff_jax.training import logging as logs
@@ -34,6 +35,7 @@ from dff_jax.training.initial_weights import load_encoder, load_matching
 from dff_jax.training.step import Update, make_update
 from dff_jax.types import Variables
 
+CONFIG = "config.json"
 SHOWN = {"loss": "loss", "mae": "mae", "lr": "learning_rate"}
 """What the progress display says of a step: its name there and in the log."""
 
@@ -94,7 +96,9 @@ def train(config: Config, output: str | Path, *, resume: bool = True) -> dict[st
     if not config.model.trained:
         raise ConfigError(f"model.method: {config.model.method} has nothing to train; use it as it is")
     devices = parallel.choose_devices(plan, config.data.batch_size)
-    check_output(output, ("config.json", logs.FILE_NAME, validation.BEST_WEIGHTS, validation.LAST_WEIGHTS))
+    begun = is_own(output, CONFIG) or any((output / checkpoint.FOLDER).glob("[0-9]*"))
+    names = CONFIG, logs.FILE_NAME, validation.BEST_WEIGHTS, validation.LAST_WEIGHTS
+    check_output(output, names, overwrite=begun or None)
     estimator = estimators.build(config.model)  # finds a wrong prox before data is made
     with ExitStack() as stack:
         count = jax.process_count()
@@ -127,7 +131,8 @@ def train(config: Config, output: str | Path, *, resume: bool = True) -> dict[st
         restored = restored._replace(progress=_with_folders(restored.progress, pipeline.describe_folders(config.data)))
         step = int(restored.state.step)
         if jax.process_index() == 0:
-            (output / "config.json").write_text(configs.to_json(config) + "\n")
+            with staged_output(output, overwrite=True) as staging:
+                (staging / CONFIG).write_text(configs.to_json(config) + "\n")
         if step:
             say(f"{output}: resuming after step {step} of {plan.num_steps}")
 

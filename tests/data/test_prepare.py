@@ -2,11 +2,14 @@
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
+import time
 from collections import namedtuple
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -288,6 +291,56 @@ def test_other_files_are_not_taken_for_those_that_were_prepared(capsys, tmp_path
     assert _files(own_source / "d") == before
     assert run(capsys, *arguments, "--overwrite")[0] == 0
     assert len(datasets.open_builder(FT, own_source / "d").as_data_source(split="train")) == 4
+
+
+def test_a_source_of_other_content_is_noticed_whatever_its_size_and_time(capsys, tmp_path, own_source):
+    arguments = "prepare", FT, "--data-dir", tmp_path / "d", "--source", own_source
+    assert run(capsys, *arguments)[0] == 0
+    frame = own_source / "val/focal_stack/0000/100.0.png"
+    status = frame.stat()
+    other = next((own_source / "train/focal_stack/0000").glob("100*.png")).read_bytes()
+    frame.write_bytes(other[: status.st_size].ljust(status.st_size, b"\0"))
+    os.utime(frame, ns=(status.st_atime_ns, status.st_mtime_ns))
+    status, _, err = run(capsys, *arguments)
+    assert status == 2 and "was made of other files than" in err and "val/focal_stack/0000/100.0.png" in err
+
+
+KILLED = """
+import multiprocessing, os, sys
+from dff_jax import cli
+from dff_jax.data.datasets import reading
+def in_order(pool, items, ahead, real=reading._in_order):
+    yield next(real(pool, items, ahead))
+    print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+    os.kill(os.getpid(), 9)
+reading._in_order = in_order
+cli.main(["prepare", *sys.argv[1:]])
+"""
+
+
+@pytest.mark.slow
+def test_killed_while_it_makes_data_again_the_old_data_and_no_worker_is_left(tmp_path, source):
+    path = datasets.prepare(FT, tmp_path, source=source)
+    before = _files(path)
+    words = FT, "--source", source, "--data-dir", tmp_path, "--overwrite", "--workers", 2
+    command = [sys.executable, "-c", KILLED, *map(str, words)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=120)
+    workers = [int(word) for word in done.stdout.split()]
+    assert done.returncode == -9 and workers
+    limit = time.monotonic() + 20
+    while any(_runs(worker) for worker in workers) and time.monotonic() < limit:
+        time.sleep(0.1)
+    assert not any(_runs(worker) for worker in workers)
+    assert _files(path) == before and len(list(path.parent.iterdir())) == 2
+    assert datasets.prepare(FT, tmp_path, source=source) == path
+    assert _files(path) == before and list(path.parent.iterdir()) == [path]
+
+
+def _runs(process):
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def test_a_failed_preparation_leaves_no_folder(capsys, tmp_path, own_source):

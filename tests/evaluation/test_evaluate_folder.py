@@ -58,7 +58,7 @@ def folder_of(source, **options):
 def test_classical_from_folder_to_folder(tmp_path):
     source, output = write_stacks(tmp_path / "data", 3), tmp_path / "deep" / "out"
     report = evaluate_to_folder("classical", output, folder_of(source), batch_size=2, report=2)
-    assert sorted(p.name for p in output.iterdir()) == sorted([*FILES, "report.html"])
+    assert sorted(p.name for p in output.glob("[!.]*")) == sorted([*FILES, "report.html"])
     assert (output / "report.html").read_text().count('"confidence"') >= 2
     assert json.loads((output / "metrics.json").read_text()) == report
     assert report["meta"]["stacks"] == 3 and report["meta"]["unit"] == "disparity"
@@ -78,7 +78,7 @@ def test_classical_from_folder_to_folder(tmp_path):
 
     # fewer stacks: nothing of the earlier run stays
     report = evaluate_to_folder("classical", output, folder_of(source, limit=1))
-    assert report["meta"]["stacks"] == 1 and sorted(p.name for p in output.iterdir()) == FILES
+    assert report["meta"]["stacks"] == 1 and sorted(p.name for p in output.glob("[!.]*")) == FILES
     assert {p.name for p in (output / "figures").iterdir()} == {"confidence.png", "mae.png", "worst.png"}
 
 

@@ -24,7 +24,6 @@ from dff_jax.prediction.predict import predict, predict_to_folder
 from dff_jax.prediction.result import Result, TilingReport
 from dff_jax.runtime import files as output
 from dff_jax.runtime import stopping
-from dff_jax.runtime.files import check_output, staged_output
 from dff_jax.types import Estimator, Prediction
 
 Z, H, W = 4, 40, 56
@@ -125,7 +124,7 @@ def test_files_and_summary(tmp_path):
     source = save(tmp_path / "stack", photographs(), names)
     target = tmp_path / "a" / "b"
     summary = predict_to_folder(source, target, method="classical", progress=False)
-    assert sorted(p.name for p in target.iterdir()) == sorted(FILES)
+    assert sorted(p.name for p in target.glob("[!.]*")) == sorted(FILES)
     assert json.loads((target / "summary.json").read_text()) == summary
     assert summary["frames"] == names[::-1] and summary["focus"] == [4, 2, 1, 0.5]
     assert summary["unit"] == "metre" and summary["method"] == "classical" and summary["weights"] is None
@@ -154,9 +153,12 @@ def test_existing_output_keeps_other_files_and_takes_new_maps(tmp_path):
     source, target = save(tmp_path / "stack", photographs()), tmp_path / "out"
     target.mkdir()
     (target / "mine.txt").write_text("keep")
-    (target / "depth.npy").write_text("old")
-    summary = predict_to_folder(source, target, max_size=28, progress=False, iterations=2)
-    assert sorted(p.name for p in target.iterdir()) == sorted([*FILES, "mine.txt"])
+    (target / "depth.npy").write_text("mine")
+    with pytest.raises(InputError, match=r"depth.npy: was not written here by this program.*, or give --overwrite"):
+        predict_to_folder(source, target, progress=False)
+    assert (target / "depth.npy").read_text() == "mine" and len(list(target.iterdir())) == 2
+    summary = predict_to_folder(source, target, max_size=28, progress=False, iterations=2, overwrite=True)
+    assert sorted(p.name for p in target.glob("[!.]*")) == sorted([*FILES, "mine.txt"])
     assert np.load(target / "depth.npy").shape == (20, 28) and summary["photograph_size"] == [H, W]
     notes = " ".join(summary["notes"])
     assert "frame index" in notes and "scaled" in notes and "network of this package" in notes
@@ -231,7 +233,7 @@ def test_nothing_half_written(tmp_path, monkeypatch, existing):
     source, target = save(tmp_path / "stack", photographs()), tmp_path / "deep" / "out"
     if existing:
         target.mkdir(parents=True)
-        (target / "depth.npy").write_text("old")
+        (target / "mine.txt").write_text("old")
     before = sorted(tmp_path.rglob("*"))
 
     def full(path, picture, profile=b""):
@@ -250,20 +252,7 @@ def test_nothing_half_written(tmp_path, monkeypatch, existing):
         predict_to_folder(source, target, method="sml", progress=False)
     assert sorted(tmp_path.rglob("*")) == before
     if existing:
-        assert (target / "depth.npy").read_text() == "old"
-
-
-def test_staged_output_moves_the_summary_last(tmp_path, monkeypatch):
-    moved = []
-    replace = output.os.replace
-    monkeypatch.setattr(output.os, "replace", lambda a, b: (moved.append(b.name), replace(a, b)))
-    (tmp_path / "out").mkdir()
-    with staged_output(tmp_path / "out", last="a") as staging:
-        for name in ("a", "b", "c"):
-            (staging / name).write_text(name)
-    assert moved[-1] == "a" and sorted(moved) == ["a", "b", "c"]
-    check_output(tmp_path / "out")
-    assert sorted(p.name for p in tmp_path.rglob("*")) == ["a", "b", "c", "out"]
+        assert (target / "mine.txt").read_text() == "old"
 
 
 # Large stacks ------------------------------------------------------------

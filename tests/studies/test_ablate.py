@@ -66,7 +66,7 @@ def test_every_number_is_the_estimators_own(tmp_path, stacks, small_run):
     run = small_run
     schemes = ["exact_prox", "proximal_gradient+identity"]
     (report,) = ablate([run], tmp_path / "out", data=stacks, iterations=[2], schemes=schemes, batch_size=2)
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(FILES)
+    assert sorted(p.name for p in (tmp_path / "out").glob("[!.]*")) == sorted(FILES)
     assert json.loads((tmp_path / "out" / "ablation.json").read_text()) == report
     assert report["meta"]["iterations"] == [1, 2] and report["meta"]["answer"] == "refined(1)"
 
@@ -141,9 +141,9 @@ def test_runs_side_by_side(tmp_path, stacks, faked):
     ]
     reports = ablate(runs, tmp_path / "out", data=stacks, iterations=[2], schemes=[])
     assert [report["meta"]["run"] for report in reports] == ["run", "b_run"]
-    names = sorted(p.name for p in (tmp_path / "out").iterdir())
+    names = sorted(p.name for p in (tmp_path / "out").glob("[!.]*"))
     assert names == sorted(["run", "b_run", *COMPARISON_FILES])
-    assert sorted(p.name for p in (tmp_path / "out" / "b_run").iterdir()) == sorted(FILES)
+    assert sorted(p.name for p in (tmp_path / "out" / "b_run").glob("[!.]*")) == sorted(FILES)
     for picture in (tmp_path / "out").rglob("*.png"):
         Image.open(picture).verify()
     compared = json.loads((tmp_path / "out" / "comparison.json").read_text())

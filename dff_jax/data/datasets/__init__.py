@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dff_jax.data.datasets.base import VERSION, Dataset
 from dff_jax.errors import InputError, one_line
 from dff_jax.runtime.progress import say
+from dff_jax.runtime.replacing import recover
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
@@ -85,6 +86,7 @@ def prepare(
 
     dataset = find(name, options)
     path = data_root(data_dir) / name / VERSION
+    recover(path)
     if path.exists() and not overwrite:
         _check_options(path, name, options)
         if source is not None and dataset.needs_source and Path(source).exists():
@@ -110,6 +112,7 @@ def open_builder(name: str, data_dir: str | os.PathLike | None = None) -> tfds.c
     """
     dataset, root = find(name), data_root(data_dir)
     path = root / name / VERSION
+    recover(path)
     if not path.exists():
         where, facts = f"{name} is not in {root}", dataset.facts
         if dataset.needs_source:

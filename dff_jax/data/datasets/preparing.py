@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import itertools
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from dff_jax.data.datasets.base import SPLITS, Dataset, Facts, Item
 from dff_jax.data.datasets.reading import available_cores, read_items
-from dff_jax.data.datasets.summary import STATISTICS, Summary
+from dff_jax.data.datasets.summary import Summary
 from dff_jax.data.datasets.writing import write_description, write_split
 from dff_jax.errors import InputError, SourceError
 from dff_jax.focus_axis import check_unit
 from dff_jax.runtime.files import check_output, staged_output
-from dff_jax.runtime.progress import say
+from dff_jax.runtime.progress import say, track
+from dff_jax.runtime.replacing import digest
 
+SOURCE = "source.json"  # the digests of the files that a dataset was made of
 STACKS_PER_WORKER = 16
 MARGIN_BYTES = 16 * 2**20  # indices, statistics, images
 
@@ -56,7 +55,7 @@ def make(dataset: Dataset, path: Path, source: Path, workers: int) -> None:
         say(f"note: {note}")
     check_output(path, needed=found.bytes_needed + MARGIN_BYTES)
     workers = 1 if dataset.in_process else workers or sensible_workers(len(found.items))
-    with _replacing(path), staged_output(path) as staging:
+    with staged_output(path, whole=True) as staging:
         _write(dataset, found.facts or dataset.facts, splits, source, staging, workers)
 
 
@@ -66,6 +65,8 @@ def _write(
     """Writes records, description, statistics and overview into `folder`, which is still hidden."""
     summary = Summary(dataset.name, check_unit(facts.unit), {split: len(items) for split, items in splits.items()})
     problems: list[str] = []
+    if dataset.needs_source:  # first, so that a file that changes meanwhile is noticed as well
+        (folder / SOURCE).write_text(json.dumps(digests(source, folder), indent=0) + "\n")
 
     def good(split: str, outcomes: Iterator[bytes | InputError]) -> Iterator[bytes]:
         for outcome in outcomes:
@@ -84,27 +85,11 @@ def _write(
     if problems:
         raise SourceError(dataset.name, source, tuple(problems))
     write_description(folder, dataset, facts, written)
-    summary.write(folder, fingerprint(source, folder) if dataset.needs_source else None)
+    summary.write(folder)
 
 
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[None]:
-    """Moves data in `path` aside while new data is made, and back if that fails."""
-    if not path.exists():
-        yield
-        return
-    aside = path.with_name(f"replaced.{os.getpid()}.{path.name}")
-    path.rename(aside)
-    try:
-        yield
-    except BaseException:
-        aside.rename(path)
-        raise
-    shutil.rmtree(aside)
-
-
-def fingerprint(source: Path, made: Path) -> str:
-    """A hash of the names and sizes of all files below `source`, to notice that it holds other files now.
+def digests(source: Path, made: Path) -> dict[str, str]:
+    """A digest of each file below `source` by its name there, to notice that it holds other files now.
 
     Args:
       made: the dataset's folder, or one beside it. Files of its family, which may be below `source`, are left out.
@@ -112,20 +97,28 @@ def fingerprint(source: Path, made: Path) -> str:
     own = made.resolve().parents[1]
     files = [source] if source.is_file() else sorted(path for path in source.rglob("*") if path.is_file())
     files = [path for path in files if own not in path.resolve().parents]
-    listed = [f"{path.relative_to(source)} {path.stat().st_size}" for path in files]
-    return hashlib.sha256("\n".join(listed).encode()).hexdigest()
+    found = track(map(_readable_digest, files), "digests of the source", len(files), unit="file")
+    return {path.relative_to(source).as_posix(): one for path, one in zip(files, found, strict=True)}
+
+
+def _readable_digest(path: Path) -> str:
+    """Its digest; a file that cannot be read is none of the dataset's, which were read before."""
+    with contextlib.suppress(OSError):
+        return digest(path)
+    return ""
 
 
 def check_unchanged(name: str, made: Path, source: Path) -> None:
     """Raises InputError if the dataset in `made` is of other files than `source` holds now."""
     try:
-        before = json.loads((made / STATISTICS).read_text()).get("source")
+        before = json.loads((made / SOURCE).read_text())
     except (OSError, ValueError):
         before = None
-    if before is not None and before != fingerprint(source, made):
+    if before is not None and before != (now := digests(source, made)):
+        changed = sorted(file for file in before.keys() | now.keys() if before.get(file) != now.get(file))
         raise InputError(
-            f"{name}: {made} was made of other files than {source} holds now; make it again with --overwrite, or under "
-            "another name or --data-dir"
+            f"{name}: {made} was made of other files than {source} holds now (first {changed[0]}); make it again with "
+            "--overwrite, or under another name or --data-dir"
         )
     say(f"{name} is there already; --overwrite makes it again")
 

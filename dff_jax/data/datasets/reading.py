@@ -14,6 +14,7 @@ from dff_jax.data.datasets.base import Item
 from dff_jax.data.datasets.records import write_record
 from dff_jax.errors import InputError
 from dff_jax.runtime.progress import track
+from dff_jax.runtime.stopping import end_with_parent
 
 
 def available_cores() -> int:
@@ -71,3 +72,4 @@ def _start_worker() -> None:
     os.environ["JAX_PLATFORMS"] = "cpu"
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends the pool
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    end_with_parent()

@@ -82,8 +82,8 @@ class Summary:
             row.append(panels.Panel(panels.colorize(q, low, high, mask=mask), "truth (grey: none)", bar))
         return row
 
-    def write(self, folder: Path, source: str | None) -> None:
-        """Writes `statistics.json`, `overview.png` into `folder`; `source` is the fingerprint of the files."""
+    def write(self, folder: Path) -> None:
+        """Writes `statistics.json` and `overview.png` into `folder`."""
         statistics = {
             "name": self._name,
             "unit": self._unit,
@@ -93,7 +93,6 @@ class Summary:
                 "same_in_all": list(*self._settings) if len(self._settings) == 1 else None,
             },
             "splits": {split: found.statistics() for split, found in self._splits.items()},
-            "source": source,
         }
         (folder / STATISTICS).write_text(json.dumps(statistics, indent=1) + "\n")
         panels.save_png(folder / OVERVIEW, panels.sheet(self._rows, title=self._name, columns=4))

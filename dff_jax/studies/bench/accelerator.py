@@ -30,7 +30,7 @@ from dff_jax import config as configs
 from dff_jax.config import DTYPES, Config, DataConfig, OptimizerConfig, TrainingConfig, WorldConfig
 from dff_jax.errors import InputError, one_line
 from dff_jax.runtime import markdown as texts
-from dff_jax.runtime.files import check_output, finite, machine, write_text
+from dff_jax.runtime.files import check_output, finite, machine
 from dff_jax.runtime.progress import say
 from dff_jax.studies.bench import measuring
 from dff_jax.studies.bench.model import bench_model
@@ -214,8 +214,7 @@ def run(parts: Sequence[str], sizes: Sizes, small: bool, folder: Path) -> list[s
         report["parts"][part] = found | {"seconds_spent": time.perf_counter() - start}
         if any(one.get("problem") for one in (found, *found["rows"])):
             failed.append(part)
-        write_text(folder / FILES[0], json.dumps(finite(report), indent=1) + "\n")
-        write_text(folder / FILES[1], markdown(report))
+        measuring.write(folder, FILES, finite(report), markdown(report))
     return failed
 
 
