@@ -57,7 +57,7 @@ class Sharpness(nn.Module):
 
         x = nn.relu(x + within(nn.relu(within(x, "0")), "2"))
         across = nn.relu(Conv3d(x.shape[-1], (3, 1, 1), name="N_ch_attention.0")(x))
-        return x + Conv3d(x.shape[-1], 1, name="N_ch_attention.2")(across)
+        return x + nn.relu(Conv3d(x.shape[-1], 1, name="N_ch_attention.2")(across))
 
 
 class Halve(nn.Module):
