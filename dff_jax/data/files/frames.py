@@ -26,13 +26,7 @@ class Frame(NamedTuple):
     name: str
     size: tuple[int, int]  # H, W upright
     read: Callable[[int | None], Picture]  # scaled down to a longest side
-    held: int = 0  # bytes that decoding takes beside the result
-    draft: bool = False  # whether it takes less if the frame is scaled down
-
-    def memory(self, max_size: int | None) -> float:
-        """Bytes that this frame takes while it is decoded."""
-        pixels, scale = self.size[0] * self.size[1], min(1.0, (max_size or np.inf) / max(self.size))
-        return self.held * (min(1.0, 2 * scale) ** 2 if self.draft else 1) + 6 * pixels * scale**2
+    header: Header
 
 
 def read_frames(files: Sequence[Path]) -> tuple[np.ndarray, tuple[int, int]]:
@@ -60,7 +54,7 @@ def of_files(files: Sequence[Path]) -> tuple[list[Frame], tuple[str, ...]]:
             raise other_size(file, size, usual, f"{files[sizes.index(usual)].name} is")
     note = f"{', '.join(odd[:5])}: EXIF says another orientation than in the other frames; taken as those"
     frames = [
-        Frame(file.name, usual, functools.partial(read_frame, file, orientation=turned), header.held, header.draft)
+        Frame(file.name, usual, functools.partial(read_frame, file, orientation=turned), header)
         for file, header in zip(files, headers, strict=True)
     ]
     return frames, (note,) if odd else ()

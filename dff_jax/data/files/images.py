@@ -33,6 +33,7 @@ IMAGE_SUFFIXES += tuple(s for s in (".jp2", ".avif") if s in Image.EXTENSION)
 OTHER_SUFFIXES = frozenset(
     ".heic .heif .avif .jp2 .jxl .dng .cr2 .cr3 .nef .nrw .arw .raf .orf .rw2 .pef .srw .x3f .3fr .iiq .psd".split()
 ) - {*IMAGE_SUFFIXES}
+_DRAFT = 2**26  # pixels of a JPEG above which a draft saves memory; it is scaled a little less exactly
 # Bytes a pixel that a decoder holds beside Pillow's image; 6 for the coefficients of progressive JPEG.
 _DECODER = {"JPEG": 6, "MPO": 6, "PNG": 4, "WEBP": 12, "AVIF": 6, "JPEG2000": 16}
 _ORIENTATION, _EXIF, _TIME, _FRACTION, _DISTANCE = 0x0112, 0x8769, 0x9003, 0x9291, 0x9206  # tags
@@ -127,6 +128,7 @@ def read_header(path: str | Path) -> Header:
             size = (image.width, image.height) if turn > 4 else (image.height, image.width)
             each = {"1": 1, "L": 1, "P": 1, "I;16": 2}.get(image.mode, 4)
             draft = image.format in ("JPEG", "MPO") and "progressive" not in image.info
+            draft &= image.width * image.height > _DRAFT
             each += 0 if draft else _DECODER.get(image.format, 0)
             return Header(size, turn, captured, distance, 1, each * image.width * image.height, draft)
 
@@ -236,7 +238,7 @@ def _rows(path: str | Path, image: Any, max_size: int | None) -> Rows:
     if image.format == "PPM" and (deep := _PPM.match(read_bytes(path, 2**12))) and int(deep[4]) > 255:
         return _ppm_rows(path, deep)
     full = image.height, image.width
-    if max_size is not None:
+    if max_size is not None and full[0] * full[1] > _DRAFT:
         height, width = fitting(full, max_size)
         image.draft(None, (width, height))  # JPEG: decodes to a half, a quarter or an eighth that is still large enough
     return _pillow_rows(image)._replace(reduced=round(max(full) / max(image.size)), full=full)

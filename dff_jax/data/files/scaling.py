@@ -79,9 +79,9 @@ def _resized(
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """The pixels in `box` (left, top, right, bottom) brought to `size` (width, height)."""
 
-    def plane(values: np.ndarray) -> np.ndarray:  # the gap makes it quick, and hardly less exact
+    def plane(values: np.ndarray) -> np.ndarray:
         image = Image.fromarray(values if values.dtype == np.uint8 else values.astype(np.float32))
-        return np.asarray(image.resize(size, Image.Resampling.LANCZOS, box, reducing_gap=3.0))
+        return np.asarray(image.resize(size, Image.Resampling.LANCZOS, box))
 
     if opaque is None or opaque.all():
         if part.dtype == np.uint8:

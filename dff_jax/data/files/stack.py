@@ -15,7 +15,7 @@ from dff_jax.data.files.focus_settings import focus_settings
 from dff_jax.data.files.folder import Source, find, is_frame
 from dff_jax.data.files.frame_store import Allocate
 from dff_jax.data.files.frames import MIN_SIDE, Frame, decode, fill, of_files, read_frame, stretch
-from dff_jax.data.files.images import read_header, read_pages
+from dff_jax.data.files.images import decoding_bytes, read_header, read_pages
 from dff_jax.data.files.series import natural_order
 from dff_jax.errors import InputError
 from dff_jax.types import FocalStack
@@ -73,8 +73,7 @@ def read_stack(
             raise InputError(f"{path}: one image; a focal stack is a folder, a glob, or a TIFF of several pages")
         settings = focus_settings(files, focus, unit, reverse=reverse, pages=pages)
         frames = [
-            Frame(f"page {i + 1}", header.size, partial(read_frame, path, page=i), header.held)
-            for i in range(pages.count)
+            Frame(f"page {i + 1}", header.size, partial(read_frame, path, page=i), header) for i in range(pages.count)
         ]
     else:
         found = find(source)
@@ -87,8 +86,8 @@ def read_stack(
         if settings.unit == "index" and not isinstance(source, str | Path) and files != natural_order(files):
             said += ("the files are taken in the order listed, which is not that of their names",)
         settings = settings._replace(notes=settings.notes + found.notes + found.unread + said)
-    largest = max(frames, key=lambda frame: frame.memory(max_size))
-    if (needed := largest.memory(max_size)) > memory:
+    needed, largest = max(((decoding_bytes(frame.header, max_size), frame) for frame in frames), key=lambda x: x[0])
+    if needed > memory:
         raise InputError(
             f"{path.parent / largest.name}: decoding its {largest.size[1]} x {largest.size[0]} pixels takes "
             f"{needed / 1e9:.1f} GB; allow more (--memory), or scale the frames down (--max-size)"
