@@ -59,6 +59,9 @@ def pictures(cases):
         "tiled TIFF": ("b.tif", tifffiled(photograph(1), bigtiff=True, tile=(16, 16)), ANY),
         "LZW TIFF": ("b.tif", pillow(photograph(1), "TIFF", compression="tiff_lzw"), ANY),
         "BMP": ("b.bmp", pillow(photograph(1), "BMP"), ANY),
+        "WebP": ("b.webp", pillow(photograph(1), "WEBP", lossless=True), ANY),
+        "GIF": ("b.gif", pillow(photograph(1), "GIF"), ANY),
+        "16-bit PPM": ("b.ppm", b"P6\n%d %d\n65535\n" % (W, H) + deep.astype(">u2").tobytes(), ANY),
     }
     for seed, (name, (inner, data, allowed)) in enumerate(formats.items()):
         base = cases.root / f"stack{seed}"
@@ -97,7 +100,7 @@ def pictures(cases):
         "TIFF of a volume": volume.getvalue(),
         "BMP of 2^31 x 2^31": bytes(big_bmp),
         "JPEG of 65500 x 65500": big_jpeg,
-        "GIF": pillow(photograph(1), "GIF"),
+        "GIF of two frames": pillow(photograph(1), "GIF", save_all=True, append_images=[Image.new("RGB", (W, H))]),
     }.items():
         cases.inside(name, "stack", base, "b.jpg", data, ERROR)
     cases.inside("PNG with more pixels than its size", "stack", base, "b.jpg", png(W, H, pixels=bytes(10**7)), ANY)

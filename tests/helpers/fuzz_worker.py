@@ -40,9 +40,9 @@ def converted(family, config, path):
 
 
 def read_stack(path):
-    from dff_jax.data.files import folder
+    from dff_jax.data.files.stack import read_stack
 
-    stack, _ = folder.read_stack(path)
+    stack, _ = read_stack(path)
     return [stack.frames, stack.focus]
 
 

@@ -40,7 +40,7 @@ def assemble(rows: Rows, orientation: int = 1, max_size: int | None = None) -> t
     down, right = full[0] / rows.reduced / height, full[1] / rows.reduced  # rows a row of the result; columns in all
     shape = (width, height) if orientation > 4 else (height, width)
     pixels, opaque = np.empty((*shape, 3), rows.kind), None
-    step = max(1, int(_BAND / rows.size[1] / down)) if (height, width) == rows.size else 16 + int(_BAND / right / down)
+    step = max(1, int(_BAND / rows.size[1] / down)) if (height, width) == rows.size else 8 + int(_BAND / right / down)
     for start in range(0, height, step):
         stop = min(start + step, height)
         if (height, width) == rows.size:

@@ -138,7 +138,7 @@ def _images(file: tifffile.TiffFile, page: Any) -> int:
 
 def _orientation(page: Any) -> int:
     value = page.tags.valueof(274, 1)
-    return value if value in range(1, 9) else 1
+    return int(value) if value in range(1, 9) else 1
 
 
 def _is_plain(page: Any) -> bool:
