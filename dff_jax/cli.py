@@ -99,7 +99,7 @@ def _run(name: str, words: list[str]) -> tuple[int, bool]:
         if len(problems) > 1:
             print("\n".join(one_line(problem, None) for problem in problems), file=sys.stderr)
         print(f"dff-jax: error: {one_line(error, None)}", file=sys.stderr)
-        return 2, True
+        return 2, error.everywhere
     except KeyboardInterrupt:
         print("dff-jax: interrupted", file=sys.stderr)
         return 130, False

@@ -11,6 +11,8 @@ class InputError(ValueError):
     The command line prints it and leaves with status 2; nothing has been written by then.
     """
 
+    everywhere = False  # whether all processes of a run end with it
+
     def __init__(self, message: object):
         super().__init__(one_line(message, None))  # it may quote a file
 

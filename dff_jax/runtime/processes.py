@@ -6,12 +6,13 @@ once, as the others would wait for it. They notice within LOST_SECONDS; then JAX
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,7 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from dff_jax.errors import ConfigError, one_line
+from dff_jax.errors import ConfigError, InputError, one_line
+from dff_jax.runtime.meeting import MEET_SECONDS, meet
 from dff_jax.runtime.stopping import SIGNALS
 
 LOST_SECONDS = 25  # a process that gives no sign of life for this long counts as dead
@@ -48,14 +50,18 @@ def join(coordinator: str | None = None, num_processes: int | None = None, proce
     if None in given and given != (None, None, None):
         names = "--coordinator, --num-processes, --process-id"
         raise ConfigError(f"{names}: give all three, or none on a known cluster")
-    if coordinator is not None and not coordinator.rpartition(":")[2].isdigit():
+    port = (coordinator or ":1").rpartition(":")[2]
+    if not (port.isascii() and port.isdigit() and 0 < int(port) < 2**16):
         raise ConfigError(f"--coordinator: needs host:port, got {coordinator!r}")
     if process_id is not None and num_processes is not None and not 0 <= process_id < num_processes:
         raise ConfigError(f"--process-id: from 0 to {num_processes - 1}, got {process_id}")
+    if coordinator is not None and num_processes is not None and process_id is not None:
+        meet(coordinator, num_processes, process_id)
     try:
         jax.distributed.initialize(
-            *given, heartbeat_timeout_seconds=LOST_SECONDS, initialization_timeout=120, shutdown_timeout_seconds=20
-        )
+            *given, initialization_timeout=MEET_SECONDS, heartbeat_timeout_seconds=LOST_SECONDS,
+            shutdown_timeout_seconds=20,
+        )  # fmt: skip
     except (ValueError, RuntimeError) as error:
         raise ConfigError(
             f"processes: cannot join the others ({one_line(error)}); start all of them at about the same time, and "
@@ -68,7 +74,7 @@ def join(coordinator: str | None = None, num_processes: int | None = None, proce
 def leave(status: int, agreed: bool = True) -> None:
     """Ends this process's part of the run, and the program too if it failed or if not all `agreed` to stop: the others
     may wait for what this process will no longer compute, so it must not wait for them."""
-    if agreed and status in (0, 130):
+    if agreed and status in (0, 2, 130):
         jax.distributed.shutdown()
         return
     sys.stdout.flush()
@@ -86,6 +92,41 @@ def watched(advice: str) -> Iterator[None]:
             raise
         lost = f"process {jax.process_index()} of {jax.process_count()} has lost another one, so it stops"
         raise ProcessLost(f"{lost}; {advice} ({one_line(error)})") from None
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Lets an InputError of the block in any process end it in all of them. Every process must come here."""
+    own = None
+    try:
+        yield
+    except InputError as error:
+        own = error
+    for number, said in enumerate(gather(own and str(own))):
+        if said is not None:
+            failed = own or InputError(f"process {number}: {said}")
+            failed.everywhere = True
+            raise failed
+
+
+def check_same(facts: Mapping[str, Any]) -> None:
+    """Checks that all processes have the same `facts`, of what JSON knows. Every process must call it.
+
+    Raises:
+      ConfigError: in all of them; names the first facts that differ.
+    """
+    text = json.dumps(facts, sort_keys=True, default=str)
+    if len(set(gather(hashlib.sha256(text.encode()).hexdigest()))) == 1:
+        return
+    everyone = gather(json.loads(text))
+    names = sorted({name for given in everyone for name in given})
+    values = {name: [given.get(name, "absent") for given in everyone] for name in names}
+    found = [
+        f"{name} ({', '.join(f'{x} in process {i}' for i, x in enumerate(given))})"
+        for name, given in values.items()
+        if any(x != given[0] for x in given)
+    ]
+    raise ConfigError(f"processes: not the same in all: {'; '.join(found[:4])}; start all by the same command")
 
 
 class Stop:

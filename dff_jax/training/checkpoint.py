@@ -28,6 +28,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 from dff_jax import config as configs
 from dff_jax.config import Config
 from dff_jax.errors import ConfigError, InputError, one_line
+from dff_jax.runtime import processes
 from dff_jax.training.state import TrainState
 
 FOLDER = "checkpoints"
@@ -124,13 +125,10 @@ def save(
         "data": ocp.args.JsonSave(data),
         "meta": ocp.args.JsonSave(meta),
     }
+    with processes.together():
+        if jax.process_index() == 0:
+            _check_room(Path(manager.directory), state)
     try:
-        if jax.process_index() == 0 and hasattr(os, "posix_fallocate"):
-            # Tensorstore prints tracebacks from its threads when a disk is full, so the room is tried before.
-            leaves = jax.tree.leaves(state)
-            needed = 2**18 + len(leaves) * 2**14 + sum(x.nbytes for x in leaves)
-            with tempfile.TemporaryFile(dir=manager.directory) as trial:
-                os.posix_fallocate(trial.fileno(), 0, needed)
         manager.save(step, metrics=metrics, args=ocp.args.Composite(**items), force=True)
         if jax.process_index() == 0:
             where = Path(manager.directory) / str(step)
@@ -146,9 +144,26 @@ def save(
     else:
         return
     gc.collect()  # tensorstore's unfinished writes, now: at the end of Python they print tracebacks
-    raise InputError(
-        f"{manager.directory}: cannot write a checkpoint ({failed}); what was saved before stands: make room, and the "
-        "same command goes on from there"
+    raise _not_written(manager.directory, failed)
+
+
+def _check_room(folder: Path, state: TrainState) -> None:
+    """Raises InputError if the disk has no room for the checkpoint. Tried before, as tensorstore's threads, too, print
+    tracebacks when it is full while they write."""
+    leaves = jax.tree.leaves(state)
+    needed = 2**18 + len(leaves) * 2**14 + sum(x.nbytes for x in leaves)
+    try:
+        with tempfile.TemporaryFile(dir=folder) as trial:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(trial.fileno(), 0, needed)
+    except OSError as error:
+        raise _not_written(folder, error.strerror or str(error)) from None
+
+
+def _not_written(folder: Any, reason: str) -> InputError:
+    return InputError(
+        f"{folder}: cannot write a checkpoint ({reason}); what was saved before stands: make room, and the same "
+        "command goes on from there"
     )
 
 
@@ -245,7 +260,7 @@ def check_config(saved: dict[str, Any], now: dict[str, Any], where: Any) -> None
     """
     with suppress(ConfigError):  # it may have fields that this version lacks; they are named below
         saved = configs.to_dict(configs.from_dict(saved))
-    old, new = _flatten(saved), _flatten(now)
+    old, new = flatten(saved), flatten(now)
     free = FREE_FIELDS
     # The world and the lens matter only where data is rendered, not where it has been prepared.
     used = {value for name, value in new.items() if re.fullmatch(r"data\.(mixture\.\d+\.)?source", name)}
@@ -269,7 +284,7 @@ def abstract(state: TrainState, sharding: jax.sharding.Sharding) -> TrainState:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state)
 
 
-def _flatten(config: dict[str, Any]) -> dict[str, Any]:
+def flatten(config: dict[str, Any]) -> dict[str, Any]:
     """The config's values by their dotted names. Lists of sections have names of their own, other lists are values."""
 
     def is_value(x: Any) -> bool:

@@ -29,7 +29,7 @@ from dff_jax.runtime.files import check_output, locked, staged_output, writing
 from dff_jax.runtime.progress import ProgressBar, say
 from dff_jax.runtime.replacing import is_own
 from dff_jax.runtime.stopping import stop_on_signal
-from dff_jax.training import checkpoint, optimizer, parallel, state, validation
+from dff_jax.training import agreement, checkpoint, optimizer, parallel, state, validation
 from dff_jax.training import logging as logs
 from dff_jax.training.initial_weights import load_encoder, load_matching
 from dff_jax.training.step import Update, make_update
@@ -93,24 +93,30 @@ def train(config: Config, output: str | Path, *, resume: bool = True) -> dict[st
     """
     began = time.perf_counter()
     output, plan = Path(output), config.training
-    if not config.model.trained:
-        raise ConfigError(f"model.method: {config.model.method} has nothing to train; use it as it is")
-    devices = parallel.choose_devices(plan, config.data.batch_size)
-    begun = is_own(output, CONFIG) or any((output / checkpoint.FOLDER).glob("[0-9]*"))
-    names = CONFIG, logs.FILE_NAME, validation.BEST_WEIGHTS, validation.LAST_WEIGHTS
-    check_output(output, names, overwrite=begun or None)
-    estimator = estimators.build(config.model)  # finds a wrong prox before data is made
+    advice = f"start all again by the same command: the run in {output} goes on after its newest checkpoint"
     with ExitStack() as stack:
-        count = jax.process_count()
-        share = dataclasses.replace(config.data, batch_size=config.data.batch_size // count)
-        loader = pipeline.training_loader(share, config.seed, process_index=jax.process_index(), process_count=count)
-        stack.enter_context(closing(loader))
-        shapes = _first_shapes(loader)
-        sources = _evaluation_sources(config)
-        stack.enter_context(_run_folder(output))
+        stack.enter_context(processes.watched(advice))
+        with processes.together():
+            processes.check_same(agreement.facts(config, output, resume))
+            if not config.model.trained:
+                raise ConfigError(f"model.method: {config.model.method} has nothing to train; use it as it is")
+            devices = parallel.choose_devices(plan, config.data.batch_size)
+            begun = is_own(output, CONFIG) or any((output / checkpoint.FOLDER).glob("[0-9]*"))
+            names = CONFIG, logs.FILE_NAME, validation.BEST_WEIGHTS, validation.LAST_WEIGHTS
+            check_output(output, names, overwrite=begun or None)
+            estimator = estimators.build(config.model)  # finds a wrong prox before data is made
+            number, count = jax.process_index(), jax.process_count()
+            share = dataclasses.replace(config.data, batch_size=config.data.batch_size // count)
+            loader = pipeline.training_loader(share, config.seed, process_index=number, process_count=count)
+            stack.enter_context(closing(loader))
+            shapes = _first_shapes(loader)
+            sources = _evaluation_sources(config)
+            stack.enter_context(_run_folder(output))
         manager = stack.enter_context(checkpoint.open_manager(output, plan.keep))
-        if not resume and manager.latest_step() is not None:
-            raise InputError(f"{output}: already holds a run; resume it, or choose another output folder")
+        with processes.together():
+            processes.check_same({"the newest checkpoint": manager.latest_step()})
+            if not resume and manager.latest_step() is not None:
+                raise InputError(f"{output}: already holds a run; resume it, or choose another output folder")
 
         tx = optimizer.build(config.optimizer, plan.num_steps)
 
@@ -120,15 +126,14 @@ def train(config: Config, output: str | Path, *, resume: bool = True) -> dict[st
             return state.begin(change(given), tx, plan.average > 0)
 
         abstract = checkpoint.abstract(jax.eval_shape(begin), devices.whole)
-        advice = f"start all again by the same command: the run in {output} goes on after its newest checkpoint"
-        with processes.watched(advice):
+        with processes.together():
             restored = checkpoint.restore(manager, config, abstract)
-        if restored is not None:
-            loader.set_state(restored.data)
-        else:
-            first = begin(partial(_initial, plan))
-            restored = checkpoint.Restored(first, loader.get_state(), checkpoint.Progress())
-        restored = restored._replace(progress=_with_folders(restored.progress, pipeline.describe_folders(config.data)))
+            if restored is not None:
+                loader.set_state(restored.data)
+            else:
+                first = begin(partial(_initial, plan))
+                restored = checkpoint.Restored(first, loader.get_state(), checkpoint.Progress())
+        restored = restored._replace(progress=agreement.with_folders(restored.progress, config.data))
         step = int(restored.state.step)
         if jax.process_index() == 0:
             with staged_output(output, overwrite=True) as staging:
@@ -154,8 +159,7 @@ def train(config: Config, output: str | Path, *, resume: bool = True) -> dict[st
         )
         if step < plan.num_steps:
             run.bar.say("compiling the training step, which can take minutes the first time")
-        with processes.watched(advice):
-            step, progress = _loop(run, parallel.to_devices(devices, restored.state), restored.progress)
+        step, progress = _loop(run, parallel.to_devices(devices, restored.state), restored.progress)
         interrupted = step < plan.num_steps or progress.evaluated != step
         if interrupted:
             saved = f"saved in {manager.directory}" if step else "nothing to save yet"
@@ -258,18 +262,6 @@ def _first_shapes(loader: pipeline.Loader) -> tuple[jax.ShapeDtypeStruct, jax.Sh
     loader.set_state(start)
     frames, focus = (jax.ShapeDtypeStruct((1, *x.shape[1:]), np.float32) for x in (batch.frames, batch.focus))
     return frames, focus
-
-
-def _with_folders(progress: checkpoint.Progress, folders: dict[str, str]) -> checkpoint.Progress:
-    """Says which folders of stacks are not what they were when the run began; notes them if it begins here."""
-    if progress.folders is None:
-        return progress._replace(folders=folders)
-    for root, now in folders.items():
-        then = progress.folders.get(root, now)
-        if then != now:
-            counts = f"{then.partition(',')[0]} then, {now.partition(',')[0]} now"
-            say(f"note: {root}: not the data with which the run began (names, sizes or dates differ; {counts})")
-    return progress
 
 
 def _evaluation_sources(config: Config) -> dict[str, pipeline.StackSource]:

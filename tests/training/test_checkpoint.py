@@ -162,7 +162,7 @@ def test_a_field_that_came_later_has_its_default():
 
 
 def test_free_fields_exist():
-    flat = checkpoint._flatten(configs.to_dict(CONFIG))
+    flat = checkpoint.flatten(configs.to_dict(CONFIG))
     assert checkpoint.FREE_FIELDS <= flat.keys()
 
 

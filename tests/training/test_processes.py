@@ -1,5 +1,6 @@
 """Runs of several processes: the numbers of one, a stop agreed on, failures noticed, checkpoints for any number."""
 
+import dataclasses
 import os
 import pathlib
 import re
@@ -17,9 +18,9 @@ from compiler import CACHE, QUICK
 
 from dff_jax import estimators
 from dff_jax.config.load import load_config, override
-from dff_jax.errors import ConfigError
+from dff_jax.errors import ConfigError, InputError
 from dff_jax.runtime import processes
-from dff_jax.training import checkpoint, logging, loop
+from dff_jax.training import agreement, checkpoint, logging, loop
 
 HELPERS = pathlib.Path(__file__).parents[1] / "helpers"
 ROOT = HELPERS.parents[1]
@@ -30,6 +31,9 @@ def test_wrong_ways_to_meet():
         ((None, 2, None), "give all three"),
         (("here", 2, 0), "needs host:port"),
         (("localhost:1", 2, 2), "from 0 to 1"),
+        (("localhost:0", 2, 1), "needs host:port"),
+        (("localhost:65536", 2, 1), "needs host:port"),
+        (("localhost:²", 2, 1), "needs host:port"),
     ):
         with pytest.raises(ConfigError, match=words):
             processes.join(*given)
@@ -41,6 +45,33 @@ def test_one_process_gathers_and_agrees_with_itself():
     stop.asked.set()
     assert stop.agreed() and stop.agreed_now()
     assert processes.gather({"a": 1.5}) == [{"a": 1.5}]
+
+
+def test_what_has_to_be_the_same_in_all(monkeypatch, tmp_path):
+    config = fakes.small_config(tmp_path)
+    one = agreement.facts(config, tmp_path, True)
+    data = dataclasses.replace(config.data, num_threads=3, num_workers=1, data_dir="here")
+    assert one == agreement.facts(dataclasses.replace(config, data=data), tmp_path, True)
+    other = one | {"training.num_steps": 13, "--resume": False}
+    processes.check_same(one)
+    digests = [["ab", "cd"], [other, one]]
+    monkeypatch.setattr(processes, "gather", lambda value: digests.pop(0))
+    with pytest.raises(ConfigError) as raised:
+        processes.check_same(other)
+    assert "training.num_steps (13 in process 0, 12 in process 1)" in str(raised.value)
+    assert "--resume (False in process 0, True in process 1)" in str(raised.value)
+
+
+def test_bad_input_of_one_is_the_end_of_all(monkeypatch):
+    with processes.together():
+        pass
+    with pytest.raises(ConfigError, match="^mine$") as raised, processes.together():
+        raise ConfigError("mine")
+    assert raised.value.everywhere and not ConfigError("another").everywhere
+    monkeypatch.setattr(processes, "gather", lambda value: [value, "theirs"])
+    with pytest.raises(InputError, match="^process 1: theirs$") as raised, processes.together():
+        pass
+    assert raised.value.everywhere
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +89,9 @@ def place(tmp_path_factory):
     return root
 
 
-def start(place, name, *, befall=None, slurm=False):
-    """Two processes of a run with two devices each, started; `befall`: {process: (step, what)}."""
+def start(place, name, *, befall=None, slurm=False, only=None):
+    """Two processes of a run with two devices each, started; `befall`: {process: (step, what)}; `only`: {process:
+    options that it alone has}."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -77,6 +109,7 @@ def start(place, name, *, befall=None, slurm=False):
             command += ["--distributed"]
         else:
             command += ["--coordinator", f"localhost:{port}", "--num-processes", 2, "--process-id", i]
+        command += (only or {}).get(i, [])
         if befall and i in befall:
             command += ["--at", befall[i][0], "--then", befall[i][1]]
         started.append(
@@ -111,6 +144,15 @@ def train_here(place, name, num_devices):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(estimators, "build", fakes.build)
         assert loop.train(config, place / name)["step"] == 20
+
+
+def test_different_configs_are_the_end_of_both(place):
+    done = ends(start(place, "different", only={1: ["--training.num-steps", "21"]}), 60)
+    for status, said in done:
+        assert status == 2, said
+        last = said.splitlines()[-1]
+        assert "not the same in all: training.num_steps (20 in process 0, 21 in process 1)" in last
+    assert not (place / "different").exists()
 
 
 @pytest.fixture(scope="module")
