@@ -66,7 +66,7 @@ class TensorBoardWriter:
     def __init__(self, folder: Path, step: int = 0):
         from tensorboardX import summary
         from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 
         self._event, self._summary = Event, summary
         (folder / "tensorboard").mkdir(exist_ok=True)
