@@ -6,6 +6,7 @@ drawn anew for every frame and pixel. A colour change is one curve a channel: in
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from statistics import NormalDist
 from typing import Any, NamedTuple
 
@@ -149,15 +150,20 @@ def draw_view(
       ConfigError: the crop does not fit; the message calls the image `what`.
     """
     size = (image.shape[0], image.shape[1])
+    check_crop(crop, size, what)
+    mirror_x, mirror_y, transpose = rng.integers(2, size=3).astype(bool) & flips
+    transpose = bool(transpose) and size[0] >= crop[1] and size[1] >= crop[0]
+    window = crop_window(size, (crop[1], crop[0]) if transpose else crop, valid, rng)
+    return View(*window, bool(mirror_x), bool(mirror_y), transpose)
+
+
+def check_crop(crop: tuple[int, int], size: Sequence[int], what: str) -> None:
+    """Raises ConfigError if a crop does not fit into `size` H, W."""
     if size[0] < crop[0] or size[1] < crop[1]:
         raise ConfigError(
             f"data.crop: {crop[0]} x {crop[1]} does not fit into {what} of {size[0]} x {size[1]} pixels; choose a "
             "smaller crop"
         )
-    mirror_x, mirror_y, transpose = rng.integers(2, size=3).astype(bool) & flips
-    transpose = bool(transpose) and size[0] >= crop[1] and size[1] >= crop[0]
-    window = crop_window(size, (crop[1], crop[0]) if transpose else crop, valid, rng)
-    return View(*window, bool(mirror_x), bool(mirror_y), transpose)
 
 
 def crop_window(

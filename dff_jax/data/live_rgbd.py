@@ -17,7 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from dff_jax.config import CameraConfig, DataConfig, LensConfig
-from dff_jax.data.augment import draw_focus, draw_frame_count, draw_view
+from dff_jax.data.augment import check_crop, draw_focus, draw_frame_count, draw_view
+from dff_jax.data.files.depth_maps import LOOKED_AT, outside_note
+from dff_jax.data.files.images import image_size
 from dff_jax.data.files.rgbd import SceneFiles, read_scene
 from dff_jax.data.live import PERFECT, augment_frames, map_stacks, refocus_batch
 from dff_jax.data.parts import EpochOrder, Share
@@ -25,6 +27,7 @@ from dff_jax.errors import InputError
 from dff_jax.focus_axis import to_q
 from dff_jax.optics.render import add_sensor_noise, render_stack
 from dff_jax.optics.rgbd import fill_holes
+from dff_jax.runtime.progress import say
 from dff_jax.types import Batch, FocalStack, LoadedBatch
 
 _CACHE_BYTES = 2**29  # of decoded scenes, kept so that a small set is read only once
@@ -151,12 +154,25 @@ def photograph_batch(
     return map_stacks(one, views)
 
 
+def check_scenes(data: DataConfig, files: Sequence[SceneFiles]) -> None:
+    """Raises ConfigError for a scene smaller than `data.crop`; says if depth lies outside a fixed focus range."""
+    for file in files:
+        check_crop(data.crop, image_size(file.rgb), f"scene {file.name!r}")
+    looked_at = {*np.linspace(0, len(files) - 1, min(len(files), LOOKED_AT)).astype(int).tolist()}
+    for i in sorted(looked_at) if data.lens.focus_range else ():
+        scene = read_scene(files[i])
+        q, unit = to_q(scene.depth[scene.mask], scene.unit), scene.unit.replace("metre", "diopter")
+        if note := outside_note(str(files[i].depth), q, data.lens.focus_range, unit):
+            return say(f"note: {note}")
+
+
 class RgbdPart:
     """RGB-D scenes as a part of what is trained on, photographed in `finish`; see `parts.Part`."""
 
     reads = True
 
     def __init__(self, data: DataConfig, files: Sequence[SceneFiles], share: Share):
+        check_scenes(data, files)
         self._data, self._scenes, self._share = data, SceneCache(files), share
         self._order = EpochOrder(len(files), share.seed)
 
@@ -193,6 +209,7 @@ def held_out_stacks(data: DataConfig, files: Sequence[SceneFiles]) -> tuple[str,
     if len(units) > 1:
         found = ", ".join(f"{unit} in {path}" for unit, path in units.items())
         raise InputError(f"{data.dataset}: depth in several units ({found}); evaluate them apart")
+    check_scenes(data, files)
     unit = next(iter(units)).replace("metre", "diopter")
     data = dataclasses.replace(data, mixture=(), flips=False, frames=None, reverse=False, focus_jitter=0.0)
     scenes = SceneCache(files)

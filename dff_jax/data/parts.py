@@ -30,6 +30,7 @@ class StackSource:
     read: Callable[[int], FocalStack]
     convention: str = "default"  # of the literature, a key of `evaluation.conventions.CONVENTIONS`
     has_truth: bool = True
+    shapes: tuple[tuple[int, int, int], ...] = ()  # Z, H, W of each stack, where they are known before it is read
 
     def __len__(self) -> int:
         return self.length

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 
 from dff_jax.config import DataConfig, DataSpec, to_json
+from dff_jax.data.augment import check_crop
 from dff_jax.data.parts import FilePart, Part, Share, StackSource, to_batch
 from dff_jax.errors import ConfigError, InputError, one_line
 from dff_jax.focus_axis import check_unit
@@ -100,15 +101,19 @@ def folder_source(root: str | os.PathLike, split: Split, unit: str) -> StackSour
     To evaluate, `root` may also be such a split itself (or one stack), with no split folders inside.
 
     Raises:
-      InputError: no such folder, or none for that split, or no stacks in it.
+      InputError: no such folder, or none for that split, or no stacks in it; as `check_labelled`.
     """
+    from dff_jax.data.datasets.frames import check_labelled
     from dff_jax.data.files.folder import list_stacks, read_labelled_stack
 
     place, name = _split_place(root, split, "focal stacks", whole=split != "train")
     stacks = list_stacks(place)
     check_unit(unit)
     describe = f"{len(stacks)} stacks in {place}"
-    return StackSource(name, unit, describe, len(stacks), lambda index: read_labelled_stack(stacks[index], unit))
+    shapes = check_labelled(name, place, stacks, unit)
+    return StackSource(
+        name, unit, describe, len(stacks), lambda index: read_labelled_stack(stacks[index], unit), shapes=shapes
+    )
 
 
 def _split_place(root: str | os.PathLike, split: Split, what: str, *, whole: bool) -> tuple[Path, str]:
@@ -244,7 +249,14 @@ def _open_part(data: DataConfig, share: Share) -> Part:
         from dff_jax.data.live_rgbd import RgbdPart
 
         return RgbdPart(data, scene_files(data.dataset, "train")[1], share)
-    return FilePart(data, open_source(data, "train"), share)
+    source = open_source(data, "train")
+    for frames, *size in dict.fromkeys(source.shapes):
+        check_crop(data.crop, size, f"a stack of {source.name}")
+        if data.frames is not None and frames < data.frames[1]:
+            raise ConfigError(
+                f"data.frames: {data.frames[1]} are asked for, but a stack of {source.name} has {frames}; ask for fewer"
+            )
+    return FilePart(data, source, share)
 
 
 def evaluation_batches(

@@ -110,6 +110,8 @@ def _open(
 ) -> _Run:
     """The method beside its baselines, and the first `data.limit` stacks."""
     source = pipeline.open_data(data)
+    for shape in source.shapes[: data.limit]:  # of others as they are read
+        weights.check_frames(loaded, shape[0])
     if resize is not None:
         source = resampling.resized(source, resize)
     method = loaded.model.method

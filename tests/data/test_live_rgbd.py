@@ -193,3 +193,18 @@ def test_a_run_on_a_mixture_interrupted_and_resumed_is_uninterrupted(scenes, tmp
     want = _losses(tmp_path / "whole")
     assert sorted(want) == list(range(1, 9)) and np.isfinite(list(want.values())).all()
     assert _losses(tmp_path / "cut") == want
+
+
+def test_scenes_are_checked_before_any_is_photographed(tmp_path, capsys):
+    root = write_scenes(tmp_path)
+    with pytest.raises(InputError, match="data.crop: 64 x 24 does not fit into scene 'scene0' of 30 x 40"):
+        _load(root, 0, crop=(64, 24))
+    lens = dataclasses.replace(LENS, focus_range=(0.02, 0.05))
+    _load(root, 0, lens=lens)
+    err = capsys.readouterr().err
+    assert err.count("note: ") == 1 and "scene0/disp.npy" in err and "about 1000 times larger" in err
+    _load(root, 0, lens=dataclasses.replace(LENS, focus_range=(30.0, 60.0)))
+    assert not capsys.readouterr().err
+    np.save(root / "train/scene1/disp.npy", np.ones((30, 41), np.float32))
+    with pytest.raises(InputError, match="scene1/disp.npy: 41 x 30 where rgb.png is 40 x 30"):
+        _load(root, 0)

@@ -301,9 +301,9 @@ if __name__ == "__main__":
     except InputError as error:
         print(error)
     there.close()
-    os.remove(sys.argv[1] + "/train/stack0/disp.npy")
     alone = DataConfig(source="folder", dataset=sys.argv[1], batch_size=2, crop=(16, 16), num_workers=1)
     loader = pipeline.training_loader(alone, 5)
+    os.remove(sys.argv[1] + "/train/stack0/disp.npy")
     try:
         for _ in range(9):
             next(loader)

@@ -3,15 +3,17 @@
 import dataclasses
 import itertools
 import json
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from dff_jax.config import DataConfig, DataSpec
 from dff_jax.data import pipeline
-from dff_jax.errors import InputError
+from dff_jax.errors import ConfigError, InputError, SourceError
 from dff_jax.types import FocalStack
 
 DATA = DataConfig(crop=(16, 20), batch_size=2, colour=0.2, noise=0.01, num_threads=2)
@@ -164,8 +166,6 @@ def test_evaluation_drops_nothing_and_pads_with_masked_copies():
 
 
 def _write_stack(folder, depth=5.0):
-    from PIL import Image
-
     folder.mkdir(parents=True)
     for k, focus in enumerate((10.0, 100.0, 55.0)):
         Image.fromarray(np.full((24, 24, 3), 40 * k + 10, np.uint8)).save(folder / f"{focus}.png")
@@ -192,6 +192,48 @@ def test_folders_with_and_without_splits(tmp_path):
         pipeline.open_data(DataSpec(source=str(only_train), split="validation"))
     with pytest.raises(InputError, match="no train/ inside"):
         pipeline.folder_source(tmp_path / "set/val", "train", "disparity")
+
+
+def test_a_folder_is_checked_before_any_stack_is_read(tmp_path):
+    for name in "abcdef":
+        _write_stack(tmp_path / "train" / name, 50.0)
+    (tmp_path / "train/a/100.0.png").write_bytes(b"no image")
+    Image.fromarray(np.zeros((25, 24, 3), np.uint8)).save(tmp_path / "train/b/55.0.png")
+    np.save(tmp_path / "train/c/disp.npy", np.ones((24, 25), np.float32))
+    (tmp_path / "train/d/disp.npy").unlink()
+    (tmp_path / "train/e/55.0.png").rename(tmp_path / "train/e/middle.png")
+    data = DataConfig(source="folder", dataset=str(tmp_path), crop=(16, 16), batch_size=1)
+    with pytest.raises(SourceError) as error:
+        pipeline.training_loader(data, seed=0)
+    problems = "\n".join(error.value.problems)
+    for part in ("a/100.0.png", "b/55.0.png: 24 x 25", "c/disp.npy: 25 x 24", "d: no ground truth", "e/middle.png"):
+        assert part in problems
+    assert len(error.value.problems) == 5
+    for name in "abcde":
+        shutil.rmtree(tmp_path / "train" / name)
+    for change, message in (({"crop": (32, 16)}, "data.crop: 32 x 16"), ({"frames": (3, 4)}, "data.frames: 4 are")):
+        with pytest.raises(ConfigError, match=message):
+            pipeline.training_loader(dataclasses.replace(data, **change), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("depth", "unit", "said"),
+    [
+        (50.0, "disparity", None),
+        (5.0, "disparity", "truth of 5 to 5 disparity lies wholly outside the focus settings of 10 to 100 disparity"),
+        (55000.0, "metre", "of 10 to 100 metre; it is about 1000 times larger: is one of them in another unit?"),
+    ],
+)
+def test_truth_outside_the_focus_settings_is_told_before_training(tmp_path, capsys, depth, unit, said):
+    for name in "ab":
+        _write_stack(tmp_path / "train" / name, depth)
+    pipeline.training_loader(DataConfig(source="folder", dataset=str(tmp_path), unit=unit, crop=(16, 16)), seed=0)
+    err = capsys.readouterr().err
+    if said is None:
+        assert not err
+    else:
+        assert err.count("\n") == 1 and said in err and "note: " in err and "a/disp.npy" in err
+        assert "(so do 1 more of 2 stacks)" in err
 
 
 def test_open_data_wants_one_place(tmp_path):

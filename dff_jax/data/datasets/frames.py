@@ -11,12 +11,16 @@ from typing import NamedTuple
 import numpy as np
 
 from dff_jax.data.datasets.base import Inventory
-from dff_jax.data.files.depth_maps import exr_size, read_truth
+from dff_jax.data.files.depth_maps import LOOKED_AT, map_size, outside_note, read_truth
+from dff_jax.data.files.focus_settings import labelled_settings
+from dff_jax.data.files.folder import labelled_files
 from dff_jax.data.files.frames import read_frames
 from dff_jax.data.files.images import image_size
-from dff_jax.data.files.reading import collecting, other_size, read_bytes
+from dff_jax.data.files.reading import collecting, other_size
+from dff_jax.errors import SourceError
 from dff_jax.focus_axis import sort_order
 from dff_jax.pictures.panels import to_uint8
+from dff_jax.runtime.progress import say, track
 from dff_jax.types import FocalStack
 
 
@@ -33,11 +37,14 @@ class StackFiles(NamedTuple):
 
 def add_stack(
     found: Inventory, stack: StackFiles, read: Callable[[StackFiles], FocalStack] | None = None
-) -> None:
+) -> tuple[int, int, int]:
     """Probes every file of a stack by its header; adds the stack to `found`, or its problems.
 
     Args:
       read: reads the stack once its frames are sorted so that q ascends; by default `read_files`.
+
+    Returns:
+      Z, H, W.
     """
     before = len(found.problems)
     sizes: dict[Path, tuple[int, int]] = {}
@@ -49,10 +56,7 @@ def add_stack(
             sizes[path] = image_size(path)
     if stack.truth is not None:
         with collecting(found.problems):
-            if stack.truth.suffix.lower() == ".exr":
-                sizes[stack.truth] = exr_size(stack.truth)
-            else:
-                read_bytes(stack.truth, 1)  # its size is not known before it is read
+            sizes[stack.truth] = map_size(stack.truth)
     common = height, width = Counter(sizes.values()).most_common(1)[0][0] if sizes else (0, 0)
     others = {path: size for path, size in sizes.items() if size != common}
     found.problems += [str(other_size(path, size, common, "the frames are")) for path, size in others.items()]
@@ -60,6 +64,33 @@ def add_stack(
         frames, focus = tuple(stack.frames[i] for i in order), tuple(float(stack.focus[i]) for i in order)
         ordered = stack._replace(frames=frames, focus=focus)
         found.add(stack.name, (len(frames), height, width), functools.partial(read or read_files, ordered))
+    return len(stack.frames), height, width
+
+
+def check_labelled(name: str, place: Path, folders: list[Path], unit: str) -> tuple[tuple[int, int, int], ...]:
+    """The Z, H, W of stack folders with ground truth, whose names and headers are checked before any is read.
+
+    A note says if truth of some of them lies outside the focus settings.
+
+    Raises:
+      SourceError: everything that is missing or damaged.
+    """
+    found, shapes, notes = Inventory(), [], []
+    looked_at = {*np.linspace(0, len(folders) - 1, min(len(folders), LOOKED_AT)).astype(int).tolist()}
+    for i, folder in enumerate(track(folders, f"{name}: checking", len(folders), shown=len(folders) > LOOKED_AT)):
+        with collecting(found.problems):
+            files, truth = labelled_files(folder)
+            focus, before = tuple(labelled_settings(files)), len(found.problems)
+            z, height, width = add_stack(found, StackFiles(folder.name, tuple(files), focus, truth, unit))
+            shapes.append((z, height, width))
+            if i in looked_at and len(found.problems) == before:
+                depth, mask = read_truth(truth, (height, width))
+                notes.append(outside_note(str(truth), depth[mask], focus, unit) if mask.any() else "")
+    if found.problems:
+        raise SourceError(name, place, tuple(found.problems))
+    if said := list(filter(None, notes)):
+        say(f"note: {said[0]}" + (f" (so do {len(said) - 1} more of {len(notes)} stacks)" if len(said) > 1 else ""))
+    return tuple(shapes)
 
 
 def read_files(stack: StackFiles) -> FocalStack:

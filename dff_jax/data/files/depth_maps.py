@@ -10,18 +10,19 @@ import io
 import math
 import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from dff_jax.data.files.images import check_png
+from dff_jax.data.files.images import check_png, image_size
 from dff_jax.data.files.reading import other_size, read_bytes, reading
 from dff_jax.errors import InputError, one_line
 
 SCALE_FILE = "scale.txt"
 MAX_VALUES = 2**26  # of a map, or of all channels together; the largest published one is 5120 x 5120
+LOOKED_AT = 64  # stacks, evenly spread, whose truth is compared with the focus settings before any work
 _DEPTH_NAMES = ("Y", "Z", "R")  # of channels of an EXR, best first
 
 
@@ -110,6 +111,31 @@ def positive_number(path: Path) -> float:
     if not (math.isfinite(value) and value > 0):
         raise InputError(f"{path}: its first line must be a positive number, such as 0.25 or 1/4")
     return value
+
+
+def map_size(path: Path) -> tuple[int, int]:
+    """H, W of a depth map, from its header where it is compressed; raises InputError as `read_depth_map`."""
+    suffix = path.suffix.lower()
+    if suffix == ".exr":
+        return exr_size(path)
+    height, width = image_size(path) if suffix == ".png" else read_depth_map(path).values.shape
+    return height, width
+
+
+def outside_note(where: str, values: np.ndarray, focus: Sequence[float], unit: str) -> str:
+    """A sentence if truth `values` [n] lies wholly outside the focus settings, or 1000 times off; else ""."""
+    low, high, first, last = values.min(), values.max(), min(focus), max(focus)
+    ratio = float(np.median(np.abs(values)) / max(np.median(np.abs(focus)), 1e-30))
+    outside = high < first or low > last
+    off = 300 < max(ratio, 1 / max(ratio, 1e-30)) < 3000
+    if not (outside or off):
+        return ""
+    size, lies = "larger" if ratio > 1 else "smaller", "wholly outside" if outside else "far from"
+    return (
+        f"{where}: truth of {low:.4g} to {high:.4g} {unit} lies {lies} the focus settings of {first:.4g} "
+        f"to {last:.4g} {unit}"
+        + (f"; it is about 1000 times {size}: is one of them in another unit?" if off else "")
+    )
 
 
 _MOST_HEADER = 4096  # bytes

@@ -42,8 +42,6 @@ def read_labelled_stack(folder: Path, unit: str) -> FocalStack:
     focus_axis.check_unit(unit)
     folder = Path(folder)
     files, truth = labelled_files(folder)
-    if truth is None:
-        raise InputError(f"{folder}: no ground truth; looked for disp.* and depth.* ({', '.join(DEPTH_SUFFIXES)})")
     values = labelled_settings(files)
     order = focus_axis.sort_order(values, unit, [str(file) for file in files])
     frames, size = read_frames([files[i] for i in order])
@@ -55,14 +53,16 @@ def read_labelled_stack(folder: Path, unit: str) -> FocalStack:
     return FocalStack(frames, values[order], unit, depth, mask, name=folder.name)
 
 
-def labelled_files(folder: Path) -> tuple[list[Path], Path | None]:
-    """The frames of a stack folder as `find_frames` gives them, and its ground truth if it has one.
+def labelled_files(folder: Path) -> tuple[list[Path], Path]:
+    """The frames of a stack folder as `find_frames` gives them, and its ground truth.
 
     Raises:
-      InputError: as `find_frames`; fewer than two frames beside the truth.
+      InputError: as `find_frames`; no ground truth, or fewer than two frames beside it.
     """
     truth = truth_file(folder)
-    files = [path for path in find_frames(folder) if truth is None or path.stem.lower() not in TRUTH_STEMS]
+    if truth is None:
+        raise InputError(f"{folder}: no ground truth; looked for disp.* and depth.* ({', '.join(DEPTH_SUFFIXES)})")
+    files = [path for path in find_frames(folder) if path.stem.lower() not in TRUTH_STEMS]
     if len(files) < 2:
         raise InputError(f"{folder}: only one image beside {truth}; a focal stack needs at least 2 frames")
     return files, truth

@@ -19,7 +19,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dff_jax.data.files.depth_maps import DEPTH_SUFFIXES, SCALE_FILE, positive_number, read_depth_map, scale_of
+from dff_jax.data.files.depth_maps import (
+    DEPTH_SUFFIXES,
+    SCALE_FILE,
+    map_size,
+    positive_number,
+    read_depth_map,
+    scale_of,
+)
 from dff_jax.data.files.folder import walk
 from dff_jax.data.files.frames import MIN_SIDE
 from dff_jax.data.files.images import IMAGE_SUFFIXES, image_size, read_image
@@ -99,6 +106,9 @@ def find_scenes(
                 found = SceneFiles(*pair[:3], unit or _UNITS[pair.kind], scale or _scale(root, pair))
                 if (other := scenes.setdefault(pair.name, found)) is not found:
                     raise InputError(f"{pair.rgb} and {other.rgb}: two scenes named {pair.name!r}; rename one")
+                size, own = image_size(pair.rgb), map_size(pair.depth)
+                if own != size:
+                    raise other_size(pair.depth, own, size, f"{pair.rgb.name} is")
     if not scenes and not problems:
         raise InputError(
             f"{root}: no images with depth maps here or below; looked for rgb.png with disp.* or depth.* "
