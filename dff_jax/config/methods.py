@@ -73,7 +73,8 @@ class Proximal(ModelConfig):
 
     # Focus volume F (1-3)
     encoder: Literal["resnet18", "tiny"] = "resnet18"
-    norm: Literal["batch", "group"] = "batch"
+    norm: Literal["batch", "torch_batch", "group"] = "batch"
+    """`torch_batch`: BatchNorm as PyTorch's, whose running variance is the unbiased one."""
     volume: Literal["fv", "diff"] = "fv"
     """`diff`: features of neighbouring frames are subtracted along the focus axis."""
     pooling: Literal["pyramid", "none"] = "pyramid"
@@ -114,7 +115,10 @@ class Proximal(ModelConfig):
     tied: bool = True
     step_size: Literal["learned_per_iteration", "constant", "learned_shared", "per_pixel"] = "learned_per_iteration"
     step_size_init: float = 0.5
-    """eta where S = 1. A learned eta is kept below 1/S in every pixel."""
+    """eta where S = 1."""
+    bounded_step: bool = True
+    """A learned eta is u / (1 + u S) with u = softplus(raw), below 1/S in every pixel. False: it is u, as in the paper,
+    and nothing keeps it from overshooting."""
     regularization: Literal["constant", "learned", "learned_per_iteration", "per_pixel"] = "constant"
     regularization_init: float = 0.1
     prox_output: Literal["direct", "residual"] = "residual"
@@ -164,8 +168,8 @@ class Proximal(ModelConfig):
             raise ConfigError("model.uncertainty: learned needs coordinate=unit")
         if self.prox_inputs == "with_lookup" and (self.num_planes is None or self.coordinate == "raw"):
             raise ConfigError("model.prox_inputs: with_lookup needs fixed planes (num_planes) and coordinate=unit")
-        if self.step_size != "constant" and self.step_size_init >= 1:
-            raise ConfigError(f"model.step_size_init: a learned step needs less than 1, got {self.step_size_init}")
+        if self.step_size != "constant" and self.bounded_step and self.step_size_init >= 1:
+            raise ConfigError(f"model.step_size_init: a bounded step needs less than 1, got {self.step_size_init}")
         if self.candidate_source == "per_scale" and self.num_candidates > 4:
             raise ConfigError(
                 f"model.num_candidates: per_scale has a candidate for each of 4 levels, got {self.num_candidates}"

@@ -13,6 +13,7 @@ def paper() -> Proximal:
     return Proximal(
         measure_prior="none", planes="index", coordinate="raw", num_planes=None, weight_norm="softmax", guide="none",
         prox_output="direct", prox_inputs="equation_17", prox_levels=1, activation="relu",
+        norm="torch_batch", bounded_step=False,
     )  # fmt: skip
 
 

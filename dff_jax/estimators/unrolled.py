@@ -30,6 +30,7 @@ from dff_jax.unroll import (
     learned_step,
     raw_step,
     resize_stack,
+    softplus_step,
     solve,
     stack_init,
     step_from,
@@ -132,8 +133,8 @@ def _step_size(config: Proximal) -> StepSize | float:
     if config.step_size == "constant":
         return config.step_size_init
     if config.step_size == "per_pixel":
-        return step_from(lambda problem: problem.context.step_size)
-    return learned_step
+        return step_from(lambda problem: problem.context.step_size, config.bounded_step)
+    return learned_step if config.bounded_step else softplus_step
 
 
 def _init_settings(config: Proximal, shared: dict[str, Any], own: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -147,7 +148,7 @@ def _init_settings(config: Proximal, shared: dict[str, Any], own: dict[str, Any]
                 f"its first axis should be K = {K}"
             )
     for name, kind, raw_of, value in (
-        ("step_size", config.step_size, raw_step, config.step_size_init),
+        ("step_size", config.step_size, partial(raw_step, bounded=config.bounded_step), config.step_size_init),
         ("regularization", config.regularization, inverse_softplus, config.regularization_init),
     ):
         if name in shared or name in own:

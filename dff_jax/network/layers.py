@@ -190,7 +190,8 @@ def torch_name(path: str) -> str:
 class TorchBatchNorm(nn.Module):
     """BatchNorm over all axes but the last as PyTorch's, whose running variance is the unbiased one (flax: the biased).
 
-    For the compared networks: where a pooled map leaves few values, the two differ by up to a factor of 2.
+    For preset `paper` and the compared networks: where a pooled map leaves few values, the two differ by up to a factor
+    of 2.
     """
 
 

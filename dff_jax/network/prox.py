@@ -8,6 +8,7 @@ The 3x3 convolution that each network begins with is two modules, summed, as in 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -43,7 +44,7 @@ class Context(NamedTuple):
 class PixelContext(NamedTuple):
     """What is predicted for each pixel once before the first iteration; None: this config does not predict it."""
 
-    step_size: Array | None = None  # [B,H,W], eta is its softplus
+    step_size: Array | None = None  # [B,H,W], eta comes of its softplus
     regularization: Array | None = None  # [B,H,W], lambda is its softplus
     hidden: Array | None = None  # [B,H,W,n] in (-1,1), with which a recurrent prox starts
 
@@ -69,7 +70,7 @@ class ContextHeads(nn.Module):
             head = Head(1, 1, inner, c.activation, nn.initializers.zeros, raw_of(value), name=name)
             return head(features)[..., 0].astype(jnp.float32)
 
-        step_size = map_of("step_size", c.step_size, raw_step, c.step_size_init)
+        step_size = map_of("step_size", c.step_size, partial(raw_step, bounded=c.bounded_step), c.step_size_init)
         regularization = map_of("regularization", c.regularization, inverse_softplus, c.regularization_init)
         hidden = jnp.tanh(Conv(inner, name="hidden")(features).astype(jnp.float32)) if c.prox == "gru" else None
         return PixelContext(step_size, regularization, hidden)

@@ -296,5 +296,8 @@ def _step_sizes(model: Proximal, settings: dict, problem: Problem, num_iteration
     if "step_size" not in own and "step_size" not in shared:
         return None
     raw = resize_stack(own["step_size"], num_iterations) if "step_size" in own else shared["step_size"][None]
-    eta = [stable(jax.nn.softplus(one), problem) for one in raw]
+    steps = jax.nn.softplus(raw)
+    if not model.bounded_step:
+        return steps.reshape(1, -1, 1, 1)
+    eta = [stable(u, problem) for u in steps]
     return jnp.stack(jnp.broadcast_arrays(*eta), 1)

@@ -15,6 +15,7 @@ from dff_jax.unroll.hyperparameters import (
     inverse_softplus,
     learned_step,
     raw_step,
+    softplus_step,
     stable,
     step_from,
 )
@@ -63,5 +64,5 @@ __all__ = [
     "data_energy", "data_prox", "disagreement", "edge_tv", "energies", "energy", "exact_prox", "fista",
     "gradient", "guide_of", "guided_filter", "hqs", "identity", "initial_depth", "inverse_softplus",
     "learned_gradient", "learned_step", "prior_energy", "proximal_gradient", "pull_to_prior", "raw_step",
-    "repeat_shared", "resize_stack", "solve", "stable", "stack_init", "step_from", "tikhonov", "tv",
+    "repeat_shared", "resize_stack", "softplus_step", "solve", "stable", "stack_init", "step_from", "tikhonov", "tv",
 ]  # fmt: skip

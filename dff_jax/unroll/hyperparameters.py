@@ -1,8 +1,9 @@
 """Step size eta and regularization lambda of an iteration: constant, learned, or predicted pixel by pixel.
 
 Three names in `shared` or `per_iteration` have a meaning: `prox` (what the prox gets as its params), `step_size` and
-`regularization` (raw numbers; lambda is the softplus, eta is kept stable besides). In `shared` they serve every
-iteration, in `per_iteration` each its own; beyond the K they were trained for the last one repeats (`resize_stack`).
+`regularization` (raw numbers; lambda is the softplus; so is eta by `softplus_step`, and `learned_step` keeps it stable
+besides). In `shared` they serve every iteration, in `per_iteration` each its own; beyond the K they were trained for
+the last one repeats (`resize_stack`).
 """
 
 from __future__ import annotations
@@ -75,14 +76,26 @@ def learned_step(params: dict[str, Any], problem: Problem, k: Array) -> Array:
     return stable(jax.nn.softplus(params["step_size"]), problem)
 
 
-def step_from(read: Callable[[Problem], Array]) -> StepSize:
-    """eta = stable(softplus(read(problem))), [B,H,W]: predicted pixel by pixel, wherever the context has it."""
-    return lambda params, problem, k: stable(jax.nn.softplus(read(problem)), problem)
+def softplus_step(params: dict[str, Any], problem: Problem, k: Array) -> Array:
+    """eta = softplus(params["step_size"]), whatever S: as the paper has it. Nothing keeps it below 2 / max S."""
+    return jax.nn.softplus(params["step_size"])
 
 
-def raw_step(eta: float) -> float:
-    """The raw number from which `learned_step` makes `eta` where S = 1; 0 < eta < 1."""
-    return inverse_softplus(eta / (1 - eta))
+def step_from(read: Callable[[Problem], Array], bounded: bool = True) -> StepSize:
+    """eta = stable(softplus(read(problem))), [B,H,W]: predicted pixel by pixel, wherever the context has it. Not
+    `bounded`, it is the softplus alone."""
+
+    def step(params: dict[str, Any], problem: Problem, k: Array) -> Array:
+        u = jax.nn.softplus(read(problem))
+        return stable(u, problem) if bounded else u
+
+    return step
+
+
+def raw_step(eta: float, bounded: bool = True) -> float:
+    """The raw number from which `learned_step` makes `eta` where S = 1, 0 < eta < 1; or, not `bounded`,
+    `softplus_step` everywhere."""
+    return inverse_softplus(eta / (1 - eta) if bounded else eta)
 
 
 def inverse_softplus(value: float) -> float:

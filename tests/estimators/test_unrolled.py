@@ -231,6 +231,19 @@ def test_learned_step_sizes_are_kept_stable():
         assert trace.data_share.max() < 1
 
 
+def test_a_learned_step_without_bound_is_the_softplus():
+    """eta = softplus(raw), as the paper has it, whatever S: the configured value everywhere, which may exceed 1."""
+    for kind in ("learned_shared", "learned_per_iteration", "per_pixel"):
+        config = dataclasses.replace(
+            TINY, prox="identity", step_size=kind, step_size_init=1.5, bounded_step=False
+        )
+        unroll, params, problem_of = small_problem(config, trained=False)
+        _, trace = run(unroll, params, problem_of, 2, "trace")
+        np.testing.assert_allclose(trace.step_size, 1.5, rtol=1e-5)
+    with pytest.raises(ConfigError, match="step_size_init"):
+        dataclasses.replace(config, bounded_step=True)
+
+
 def test_a_constant_step_size_may_exceed_one():
     """In a scheme that is stable for any step size; proximal gradient lowers it where it would diverge."""
     config = dataclasses.replace(
