@@ -22,15 +22,15 @@ from tyro._errors import on_parse_error
 from tyro.conf import Positional, Suppress, UseAppendAction
 
 from dff_jax import __version__, config
+from dff_jax.config.base import MOST
+from dff_jax.config.methods import MOST_ITERATIONS
 from dff_jax.errors import InputError, one_line, printable
+from dff_jax.prediction.words import in_words
 from dff_jax.runtime.stopping import interruptible
 
 REPLACED = {"--near-first": "--frame-order descending", "--bgr": "--bgr True", "--no-bgr": "--bgr False"}
 READS_WEIGHTS = ("train", "evaluate", "predict", "ablate", "compare", "pack")
-Trust = Annotated[
-    UseAppendAction[tuple[str, ...]],
-    tyro.conf.arg(help="module:function of a scheme or prox of your own that the weights name; may be repeated."),
-]
+TRUST = tyro.conf.arg(help="module:function of a scheme or prox of your own that the weights name; may be repeated.")
 WITHOUT_VALUE = {"--align": "similarity", "--report": "24"}  # what these options mean when no value follows
 
 
@@ -100,6 +100,9 @@ def _run(name: str, words: list[str]) -> tuple[int, bool]:
             print("\n".join(one_line(problem, None) for problem in problems), file=sys.stderr)
         print(f"dff-jax: error: {one_line(error, None)}", file=sys.stderr)
         return 2, error.everywhere
+    except MemoryError as error:
+        print(f"dff-jax: error: not enough memory for so large images or numbers ({one_line(error)})", file=sys.stderr)
+        return 2, False
     except KeyboardInterrupt:
         print("dff-jax: interrupted", file=sys.stderr)
         return 130, False
@@ -125,8 +128,9 @@ def parse(name: str, words: list[str]) -> tuple[Callable[..., Any], dict[str, An
     parameters = [p.replace(annotation=hints[p.name]) for p in signature.parameters.values()]
 
     if name in READS_WEIGHTS:
-        parameters.append(inspect.Parameter("trust", inspect.Parameter.KEYWORD_ONLY, default=(), annotation=Trust))
-        hints["trust"] = Trust
+        hints["trust"] = Annotated[UseAppendAction[tuple[str, ...]], TRUST]
+        more = inspect.Parameter("trust", inspect.Parameter.KEYWORD_ONLY, default=(), annotation=hints["trust"])
+        parameters.append(more)
 
     def keep(*args: Any, **kwargs: Any) -> dict[str, Any]:
         return dict(zip(signature.parameters, args, strict=False)) | kwargs
@@ -146,6 +150,11 @@ def parse(name: str, words: list[str]) -> tuple[Callable[..., Any], dict[str, An
     required = [p.name for p in parameters if p.default is p.empty]
     if missing := [parameter for parameter in required if given[parameter] in ((), [])]:
         raise UsageError(f"missing: {', '.join(missing)}")
+    for parameter, value in given.items():
+        most = MOST_ITERATIONS if parameter == "iterations" else MOST
+        for number in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(number, int) and number > most:
+                raise UsageError(f"--{parameter.replace('_', '-')}: at most {most}, got {one_line(number, 40)}")
     if "changes" in signature.parameters:
         given["changes"] = tuple(rest)
     elif rest:
@@ -267,30 +276,6 @@ def _print(text: str) -> None:
     print("\n".join(map(printable, text.split("\n"))))
 
 
-def _show_prediction(summary: dict[str, Any], given: dict[str, Any]) -> None:
-    if "stacks" in summary:
-        from dff_jax.runtime.markdown import table
-
-        rows = [
-            [name, len(one["frames"]), " x ".join(map(str, one["size"][::-1])), one["unit"], len(one["notes"])]
-            for name, one in summary["stacks"].items()
-        ]
-        _print("\n".join(table(rows, ["stack", "frames", "size", "unit", "notes"])))
-        _print(f"{len(rows)} stacks, each with its notes in its summary.json; look at {given['output']}/*/overview.png")
-        return
-    for note in summary["notes"]:
-        _print(f"note: {note}")
-    height, width = summary["size"]
-    memory = summary["memory"]
-    if memory["tiles"] > 1:
-        (rows, columns), disk = memory["tile"], ", frames kept on disk" if memory["frames_on_disk"] else ""
-        _print(f"{memory['tiles']} tiles of {columns} x {rows}, within {memory['bound_gb']:g} GB of memory{disk}")
-    _print(
-        f"{len(summary['frames'])} frames of {width} x {height}, {summary['method']}, unit {summary['unit']}: "
-        f"{summary['seconds']:.1f} s; look at {Path(given['output']) / 'overview.png'}"
-    )
-
-
 def _show_import(done: Any, given: dict[str, Any]) -> None:
     unused = f"; never used, and left out: {', '.join(done.idle)}" if done.idle else ""
     _print(f"{given['model']}: {done.parameters:,} parameters written to {done.output}{unused}")
@@ -309,7 +294,8 @@ COMMANDS = {
         "dff_jax.evaluation.folder:evaluate_to_folder", _show_table, "spec",
     ),
     "predict": Command(
-        "Depth of your own photographs.", "dff_jax.prediction.predict:predict_to_folder", _show_prediction, "source"
+        "Depth of your own photographs.", "dff_jax.prediction.predict:predict_to_folder",
+        lambda summary, given: _print(in_words(summary, given["output"])), "source",
     ),
     "ablate": Command(
         "What the unroll contributes: trained runs at many K and schemes.", "dff_jax.studies.ablate:ablate",

@@ -150,6 +150,9 @@ def test_photographs_in_other_formats_are_not_passed_over_in_silence(capsys, tmp
         ("prepare ddff12/test --source d --bgr", {"name": "ddff12/test", "bgr": True, "workers": None}),
         ("prepare stacks/mine --source d --align --no-bgr", {"align": "similarity", "bgr": False}),
         ("prepare rgbd/rooms --source d --focus-range 10 60", {"focus_range": (10.0, 60.0)}),
+        ("predict --output o --focus -1 -0.5 -1e-3 --reverse s", {"source": "s", "focus": [-1.0, -0.5, -0.001]}),
+        ("predict --output o s --focus=-1 -.5 0", {"source": "s", "focus": [-1.0, -0.5, 0.0]}),
+        ("prepare rgbd/rooms --source d --focus-range -5 -1", {"focus_range": (-5.0, -1.0)}),
         ("prepare --list", {"name": None, "list": True}),
         ("import-weights w.tar --model dwild --near-first", {"source": "w.tar", "frame_order": "descending"}),
         ("pack run --output o --score a A --score b B", {"weights": "run", "score": (("a", "A"), ("b", "B"))}),
@@ -187,9 +190,26 @@ def test_wrong_usage_is_one_line(capsys):
         ("evaluate sml --output y --dataset d --resize 3", "--resize: expected INT INT"),
         ("evaluate sml --dataset d --output", "--output: expected"),
         ("train", "missing: config"),
+        (f"predict x --output y --iterations {10**18}", "--iterations: at most 10000, got 1000000000000000000"),
+        ("predict x --output y --iterations 1e18", "--iterations: expected INT"),
+        (f"ablate x --output y --dataset d --iterations 3 {10**18}", "--iterations: at most 10000"),
+        (f"evaluate sml --output y --dataset d --batch-size {10**18}", "--batch-size: at most 2147483647"),
+        (f"predict x --output y --tile {10**30}", "--tile: at most 2147483647"),
     ):
         status, out, err = run(capsys, *words.split())
         assert status == 2 and out == "" and err.count("\n") == 1 and "--help shows" in err and match in err
+
+
+def test_too_little_memory_is_one_line(capsys, monkeypatch, photographs, tmp_path):
+    monkeypatch.setattr("dff_jax.prediction.predict.read_stack", lambda *_, **__: np.empty((2**20, 2**20, 2**10), "u1"))
+    status, _, err = run(capsys, "predict", photographs, "--output", tmp_path / "out", "--method", "sml")
+    assert status == 2 and err.startswith("dff-jax: error: not enough memory") and err.count("\n") == 1
+
+
+def test_bench_refuses_numbers_below_their_least(capsys):
+    for option, match in (("--frames -1", "--frames: must be"), ("--batch 0", "--batch: must be at least 1, got 0")):
+        status, _, err = run(capsys, "bench", "unroll", *option.split())
+        assert status == 2 and match in err and err.count("\n") == 1
 
 
 def test_an_interrupt_that_python_drops_comes_again(default_signals):

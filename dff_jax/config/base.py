@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import types
 import typing
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args, get_origin
 
-from dff_jax.errors import ConfigError
+from dff_jax.errors import ConfigError, one_line
+
+MOST = 2**31 - 1
+"""Largest whole number of a field: what an array of JAX can count."""
 
 
 def check_value(where: str, value: Any, hint: Any) -> None:
@@ -29,11 +33,13 @@ def check_value(where: str, value: Any, hint: Any) -> None:
         for item, arg in zip(value, args[:1] * len(value) if variadic else args, strict=True):
             check_value(where, item, arg)
     elif hint is float:
-        if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
             raise ConfigError(f"{where}: expected a number, got {value!r}")
     elif hint is int:
         if isinstance(value, bool) or not isinstance(value, int):
             raise ConfigError(f"{where}: expected a whole number, got {value!r}")
+        if abs(value) > MOST:
+            raise ConfigError(f"{where}: must lie within {-MOST} and {MOST}, got {one_line(value, 40)}")
     elif isinstance(hint, type) and not isinstance(value, hint):
         raise ConfigError(f"{where}: expected {hint.__name__}, got {value!r}")
 
@@ -61,6 +67,11 @@ class Checked:
             value = getattr(self, name)
             if value is not None and value < low:
                 raise ConfigError(f"{self._name(name)}: must be at least {low:g}, got {value!r}")
+
+    def _at_most(self, high: float, *names: str) -> None:
+        for name in names:
+            if getattr(self, name) > high:
+                raise ConfigError(f"{self._name(name)}: must be at most {high:g}, got {getattr(self, name)!r}")
 
     def _positive(self, *names: str) -> None:
         for name in names:

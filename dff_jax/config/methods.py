@@ -18,6 +18,8 @@ from dff_jax.errors import ConfigError
 Dtype = Literal["float32", "bfloat16"]
 DTYPES: tuple[str, ...] = get_args(Dtype)
 Coordinate = Literal["raw", "unit"]
+MOST_ITERATIONS = 10_000
+"""Largest K: parameters of each iteration and the way of the depth are kept in memory."""
 
 
 @dataclass(frozen=True)
@@ -155,6 +157,7 @@ class Proximal(ModelConfig):
         self._at_least(1, "num_candidates", "prox_levels")
         self._at_least(2, "num_planes")
         self._at_least(0, "num_iterations", "refiner_steps")
+        self._at_most(MOST_ITERATIONS, "num_iterations")
         if not re.fullmatch(r"auto|backprop|remat|truncated\([1-9]\d*\)|jacobian_free|implicit", self.gradient):
             raise ConfigError(
                 f"model.gradient: {self.gradient!r} is not a choice; choose one of auto, backprop, remat, "
@@ -248,6 +251,7 @@ class Classical(ModelConfig):
 
     def _check(self) -> None:
         self._at_least(0, "num_iterations")
+        self._at_most(MOST_ITERATIONS, "num_iterations")
 
 
 @dataclass(frozen=True)

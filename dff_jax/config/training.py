@@ -119,6 +119,7 @@ class Config(Checked):
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
     def _check(self) -> None:
+        self._at_least(0, "seed")
         network = self.model if isinstance(self.model, Proximal) else None
         uncertainty = network.uncertainty if network else "spread"
         if (uncertainty == "learned") != (self.loss.uncertainty > 0):

@@ -269,7 +269,9 @@ def evaluation_batches(
     whose mask is all False and whose name is "", so that each shape is compiled for once.
     """
     waiting: dict[tuple[int, ...], list[FocalStack]] = {}
-    for index in range(share[0], len(source) if limit is None else min(limit, len(source)), share[1]):
+    count = len(source) if limit is None else min(limit, len(source))
+    batch_size = min(batch_size, count)
+    for index in range(share[0], count, share[1]):
         stack = source[index]
         group = waiting.setdefault(stack.frames.shape, [])
         group.append(stack)

@@ -54,6 +54,10 @@ def test_every_field_of_every_config_can_be_given_as_it_is_shown():
         (["--model.method", "dwild", "--model.tied"], "--model.tied: unknown field; choose one of"),
         (["--crop", "3"], "choose one of --data.crop"),
         (["5"], "'5' is not a field"),
+        (["--model.width", "inf"], "model.width: expected a number, got inf"),
+        (["--training.num-steps", str(10**18)], "training.num_steps: must lie within"),
+        (["--model.num-iterations", "10001"], "model.num_iterations: must be at most 10000, got 10001"),
+        (["--seed", "-1"], "seed: must be at least 0, got -1"),
     ],
 )
 def test_bad_overrides_name_the_field_and_the_choices(arguments, match):

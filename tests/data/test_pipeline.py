@@ -161,6 +161,8 @@ def test_evaluation_drops_nothing_and_pads_with_masked_copies():
                 np.testing.assert_allclose(loaded.batch.frames[i], stack.frames / 255.0, atol=1e-6)
             else:
                 assert not loaded.batch.mask[i].any() and np.isfinite(loaded.batch.frames[i]).all()
+    wide = next(pipeline.evaluation_batches(_source(stacks[:2]), 10**9))  # no more than there are
+    assert wide.batch.frames.shape[0] == 2
     limited = list(pipeline.evaluation_batches(_source(stacks), 1, limit=2))
     assert [b.names for b in limited] == [("s0",), ("s1",)]
 

@@ -53,6 +53,9 @@ def bench(
     Raises:
       InputError: a value out of range, several values where a subject takes one, or an output that cannot be written.
     """
+    for name, values, least in (("frames", frames, 1), ("batch", batch, 1), ("iterations", iterations or (), 0)):
+        if min(values, default=least) < least:
+            raise InputError(f"--{name}: must be at least {least}, got {min(values)}")
     if subject == "unroll":
         from dff_jax.studies.bench import unroll
 
