@@ -22,8 +22,6 @@ from tyro._errors import on_parse_error
 from tyro.conf import Positional, Suppress, UseAppendAction
 
 from dff_jax import __version__, config
-from dff_jax.config.base import MOST
-from dff_jax.config.methods import MOST_ITERATIONS
 from dff_jax.errors import InputError, one_line, printable
 from dff_jax.prediction.words import in_words
 from dff_jax.runtime.stopping import interruptible
@@ -129,8 +127,7 @@ def parse(name: str, words: list[str]) -> tuple[Callable[..., Any], dict[str, An
 
     if name in READS_WEIGHTS:
         hints["trust"] = Annotated[UseAppendAction[tuple[str, ...]], TRUST]
-        more = inspect.Parameter("trust", inspect.Parameter.KEYWORD_ONLY, default=(), annotation=hints["trust"])
-        parameters.append(more)
+        parameters.append(parameters[-1].replace(name="trust", default=(), annotation=hints["trust"]))
 
     def keep(*args: Any, **kwargs: Any) -> dict[str, Any]:
         return dict(zip(signature.parameters, args, strict=False)) | kwargs
@@ -145,13 +142,13 @@ def parse(name: str, words: list[str]) -> tuple[Callable[..., Any], dict[str, An
         if word in WITHOUT_VALUE and after.startswith("--"):
             found.append(WITHOUT_VALUE[word])
     with on_parse_error(_explain):
-        config = [tyro.conf.OmitArgPrefixes, tyro.conf.AvoidSubcommands]
-        given, rest = tyro.cli(keep, prog=f"dff-jax {name}", args=found, return_unknown_args=True, config=config)
+        how = [tyro.conf.OmitArgPrefixes, tyro.conf.AvoidSubcommands]
+        given, rest = tyro.cli(keep, prog=f"dff-jax {name}", args=found, return_unknown_args=True, config=how)
     required = [p.name for p in parameters if p.default is p.empty]
     if missing := [parameter for parameter in required if given[parameter] in ((), [])]:
         raise UsageError(f"missing: {', '.join(missing)}")
     for parameter, value in given.items():
-        most = MOST_ITERATIONS if parameter == "iterations" else MOST
+        most = config.methods.MOST_ITERATIONS if parameter == "iterations" else config.base.MOST
         for number in value if isinstance(value, tuple | list) else (value,):
             if isinstance(number, int) and number > most:
                 raise UsageError(f"--{parameter.replace('_', '-')}: at most {most}, got {one_line(number, 40)}")
