@@ -103,7 +103,7 @@ def read_picture(
         with tiff.opened(path, page) as (rows, own, profile):
             if isinstance(rows, Rows):
                 return finished(rows, own, profile)
-            with Image.OPEN["TIFF"][0](str(path)) as image:
+            with open(path, "rb") as file, Image.OPEN["TIFF"][0](file, "") as image:
                 image.seek(rows)
                 return finished(_pillow_rows(image), own, profile)
 
@@ -121,8 +121,9 @@ def read_header(path: str | Path) -> Header:
                 exif.load_from_fp(file)
                 exif.get_ifd(_EXIF)
             _, captured, distance = _facts(exif)
-            turn, size = found.orientation, found.size
-            return Header(size[::-1] if turn > 4 else size, turn, captured, distance, found.pages.count, found.held)
+            (height, width), turn = found.size, found.orientation
+            size = (width, height) if turn > 4 else (height, width)
+            return Header(size, turn, captured, distance, found.pages.count, found.held)
         with _opened(path) as image:
             turn, captured, distance = _facts(_exif(image))
             size = (image.width, image.height) if turn > 4 else (image.height, image.width)

@@ -66,7 +66,8 @@ def _layout(path: str, *stamp: int) -> Layout:
 
     with tifffile.TiffFile(path) as file:
         _check_chain(file)
-        pages: list[Any] = [page for page in file.pages if not (page.is_reduced or page.is_mask)]
+        every: Any = file.pages
+        pages = [page for page in every if not (page.is_reduced or page.is_mask)]
         if not pages and file.pages.first.subifds:
             raise InputError("only a thumbnail, with the picture below it as in raw files; export it as TIFF")
         pages = pages or [file.pages.first]

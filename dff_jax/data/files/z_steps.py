@@ -30,7 +30,7 @@ def of_imagej(meta: dict[str, Any], count: int) -> Pages:
     if channels == count and (step or channels > _MOST_COLOURS):
         z, channels = channels, 1
     _check_axes(count, z, channels, times)
-    return Pages(count, unit and step, unit)
+    return Pages(count, step if unit else None, unit)
 
 
 def of_ome(text: str, samples: int, pages: list[int]) -> tuple[Pages, list[int]]:
@@ -59,7 +59,8 @@ def of_ome(text: str, samples: int, pages: list[int]) -> tuple[Pages, list[int]]
             found.setdefault(int(plane.get("TheZ", -1)), position)
     known = unit and len({found.get(k) for k in order} - {None}) == count
     positions = tuple(found[k] for k in range(count)) if known else None
-    return Pages(count, unit and _step(pixels.get("PhysicalSizeZ"), scale), unit, positions), order
+    step = _step(pixels.get("PhysicalSizeZ"), scale) if unit else None
+    return Pages(count, step, unit, positions), order
 
 
 def _check_axes(count: int, z: Any, channels: Any, times: Any) -> None:
