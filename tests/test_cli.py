@@ -76,7 +76,8 @@ def test_predict_takes_a_shell_expanded_glob(capsys, tmp_path, photographs):
     status, _, _ = run(capsys, "predict", *files, "--output", tmp_path / "out", *focus, "--method", "sml")
     assert status == 0
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert summary["focus"] == [1.5, 2.5, 4.0] and summary["frames"][-1] == "frame10.png"
+    assert summary["focus"] == [1.5, 2.5, 4.0] and summary["frames"][-1] == "frame2.png"  # listed last
+    assert any("in the order listed, which is not that of their names" in note for note in summary["notes"])
 
 
 def test_bad_input_is_status_2_and_writes_nothing(capsys, tmp_path, photographs):

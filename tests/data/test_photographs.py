@@ -71,7 +71,7 @@ def test_listed_files_keep_their_order_and_their_settings(tmp_path):
     save(tmp_path, ["a.png", "b.png", "c.png"])
     files = [tmp_path / name for name in ("c.png", "a.png", "b.png")]
     stack, read = read_stack(files, focus=[3, 1, 2])
-    assert stack.focus.tolist() == [1, 2, 3] and levels(stack) == [0, 1, 2] and "listed" not in said(read)
+    assert stack.focus.tolist() == [1, 2, 3] and levels(stack) == [0, 1, 2] and "the order listed" in said(read)
     stack, read = read_stack(files)
     assert levels(stack) == [2, 0, 1] and "the order listed, which is not that of their names" in said(read)
     _, read = read_stack(sorted(files))

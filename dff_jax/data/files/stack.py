@@ -83,7 +83,11 @@ def read_stack(
         except InputError as error:
             raise InputError("; ".join([str(error), *found.unread])) from None
         frames, said = of_files(files)
-        if settings.unit == "index" and not isinstance(source, str | Path) and files != natural_order(files):
+        if (
+            (focus is not None or settings.unit == "index")
+            and not isinstance(source, str | Path)
+            and files != natural_order(files)
+        ):
             said += ("the files are taken in the order listed, which is not that of their names",)
         settings = settings._replace(notes=settings.notes + found.notes + found.unread + said)
     needed, largest = max(((decoding_bytes(frame.header, max_size), frame) for frame in frames), key=lambda x: x[0])
