@@ -276,6 +276,8 @@ def _print(text: str) -> None:
 def _show_import(done: Any, given: dict[str, Any]) -> None:
     unused = f"; never used, and left out: {', '.join(done.idle)}" if done.idle else ""
     _print(f"{given['model']}: {done.parameters:,} parameters written to {done.output}{unused}")
+    for note in done.notes:
+        _print(f"note: {note}")
 
 
 def _show_table(result: Any, given: dict[str, Any]) -> None:

@@ -54,6 +54,19 @@ class ModelConfig(Checked):
         """Whether stacks may have another number of frames than in training."""
         return True
 
+    @property
+    def in_metres(self) -> bool:
+        """Whether the method needs distances: q itself, not its differences alone."""
+        return False
+
+    def check_unit(self, unit: str) -> None:
+        """Raises ConfigError if the method needs distances, and data in `unit` do not tell them."""
+        if self.in_metres and unit not in ("metre", "diopter"):
+            raise ConfigError(
+                "model.trained_on: a network trained on metres needs focus settings in metres or diopters, not "
+                f"{unit}; if it was trained on {unit}, import its weights again without --trained-on metre"
+            )
+
     def replace_known(self, **changes: Any) -> Self:
         """A copy with those of the changes for which this method has a field."""
         known = {field.name for field in dataclasses.fields(self)}
@@ -202,11 +215,18 @@ class ComparedNetwork(ModelConfig):
     """Multiplies all channel counts."""
     frame_order: Literal["ascending", "descending"] = "ascending"
     """Order of q in which the network sees the frames: `descending` (near first) for weights that were trained so."""
+    trained_on: Literal["disparity", "diopter", "metre"] = "disparity"
+    """Unit of the focus settings of which the network gives a mean. Disparity and diopters are q itself; a mean of
+    metres is turned to q, and needs data in metres or diopters."""
     coordinate: Coordinate = "raw"
     """Unit of the errors in the loss."""
 
     def _check(self) -> None:
         self._positive("width")
+
+    @property
+    def in_metres(self) -> bool:
+        return self.trained_on == "metre"
 
 
 @dataclass(frozen=True)
@@ -226,6 +246,12 @@ class AiFDNet(ComparedNetwork):
 
     method = "aifdnet"
     num_scales = 1
+
+    attention: Literal["softmax", "softplus"] = "softmax"
+    """How logits become the weights of the frames; `softplus` is divided by its sum (`normalize_attention` of the
+    published code)."""
+    frame_position: bool = False
+    """Whether the network sees a fourth channel, (s + 1) / S in the s-th of S frames."""
 
 
 @dataclass(frozen=True)

@@ -87,9 +87,14 @@ class AiFDNet(nn.Module):
     """Frames [B,Z,H,W,3] in [0,1], H and W multiples of 32, any Z -> attention logits [B,Z,H,W]."""
 
     width: float = 1.0
+    frame_position: bool = False
 
     @nn.compact
     def __call__(self, frames: Array, train: bool) -> Array:
+        if self.frame_position:
+            z = frames.shape[1]
+            place = (jnp.arange(z, dtype=frames.dtype) + 1).reshape(1, z, 1, 1, 1) / z
+            frames = jnp.concatenate([frames, jnp.broadcast_to(place, (*frames.shape[:-1], 1))], -1)
         wide = lambda count: channels(count, self.width)  # noqa: E731
 
         def unit(x: Array, features: int, name: str, kernel: int = 1, stride: int = 1) -> Array:
@@ -120,15 +125,18 @@ class AiFDNet(nn.Module):
 
 
 def aifdnet(config: configs.AiFDNet) -> Estimator:
-    """The estimator of `config`, of which it takes `width` and `dtype`; see `estimators.build`."""
-    net = AiFDNet(config.width)
+    """The estimator of `config`; see `estimators.build`."""
+    net = AiFDNet(config.width, config.frame_position)
+
+    def attention(logits: Array) -> Array:
+        return jax.nn.softmax(logits, 1) if config.attention == "softmax" else soft_depth.share(jax.nn.softplus(logits))
 
     def apply(
         variables: Variables, frames: Array, focus: Array, *, train: bool = False, num_iterations: int | None = None
     ) -> tuple[Prediction, Any]:
         padded = pad_to_multiple(frames, least=32, mode="black")
         logits, stats = soft_depth.run(net, variables, padded.astype(config.dtype), train)
-        return soft_depth.answer(frames, focus, [jax.nn.softmax(logits.astype(jnp.float32), axis=1)]), stats
+        return soft_depth.answer(frames, focus, [attention(logits.astype(jnp.float32))], config.in_metres), stats
 
     estimator = Estimator(soft_depth.initializer(net), apply)
     return soft_depth.in_order(estimator, config.frame_order)

@@ -59,7 +59,7 @@ class DFV(nn.Module):
 
 
 def dfv(config: configs.DFV) -> Estimator:
-    """The estimator of `config`, of which it takes `volume`, `width` and `dtype`; see `estimators.build`.
+    """The estimator of `config`; see `estimators.build`.
 
     When training it answers at four scales (the finest is the answer), otherwise at the finest alone.
     """
@@ -69,7 +69,7 @@ def dfv(config: configs.DFV) -> Estimator:
         variables: Variables, frames: Array, focus: Array, *, train: bool = False, num_iterations: int | None = None
     ) -> tuple[Prediction, Any]:
         weights, stats = soft_depth.run(net, variables, pad_to_multiple(frames, mode="reflect"), train)
-        return soft_depth.answer(frames, focus, weights), stats
+        return soft_depth.answer(frames, focus, weights, config.in_metres), stats
 
     estimator = Estimator(soft_depth.initializer(net, num_frames=2, side=64), apply)
     return soft_depth.in_order(estimator, config.frame_order)

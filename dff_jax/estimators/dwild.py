@@ -179,22 +179,21 @@ class DWild(nn.Module):
 
 
 def dwild(config: configs.DWild) -> Estimator:
-    """The estimator of `config`, of which it takes `width` and `dtype`; see `estimators.build`.
+    """The estimator of `config`; see `estimators.build`.
 
     When training it answers at four scales (the finest is the answer), otherwise at the finest alone.
     """
     net = DWild(config.width)
 
     def attention(logits: Array) -> Array:
-        positive = jax.nn.softplus(logits.astype(jnp.float32)) + LEAST_SHARE
-        return positive / positive.sum(1, keepdims=True)
+        return soft_depth.share(jax.nn.softplus(logits.astype(jnp.float32)) + LEAST_SHARE)
 
     def apply(
         variables: Variables, frames: Array, focus: Array, *, train: bool = False, num_iterations: int | None = None
     ) -> tuple[Prediction, Any]:
         bgr = 2 * pad_to_multiple(frames, least=32, mode="black")[..., ::-1] - 1
         logits, stats = soft_depth.run(net, variables, bgr.astype(config.dtype), train)
-        return soft_depth.answer(frames, focus, [attention(scale) for scale in logits]), stats
+        return soft_depth.answer(frames, focus, [attention(scale) for scale in logits], config.in_metres), stats
 
     estimator = Estimator(soft_depth.initializer(net), apply)
     return soft_depth.in_order(estimator, config.frame_order)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
+from dff_jax.focus_axis import short_of_infinity
 from dff_jax.types import Array, Estimator, Prediction, Variables, confidence_of_error
 
 
@@ -21,27 +22,38 @@ def mean_depth(weights: Array, focus: Array) -> Array:
     return jnp.einsum("bzhw,bz->bhw", weights, focus)
 
 
+def share(values: Array) -> Array:
+    """Positive values [B,Z,H,W] divided by their sum over Z."""
+    return values / values.sum(1, keepdims=True)
+
+
 def spread(weights: Array, focus: Array, depth: Array) -> Array:
     """sqrt(sum_z w_z (s_z - depth)^2), [B,H,W]: DFV's uncertainty map."""
     return jnp.sqrt(jnp.sum(weights * jnp.square(focus[:, :, None, None] - depth[:, None]), 1))
 
 
-def answer(frames: Array, focus: Array, weights: list[Array]) -> Prediction:
+def answer(frames: Array, focus: Array, weights: list[Array], in_metres: bool = False) -> Prediction:
     """A Prediction from what a network gives.
 
     Args:
       frames: [B,Z,H,W,3] in [0,1].
-      focus: [B,Z] in q.
+      focus: [B,Z] in q, or -q (`in_order`).
       weights: of each scale, the answer's first: [B,Z,H',W'] that sum to 1 over Z, H' >= H and W' >= W (padded).
+      in_metres: the mean is one of metres, of 1/q; a setting at infinity counts as `short_of_infinity` has it.
     """
     height, width = frames.shape[2:4]
     weights = [w[:, :, :height, :width] for w in weights]
-    depths = jnp.stack([mean_depth(w, focus) for w in weights], -1)
+    if in_metres:
+        diopters = short_of_infinity(jnp.abs(focus), jnp.abs(focus), "metre")
+        sign = jnp.where(focus[:, :1, None] < 0, -1.0, 1.0)  # -q begins at -q_max
+        depths = jnp.stack([sign / mean_depth(w, 1 / diopters) for w in weights], -1)
+    else:
+        depths = jnp.stack([mean_depth(w, focus) for w in weights], -1)
     depth = depths[..., 0]
-    share = spread(weights[0], focus, depth) / (focus[:, -1] - focus[:, 0])[:, None, None]
+    error = spread(weights[0], focus, depth) / (focus[:, -1] - focus[:, 0])[:, None, None]
     return Prediction(
         depth=depth,
-        confidence=confidence_of_error(share),
+        confidence=confidence_of_error(error),
         disagreement=jnp.zeros_like(depth),
         all_in_focus=(weights[0][..., None] * frames).sum(1),
         scales=depths,

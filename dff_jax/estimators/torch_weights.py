@@ -8,7 +8,6 @@ everything else is as it is. Nothing in a file is ever executed.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import importlib
 import re
@@ -32,6 +31,7 @@ from dff_jax.types import Variables
 Published = Literal["dfv_fv", "dfv_diff", "aifdnet", "dwild", "resnet18"]
 MODELS: tuple[str, ...] = get_args(Published)
 """What can be imported: presets, and the encoder."""
+AIFDNET_FIRST = "conv3d_1a.conv3d.0.weight"  # whose inputs tell whether the network sees the place of a frame
 
 
 class Imported(NamedTuple):
@@ -40,6 +40,7 @@ class Imported(NamedTuple):
     output: Path
     parameters: int
     idle: tuple[str, ...]  # keys of the file that nothing uses
+    notes: tuple[str, ...] = ()  # what was assumed
 
 
 def import_weights(
@@ -48,6 +49,8 @@ def import_weights(
     output: str | Path | None = None,
     *,
     frame_order: Literal["ascending", "descending"] = "ascending",
+    trained_on: Literal["disparity", "diopter", "metre"] | None = None,
+    attention: Literal["softmax", "softplus"] | None = None,
 ) -> Imported:
     """Converts a published checkpoint (.safetensors, or what torch.save wrote) to a weights file.
 
@@ -58,22 +61,32 @@ def import_weights(
       output: The weights file to write; default <model>.safetensors.
       frame_order: Order of the frames in training: far first, or (descending, --near-first) near first, as
         DDFF-12 and FoD500 come.
+      trained_on: Unit of the focus settings in training, whose mean the network gives: metre for FoD500. Default:
+        disparity.
+      attention: How AiFDNet normalises its attention: softplus where args_model of the checkpoint has
+        normalize_attention. Default: what the file says, or softmax.
 
     Returns:
       Imported. A compared network's file is for `load_estimator`; that of `resnet18` is an encoder alone, for
       `training.encoder_weights`.
 
     Raises:
-      InputError: no such model, the output cannot be written; as `check_target` and `read_state_dict`.
+      InputError: no such model, an option that it does not have, the output cannot be written; as `check_target` and
+        `read_state_dict`.
       WeightsError: keys and shapes that are not the model's; lists both sides.
     """
     if model not in MODELS:
         raise InputError(f"--model: {model!r} cannot be imported; choose one of {', '.join(MODELS)}")
+    if attention is not None and model != "aifdnet":
+        raise InputError(f"--attention: {model} has no choice of it, only aifdnet; leave it out")
+    if trained_on is not None and model == "resnet18":
+        raise InputError("--trained-on: an encoder gives no depth; leave it out")
     source, output = Path(source), Path(output or f"{model}.safetensors")
-    state = read_state_dict(source)
+    state, settings = read_checkpoint(source)
     if output.exists() and output.samefile(source):
         raise InputError(f"{output}: is the file to import; choose another --output")
     check_target(output)
+    notes: list[str] = []
     info: dict[str, Any] = {"source": source.name, "sha256": _digest(source), "model": model}
     if model == "resnet18":
         config, layout = Proximal(input_range="imagenet"), "resnet18"
@@ -81,12 +94,23 @@ def import_weights(
         variables = {kind: {"encoder": tree} for kind, tree in found.items()}
         info["part"] = "encoder"
     else:
-        config = dataclasses.replace(configs.model_preset(model), frame_order=frame_order)
+        config = configs.model_preset(model).replace_known(
+            frame_order=frame_order, trained_on=trained_on or "disparity",
+            attention=attention or ("softplus" if settings.get("normalize_attention") else "softmax"),
+            frame_position=getattr(state.get(AIFDNET_FIRST), "shape", ())[1:2] == (4,),
+        )  # fmt: skip
         layout = config.method
+        if trained_on is None:
+            notes.append("taken as trained on disparities or diopters; of metres (FoD500), say --trained-on metre")
+        if model == "aifdnet" and attention is None and "normalize_attention" not in settings:
+            notes.append(
+                "the file does not say how attention is normalised, softmax is assumed; where its args_model has "
+                "normalize_attention, say --attention softplus"
+            )
         variables, idle = place(source, state, network_shapes(config), layout)
     save_weights(output, config, variables, info | {"idle": list(idle)})
     parameters = sum(x.size for x in jax.tree.leaves(variables["params"]))
-    return Imported(output, parameters, idle)
+    return Imported(output, parameters, idle, tuple(notes))
 
 
 def place(
@@ -162,10 +186,15 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
         does not hold finite floats.
       InputError: PyTorch is needed and not there, or too old to read safely.
     """
+    return read_checkpoint(path)[0]
+
+
+def read_checkpoint(path: str | Path) -> tuple[dict[str, np.ndarray], Mapping[str, Any]]:
+    """`read_state_dict`, and the settings of the network beside it, `args_model`, where they are plain data."""
     path = Path(path)
     if not path.is_file():
         raise WeightsError(f"{path}: no such file")
-    found = _read_safetensors(path) if path.suffix == ".safetensors" else _read_checkpoint(path)
+    found, settings = (_read_safetensors(path), {}) if path.suffix == ".safetensors" else _read_torch(path)
     tensors = {}
     for key, x in found.items():
         key = str(key).removeprefix("module.")
@@ -176,7 +205,7 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
         tensors[key] = np.asarray(x, np.float32)
         if not np.isfinite(tensors[key]).all():
             raise WeightsError(f"{path}: {key}: has values that are not finite numbers")
-    return tensors
+    return tensors, settings if isinstance(settings, Mapping) else {}
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
@@ -187,7 +216,7 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
         raise WeightsError(f"{path}: not a safetensors file, or truncated ({one_line(error)})") from None
 
 
-def _read_checkpoint(path: Path) -> dict[str, np.ndarray]:
+def _read_torch(path: Path) -> tuple[dict[str, np.ndarray], Any]:
     try:
         import torch
     except ImportError:
@@ -208,18 +237,20 @@ def _read_checkpoint(path: Path) -> dict[str, np.ndarray]:
             raise WeightsError(
                 f"{path}: holds Python objects beside its tensors, which are not loaded, as they could run any "
                 "program; if you trust the file, save its tensors alone, in the folder of the code that it came from: "
-                f'python -c "import torch; torch.save(torch.load({str(path)!r}, map_location=\'cpu\', '
-                "weights_only=False)['state_dict'], 'state_dict.pth')\""
+                f'python -c "import torch; found = torch.load({str(path)!r}, map_location=\'cpu\', '
+                "weights_only=False); torch.save(found['state_dict'], 'state_dict.pth'); "
+                "print(found.get('args_model'))\""
             ) from None
         raise WeightsError(f"{path}: not a PyTorch checkpoint, or truncated") from None
+    settings = None
     if isinstance(found, Mapping):
-        found = found.get("state_dict", found)
+        settings, found = found.get("args_model"), found.get("state_dict", found)
     if not isinstance(found, Mapping) or not found:
         raise WeightsError(f"{path}: no state dict inside, but {type(found).__name__}")
     odd = [str(key) for key, x in found.items() if not isinstance(x, torch.Tensor)]
     if odd:
         raise WeightsError(f"{path}: no state dict inside; {odd[0]} is not a tensor")
-    return {key: _to_numpy(x, torch) for key, x in found.items()}
+    return {key: _to_numpy(x, torch) for key, x in found.items()}, settings
 
 
 def _to_numpy(x: Any, torch: Any) -> np.ndarray:

@@ -114,6 +114,7 @@ def _open(
         weights.check_frames(loaded, shape[0])
     if resize is not None:
         source = resampling.resized(source, resize)
+    loaded.model.check_unit(source.unit)
     method = loaded.model.method
     estimator = evaluate.baseline(method) if method in BASELINES else loaded.estimator
     tasks = [Task(estimator, loaded.variables, iterations), *(Task(evaluate.baseline(name)) for name in BASELINES)]

@@ -260,6 +260,7 @@ def _predict(
         raise InputError(
             f"{chosen.label}: this network takes stacks of {trained_on} frames, as in training, not of {count}"
         )
+    chosen.model.check_unit(stack.unit)
     pixels, K = int(np.prod(stack.frames.shape[1:3])), _iterations(chosen, iterations)
     held = 0 if allocate is None or on_disk(stack.frames) else stack.frames.nbytes * (1 if align is None else 2)
     way = 4 * pixels * ((K or 0) + 3)  # bytes of the depths on the way to the answer
@@ -278,7 +279,8 @@ def _predict(
         options = options._replace(overlap=min(chosen.model.tile_overlap, options.tile // 2))
     maps, tiling = estimate(
         chosen.estimator, chosen.variables, stack, options, iterations=K, available=available,
-        bytes_per_pixel=chosen.model.bytes_per_pixel, identity=identity(chosen.model), stages=stages,
+        bytes_per_pixel=chosen.model.bytes_per_pixel, identity=identity(chosen.model), in_metres=chosen.model.in_metres,
+        stages=stages,
     )  # fmt: skip
     for name in ("depth", "confidence", "disagreement"):
         if not np.isfinite(getattr(maps, name)).all():

@@ -91,6 +91,7 @@ def estimate(
     available: float = math.inf,
     bytes_per_pixel: float = 0.0,
     identity: str | None = None,
+    in_metres: bool = False,
     stages: bool = False,
 ) -> tuple[Maps, TilingReport]:
     """Runs an estimator over a stack whose frames are sorted, in tiles.
@@ -101,6 +102,7 @@ def estimate(
       available: bytes that programs may need, as `TilingReport.memory` counts them.
       bytes_per_pixel: about how many of them for each pixel of a frame, so that no program is compiled in vain.
       identity: names the estimator among all others, for the cache on disk; None: its programs are not written there.
+      in_metres: the method needs q itself, as `ModelConfig.in_metres`.
       stages: also returns the depths on the way to the answer.
 
     Raises:
@@ -108,7 +110,7 @@ def estimate(
     """
     devices = options.devices
     settings = focus_axis.to_q(stack.focus, stack.unit)
-    origin = focus_axis.origin(settings)
+    origin = np.float64(0) if in_metres else focus_axis.origin(settings)
     q = np.asarray(settings - origin, np.float32)[None]
     height, width = stack.frames.shape[1:3]
     variables = jax.device_put(variables, _everywhere(devices))

@@ -105,6 +105,7 @@ def measure(one: Trained, test: str, source: StackSource, limit: int | None) -> 
     result: dict[str, Any] = {"key": key, "unit": source.unit}
     try:
         weights.check_frames(loaded, len(source[0].focus))
+        loaded.model.check_unit(source.unit)
     except InputError as error:
         result["refused"] = str(error)
     else:

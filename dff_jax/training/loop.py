@@ -268,6 +268,7 @@ def _evaluation_sources(config: Config) -> dict[str, pipeline.StackSource]:
     sources = {"validation": pipeline.open_source(config.data, "validation")}
     if (transfer := config.training.transfer) is not None:
         sources["transfer"] = pipeline.open_data(configs.DataSpec(source=transfer, unit=config.data.unit))
+    config.model.check_unit(sources["validation"].unit)
     return sources
 
 

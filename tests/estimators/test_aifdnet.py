@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import published_numpy
 import pytest
 from flax.traverse_util import flatten_dict
 from published import filled, stack
@@ -68,6 +69,28 @@ def test_inference_gives_pytorchs_numbers(small):
 
     moved, _ = apply(variables, frames, 3 - 0.5 * focus)
     np.testing.assert_allclose(moved.depth, 3 - 0.5 * prediction.depth, atol=1e-4)
+
+
+def test_softplus_attention_and_a_channel_of_the_frames_position(small):
+    """Both variants of the published network, against an independent computation."""
+    model = dataclasses.replace(SMALL, attention="softplus", frame_position=True)
+    estimator = estimators.build(model)
+    variables, given = filled(estimator), stack(3, 40, 50, 2)
+    prediction, _ = jax.jit(estimator.apply)(variables, *given)
+    state = published_numpy.published_state(flatten_dict(variables, sep="/"), torch_key)
+    want = published_numpy.aifdnet(state, *given, normalize_attention=True)
+    np.testing.assert_allclose(prediction.depth, want, atol=2e-6 * RANGE)
+    plain = published_numpy.aifdnet(state, *given)
+    assert np.abs(plain - want).max() > 0.01 * RANGE
+
+    _, variables, apply = small  # the plain network by the same computation
+    state = published_numpy.published_state(flatten_dict(variables, sep="/"), torch_key)
+    want = published_numpy.aifdnet(state, *given)
+    np.testing.assert_allclose(apply(variables, *given)[0].depth, want, atol=2e-6 * RANGE)
+
+    full = estimators.build(dataclasses.replace(model, width=1.0))
+    shapes = jax.eval_shape(full.init, jax.random.key(0), *stack(2, 32, 32))["params"]
+    assert sum(math.prod(x.shape) for x in jax.tree.leaves(shapes)) == 16_555_825
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import published_numpy
 import pytest
 from flax.traverse_util import flatten_dict
 from torch_layouts import dfv_shapes, wave_stacks, waves
@@ -65,6 +66,9 @@ def test_numbers_at_inference(variables, volume):
     np.testing.assert_allclose(found.depth[0, [0, 17, 59], [0, 40, 74]], pixels, atol=2e-3)
     np.testing.assert_allclose(found.depth.mean(), mean, atol=2e-3)
     assert found.scales.shape == (1, 60, 75, 1)
+    padded = np.pad(frames, ((0, 0), (0, 0), (0, 4), (0, 21), (0, 0)), mode="reflect")
+    want = published_numpy.dfv(waves(dfv_shapes(0.125)), padded, focus, volume == "diff")[0]
+    np.testing.assert_allclose(found.depth, want[:, :60, :75], atol=2e-3)
     jax.tree.map(np.testing.assert_array_equal, stats, variables["batch_stats"])
 
 

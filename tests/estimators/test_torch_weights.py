@@ -19,10 +19,12 @@ from torch_layouts import dfv_shapes, resnet18_shapes, waves
 from dff_jax import cli, estimators
 from dff_jax import config as configs
 from dff_jax.errors import InputError, WeightsError
+from dff_jax.estimators.aifdnet import torch_key as aifdnet_key
 from dff_jax.estimators.dfv import torch_key
 from dff_jax.estimators.torch_weights import import_weights, network_shapes, place, read_state_dict
 from dff_jax.estimators.weights import load_estimator, read, save_weights
 from dff_jax.network.encoder import torch_key as encoder_key
+from dff_jax.prediction.predict import predict
 from dff_jax.training import loop
 from dff_jax.training.initial_weights import load_encoder
 from dff_jax.training.loop import train
@@ -52,6 +54,7 @@ def test_dfv_from_end_to_end(tmp_path, capsys):
     given = [str(tmp_path / "DFF-DFV.safetensors"), "--model", "dfv_diff", "--output", str(output), "--near-first"]
     assert cli.main(["import-weights", *given]) == 0
     said = capsys.readouterr().out
+    assert "note: taken as trained on disparities or diopters; of metres (FoD500), say --trained-on metre" in said
     assert "dfv_diff: 18,988,484 parameters" in said and "feature_extraction.encoder.fc.weight" in said
     loaded = load_estimator(output)
     assert loaded.model == dataclasses.replace(configs.dfv_diff(), frame_order="descending")
@@ -160,6 +163,42 @@ def test_checkpoints_of_torch(tmp_path, torch):
         read_state_dict(path)
 
 
+AIFDNET = dataclasses.replace(configs.AiFDNet(), width=0.0625)
+
+
+def published_aifdnet(model):
+    """Its state dict at some width."""
+    shapes = flatten_dict(network_shapes(model), sep="/")
+    turned = {p: (*x.shape[:-3:-1], *x.shape[:-2]) if p.endswith("/kernel") else x.shape for p, x in shapes.items()}
+    return randoms({aifdnet_key(path): shape for path, shape in turned.items()})
+
+
+@pytest.mark.parametrize("says", [{"normalize_attention": True}, {"normalize_attention": False}, {}, None])
+@pytest.mark.parametrize("told", [None, "softplus"])
+def test_attention_of_aifdnet(tmp_path, torch, monkeypatch, says, told):
+    """What the checkpoint says of it, or the option; else softmax, with a note. Four channels are seen by the shape."""
+    model = dataclasses.replace(AIFDNET, frame_position=says is None)
+    monkeypatch.setattr(configs, "model_preset", lambda name: AIFDNET)
+    path = tmp_path / "aifdnet.tar"
+    path.write_bytes(b"P")
+    state = {f"module.{key}": Tensor(x) for key, x in published_aifdnet(model).items()}
+    torch.holds = {"args_dict": {}, "args_model": says, "state_dict": state}
+    done = import_weights(path, "aifdnet", tmp_path / "ours.safetensors", trained_on="metre", attention=told)
+    softplus = told == "softplus" or bool(says and says["normalize_attention"])
+    want = dataclasses.replace(model, trained_on="metre", attention="softplus" if softplus else "softmax")
+    assert load_estimator(done.output).model == want
+    assert len(done.notes) == (told is None and not says)
+    assert all("--attention softplus" in note for note in done.notes)
+
+
+def test_a_unit_that_tells_no_distance(tmp_path):
+    path = tmp_path / "metres.safetensors"
+    model = dataclasses.replace(AIFDNET, trained_on="metre")
+    save_weights(path, model, zeros(model), {})
+    with pytest.raises(InputError, match="model.trained_on: .* in metres or diopters, not disparity; .*--trained-on"):
+        predict(np.zeros((3, 32, 32, 3), np.uint8), [1, 2, 3], unit="disparity", weights=path)
+
+
 def test_without_torch(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     (tmp_path / "some.pth").touch()
@@ -172,6 +211,10 @@ def test_requests_that_make_no_sense(tmp_path):
     save_file(waves(resnet18_shapes()), path)
     with pytest.raises(InputError, match="choose one of dfv_fv, dfv_diff"):
         import_weights(path, "paper")
+    with pytest.raises(InputError, match="--attention: dwild has no choice of it"):
+        import_weights(path, "dwild", attention="softplus")
+    with pytest.raises(InputError, match="--trained-on: an encoder gives no depth"):
+        import_weights(path, "resnet18", trained_on="metre")
     with pytest.raises(InputError, match="is the file to import"):
         import_weights(path, "resnet18", path)
     with pytest.raises(WeightsError, match="not a checkpoint of dfv as published: missing .*; unknown bn1.bias"):

@@ -83,7 +83,8 @@ class Layers:
         return self.state.get(f"{self.prefix}{name}.bias", 0.0)
 
     def conv(self, x, name, **how):
-        return conv(x, self.array(f"{name}.weight"), self.bias(name), **how)
+        w = self.array(f"{name}.weight")
+        return conv(x, w if w.ndim == 5 else w[:, :, None], self.bias(name), **how)  # 2-D: of each frame
 
     def up(self, x, name):
         return conv_transpose(x, self.array(f"{name}.weight"), self.bias(name))
@@ -179,3 +180,112 @@ def dwild(state, frames, focus, train=False):
     o, _ = hourglass(cat(a, v1), "dres4", p, o)
     d4 = net.conv(a + o, "classif3.0")
     return [answer(d) for d in (d4, d3, d2, d1)]
+
+
+def aifdnet(state, frames, focus, train=False, normalize_attention=False):
+    """Frames [B,Z,H,W,3] in [0,1] and focus [B,Z] -> depth [B,H,W], with one class; 3 or 4 channels by the weights."""
+    net = Layers(state, "", train)
+
+    def c3(x, name, stride=1):
+        return relu(net.cb(x, f"{name}.conv3d", stride=stride))
+
+    def mixed(x, *names):
+        for name in (f"Mixed_{name}" for name in names):
+            pooled = max_pool(x, (3, 3, 3), (1, 1, 1), 1)
+            x = cat(
+                c3(x, f"{name}.branch0"),
+                c3(c3(x, f"{name}.branch1_0"), f"{name}.branch1_1"),
+                c3(c3(x, f"{name}.branch2_0"), f"{name}.branch2_1"),
+                c3(pooled, f"{name}.branch3_1"),
+            )
+        return x
+
+    def t3(x, name):
+        return c3(relu(net.norm(net.up(x, f"{name}.trans3d.0"), f"{name}.trans3d.1")), f"{name}.trans3d.3")
+
+    def halve(x):
+        return max_pool(x, (1, 3, 3), (1, 2, 2), (0, 1, 1))
+
+    x = padded(frames)
+    if net.array("conv3d_1a.conv3d.0.weight").shape[1] == 4:
+        s = np.arange(x.shape[2]).reshape(1, 1, -1, 1, 1)
+        x = cat(x, np.broadcast_to((s + 1) / x.shape[2], x[:, :1].shape))
+    c1a = c3(x, "conv3d_1a", 2)
+    c2c = c3(c3(halve(c1a), "conv3d_2b"), "conv3d_2c")
+    m3c = mixed(halve(c2c), "3b", "3c")
+    m4f = mixed(halve(m3c), "4b", "4c", "4d", "4e", "4f")
+    m5c = mixed(max_pool(m4f, (1, 2, 2), (1, 2, 2)), "5b", "5c")
+    x = cat(t3(m5c, "up_5c"), c3(m4f, "up_4f"))
+    x = cat(t3(x, "up_5c4f"), c3(m3c, "up_3c"))
+    x = cat(t3(x, "up_5c4f3c"), c3(c2c, "up_2c"))
+    x = cat(t3(x, "up_5c4f3c2c"), c3(c1a, "up_1a"))
+    logits = net.conv(net.up(x, "final_up"), "out")[:, 0]
+    w = np.logaddexp(0, logits) if normalize_attention else np.exp(logits)
+    return mean_depth(w / w.sum(1, keepdims=True), focus, *frames.shape[2:4])
+
+
+def dfv(state, frames, focus, diff=False, train=False):
+    """Frames [B,Z,H,W,3] in [0,1], H and W multiples of 32, and focus [B,Z] -> depths of four scales, finest first."""
+    net = Layers(state, "feature_extraction.", train)
+    deep = Layers(state, "", train)
+    height, width = frames.shape[2:4]
+
+    def cbl(x, name, double=False):
+        x = x.repeat(2, -1).repeat(2, -2) if double else x
+        x = net.cb(x, f"{name}.1.cbr_unit" if double else f"{name}.cbr_unit")
+        return np.where(x > 0, x, 0.1 * x)
+
+    def basic(x, name, stride):
+        y = relu(net.norm(net.conv(x, f"{name}.conv1", stride=stride), f"{name}.bn1"))
+        y = net.norm(net.conv(y, f"{name}.conv2"), f"{name}.bn2")
+        return relu(y + (net.cb(x, f"{name}.downsample", stride=2) if stride == 2 else x))
+
+    def pyramid(x, sizes, branch):
+        total = sum(resize(branch(average_pool(x, size), i), *x.shape[2:]) for i, size in enumerate(sizes))
+        return relu((x + 0.25 * total) / 2)
+
+    def counts(*lengths):
+        return [int(p) for p in np.linspace(1, min(lengths) // 2, 4)]
+
+    def residual(x, name):
+        y = deep.cb(relu(deep.cb(x, f"{name}.conv1")), f"{name}.conv2")
+        if f"{name}.downsample.conv1.weight" in state:
+            x = deep.norm(deep.conv(x, f"{name}.downsample.conv1"), f"{name}.downsample.bn")
+        return relu(y + x)
+
+    def decoder(x, name, pool=False):
+        x = residual(residual(x, f"{name}.convs.0"), f"{name}.convs.1")
+        s, h, w = x.shape[2:]
+        if pool:
+            sizes = [(s // p, h // p, w // p) for p in counts(s, h, w)]
+            x = pyramid(x, sizes, lambda y, i: deep.cb(y, f"{name}.pool_convs.{i}"))
+        cost = deep.conv(relu(deep.cb(x, f"{name}.classify.0")), f"{name}.classify.2.0")[:, 0]
+        if name != "decoder3":
+            x = relu(deep.cb(resize(x, 2 * h, 2 * w), f"{name}.up.1"))
+        return cost, x
+
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    x = np.moveaxis((frames - mean) / std, -1, 1)
+    x = relu(net.norm(net.conv(x, "encoder.conv1", stride=2), "encoder.bn1"))
+    x, layers = max_pool(x, (1, 3, 3), (1, 2, 2), (0, 1, 1)), []
+    for i in (1, 2, 3, 4):
+        x = basic(basic(x, f"encoder.layer{i}.0", 1 if i == 1 else 2), f"encoder.layer{i}.1", 1)
+        layers.append(x)
+    h, w = x.shape[-2:]
+    sizes = [(1, h // p, w // p) for p in reversed(counts(h, w))]
+    c6 = pyramid(x, sizes, lambda y, i: cbl(y, f"pyramid_pooling.path_module_list.{i}"))
+    c5 = cbl(cat(layers[2], cbl(c6, "upconv6", True)), "iconv5")
+    c4 = cbl(cat(layers[1], cbl(c5, "upconv5", True)), "iconv4")
+    c3 = cbl(cat(layers[0], cbl(c4, "upconv4", True)), "iconv3")
+    volumes = [cbl(c, f"proj{i}") for i, c in ((3, c3), (4, c4), (5, c5), (6, c6))]
+    if diff:
+        volumes = [np.concatenate([v[:, :, :-1] - v[:, :, 1:], v[:, :, -1:]], 2) for v in volumes]
+    cost6, x = decoder(volumes[3], "decoder6", True)
+    cost5, x = decoder(cat(x, volumes[2]), "decoder5", True)
+    cost4, x = decoder(cat(x, volumes[1]), "decoder4")
+    cost3, _ = decoder(cat(x, volumes[0]), "decoder3")
+    found = []
+    for cost in (cost3, cost4, cost5, cost6):
+        p = np.exp(resize(cost, height, width))
+        found.append(mean_depth(p / p.sum(1, keepdims=True), focus, height, width))
+    return found

@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dff_jax import cli
+from dff_jax import cli, config
+from dff_jax.estimators.weights import LoadedEstimator
+from dff_jax.prediction import predict as predicting
 from dff_jax.prediction.predict import predict, predict_to_folder
+from dff_jax.types import Estimator, Prediction
 
 H, W, Z = 32, 48, 4
 RNG = np.random.default_rng(0)
@@ -37,6 +40,21 @@ def test_an_offset_changes_nothing(unit):
     np.testing.assert_allclose(moved.depth - 1e9, plain.depth, atol=1.5e-4)
     np.testing.assert_allclose(moved.all_in_focus, plain.all_in_focus, atol=1e-5)
     assert moved.depth.dtype == np.float64 and plain.depth.dtype == np.float32
+
+
+def test_a_mean_of_metres_sees_the_distances_themselves(monkeypatch):
+    """No offset is taken off for a network that was trained on metres."""
+
+    def apply(variables, frames, focus, *, train=False, num_iterations=None):
+        depth = frames[:, 0, ..., 0] * 0 + 1 / (1 / focus).mean()
+        return Prediction(depth, depth * 0 + 1, depth * 0, frames[:, 0]), {}
+
+    model = config.DWild(trained_on="metre")
+    loaded = LoadedEstimator(model, Estimator(lambda *given: {}, apply), {}, "stub")
+    monkeypatch.setattr(predicting, "_choose", lambda *given: (loaded, ()))
+    metres = np.array([0.1, 0.1004, 0.1005, 0.1008])
+    found = predict(frames(), metres, unit="metre")
+    np.testing.assert_allclose(found.depth, metres.mean(), rtol=1e-6)
 
 
 def test_positions_turn_round(tmp_path):
