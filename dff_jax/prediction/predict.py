@@ -132,6 +132,7 @@ def predict_to_folder(
         given: dict[str, Any] = dict(
             focus=focus, unit=unit, reverse=reverse, method=method, weights=weights, iterations=iterations,
             max_size=max_size, tile=tile, overlap=overlap, memory=memory, devices=devices, align=align,
+            overwrite=overwrite,
         )  # fmt: skip
         return _each(Path(str(source)), stacks, Path(output), progress, given)
     start = time.perf_counter()

@@ -126,6 +126,14 @@ def test_packing_needs_an_evaluation(tmp_path):
     assert not (tmp_path / "out.safetensors").exists()
 
 
+def test_packing_overwrites_no_file_but_weights(tmp_path):
+    path = tmp_path / "notes.safetensors"
+    path.write_text("mine")
+    with pytest.raises(InputError, match="notes.safetensors: is there, and no weights file of this program"):
+        packing.pack("pretrained", path, {})
+    assert path.read_text() == "mine"
+
+
 def test_packing_again_changes_nothing_but_the_scores(tmp_path):
     score = {"MAE": 1.0, "RMS": 2.0, "AbsRel": None, "Acc_1": 99.0}
     found = {

@@ -143,6 +143,22 @@ def test_bad_arguments_end_in_one_line_and_leave_nothing(tmp_path):
     assert not output.exists()
 
 
+def test_an_output_among_the_stacks_or_with_others_files_is_refused_before_the_work(tmp_path, monkeypatch):
+    source, output = write_stacks(tmp_path / "data", 1), tmp_path / "out"
+    monkeypatch.setattr(module, "evaluated", lambda *args, **kwargs: pytest.fail("computed before it was checked"))
+    for folder in (source, source / "scene0", source / "results"):
+        with pytest.raises(InputError, match="is measured; write the results to another folder"):
+            evaluate_to_folder("classical", folder, folder_of(source))
+    for name in ("table.md", "figures/mae.png", "report.html"):
+        path = output / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("mine")
+        with pytest.raises(InputError, match=f"{name}: was not written here by this program.*--overwrite"):
+            evaluate_to_folder("classical", output, folder_of(source))
+        assert path.read_text() == "mine"
+        path.unlink()
+
+
 def test_a_full_disk_or_a_locked_folder_leaves_nothing_half_written(tmp_path, monkeypatch):
     source, output = write_stacks(tmp_path / "data", 1), tmp_path / "out"
     output.mkdir()

@@ -257,6 +257,14 @@ def test_wrong_input_leaves_nothing(stacks, network, tmp_path):
     assert [x.name for x in tmp_path.iterdir()] == ["file"]
 
 
+@pytest.mark.parametrize("name", ["config.json", "train.jsonl", "weights.safetensors", "weights_last.safetensors"])
+def test_files_of_somebody_else_are_not_taken_for_a_run(stacks, network, tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(InputError, match=f"{name}: was not written here by this program"):
+        loop.train(fakes.small_config(stacks), tmp_path)
+    assert (tmp_path / name).read_text() == "mine" and len(list(tmp_path.iterdir())) == 1
+
+
 def test_a_run_folder_has_one_user(finished, stacks, network, tmp_path):
     """The second start changes nothing; when the first has ended in whatever way, the folder is free."""
     output = tmp_path / "run"
