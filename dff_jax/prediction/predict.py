@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import threading
 import time
 from collections.abc import Sequence
@@ -31,7 +32,7 @@ from dff_jax.prediction.files import ALIGNMENT, FILES, write_alignment, write_ma
 from dff_jax.prediction.result import Result
 from dff_jax.prediction.tiled import RUNTIME, check_devices, estimate, memory_for_programs
 from dff_jax.prediction.tiles import TilingOptions
-from dff_jax.runtime.files import check_output, staged_output
+from dff_jax.runtime.files import check_output, staged_output, write_text
 from dff_jax.runtime.progress import track
 from dff_jax.types import Estimator, FocalStack
 
@@ -170,7 +171,7 @@ def predict_to_folder(
         "photograph_size": list(read.full_size),
         "notes": list(result.notes),
         "memory": {
-            "bound_gb": memory,
+            "bound_gb": memory if math.isfinite(memory) else None,
             "programs_gb": round(result.tiling.memory / 1e9, 3),
             "tile": list(result.tiling.tile),
             "tiles": result.tiling.tiles,
@@ -186,7 +187,7 @@ def predict_to_folder(
             write_alignment(staging, stack.frames, names, result.aligned)
         summary["seconds"] = round(time.perf_counter() - start, 2)
         text = json.dumps(summary, indent=2, allow_nan=False, ensure_ascii=False)
-        (staging / "summary.json").write_text(text + "\n", encoding="utf-8")
+        write_text(staging / "summary.json", text + "\n")
     return summary
 
 

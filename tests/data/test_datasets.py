@@ -271,3 +271,14 @@ def test_live_all_at_once_equals_one_after_another(blobs, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # only decides between map and vmap
     at_once = live.make_batch(keys, WORLD, 0.2, 0.02)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), in_turn, at_once)
+
+
+@pytest.mark.parametrize("key", ["pythonClassName", "python_class_name", "pythonClass\\u004eame"])
+def test_features_that_name_code_are_not_imported(tmp_path, key, monkeypatch):
+    (tmp_path / "evil.py").write_text("open('ran', 'w')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "features.json").write_text(f'{{"featuresDict": {{"features": {{"a": {{"{key}": "evil.Thing"}}}}}}}}')
+    with pytest.raises(InputError, match="names code that is not part of tfds: evil.Thing"):
+        datasets._open(tmp_path)
+    assert not (tmp_path / "ran").exists()

@@ -134,11 +134,25 @@ def _open(path: Path) -> tfds.core.DatasetBuilder:
     import tensorflow_datasets as tfds
 
     try:
+        _check_features((path / "features.json").read_text("utf-8"))
         builder = tfds.builder_from_directory(path)
         dict(builder.info.metadata or {})
         return builder
     except Exception as error:  # of json, of protobuf, and KeyErrors
         raise InputError(f"{path}: damaged ({one_line(error)}); remove that folder and make it again") from None
+
+
+def _check_features(text: str) -> None:
+    """Raises InputError if features.json names classes that are not tfds's own, which tfds would import."""
+
+    def check(item: dict[str, Any]) -> dict[str, Any]:
+        for key in ("pythonClassName", "python_class_name", "type"):
+            name = item.get(key, "")
+            if not isinstance(name, str) or "." in name and not name.startswith("tensorflow_datasets.core.features."):
+                raise InputError(f"features.json names code that is not part of tfds: {name}")
+        return item
+
+    json.loads(text, object_hook=check)
 
 
 def _check_options(path: Path, name: str, options: dict[str, Any]) -> None:

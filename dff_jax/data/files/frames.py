@@ -27,6 +27,7 @@ class Frame(NamedTuple):
     size: tuple[int, int]  # H, W upright
     read: Callable[[int | None], Picture]  # scaled down to a longest side
     header: Header
+    label: str  # what to call it in an error
 
 
 def read_frames(files: Sequence[Path]) -> tuple[np.ndarray, tuple[int, int]]:
@@ -54,7 +55,7 @@ def of_files(files: Sequence[Path]) -> tuple[list[Frame], tuple[str, ...]]:
             raise other_size(file, size, usual, f"{files[sizes.index(usual)].name} is")
     note = f"{', '.join(odd[:5])}: EXIF says another orientation than in the other frames; taken as those"
     frames = [
-        Frame(file.name, usual, functools.partial(read_frame, file, orientation=turned), header)
+        Frame(file.name, usual, functools.partial(read_frame, file, orientation=turned), header, str(file))
         for file, header in zip(files, headers, strict=True)
     ]
     return frames, (note,) if odd else ()

@@ -73,7 +73,8 @@ def read_stack(
             raise InputError(f"{path}: one image; a focal stack is a folder, a glob, or a TIFF of several pages")
         settings = focus_settings(files, focus, unit, reverse=reverse, pages=pages)
         frames = [
-            Frame(f"page {i + 1}", header.size, partial(read_frame, path, page=i), header) for i in range(pages.count)
+            Frame(f"page {i + 1}", header.size, partial(read_frame, path, page=i), header, f"{path}, page {i + 1}")
+            for i in range(pages.count)
         ]
     else:
         found = find(source)
@@ -93,10 +94,10 @@ def read_stack(
     needed, largest = max(((decoding_bytes(frame.header, max_size), frame) for frame in frames), key=lambda x: x[0])
     if needed > memory:
         raise InputError(
-            f"{path.parent / largest.name}: decoding its {largest.size[1]} x {largest.size[0]} pixels takes "
+            f"{largest.label}: decoding its {largest.size[1]} x {largest.size[0]} pixels takes "
             f"{needed / 1e9:.1f} GB; allow more (--memory), or scale the frames down (--max-size)"
         )
-    order = focus_axis.sort_order(settings.values, settings.unit, [str(path.parent / one.name) for one in frames])
+    order = focus_axis.sort_order(settings.values, settings.unit, [frame.label for frame in frames])
     frames, values = [frames[i] for i in order], settings.values[order]
     pixels, pictures, looks = decode(frames, max_size, allocate)
     notes = list(settings.notes)
