@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -135,3 +136,30 @@ class Config(Checked):
                     "model.num_planes: None (C = Z) needs stacks of one length; set data.frames to one number, such as "
                     "15 15, or num_planes"
                 )
+
+    def idle(self) -> list[str]:
+        """Fields that were changed but have no effect beside others, each with the reason."""
+        model, loss, found = self.model, self.loss, []
+
+        def has_no_effect(part: Checked, reason: str, *names: str) -> None:
+            plain = {field.name: field.default for field in dataclasses.fields(part)}
+            found.extend(f"{part._name(name)} ({reason})" for name in names if getattr(part, name) != plain[name])
+
+        if isinstance(model, Proximal):
+            if not model.own_code and model.prox not in ("gated_unet", "residual_cnn", "gru"):
+                has_no_effect(model, f"prox={model.prox} has no parameters", "tied")
+            if not model.refiner_steps:
+                has_no_effect(model, "refiner_steps=0", "refiner_inputs")
+            if model.prox == "identity":
+                has_no_effect(model, "prox=identity", "regularization", "regularization_init")
+        if loss.kind == "mse_final" and loss.penalty != "mse":
+            has_no_effect(loss, "kind=mse_final is squared", "penalty")
+        if loss.kind != "sequence":
+            has_no_effect(loss, f"kind={loss.kind}", "gamma")
+        if loss.kind != "multi_scale":
+            has_no_effect(loss, f"kind={loss.kind}", "scale_weights")
+        if self.optimizer.schedule == "constant":
+            has_no_effect(self.optimizer, "schedule=constant", "warmup_share", "div_factor", "final_div_factor")
+        if not self.optimizer.weight_decay:
+            has_no_effect(self.optimizer, "weight_decay=0", "decay")
+        return found

@@ -100,6 +100,8 @@ def train(config: Config, output: str | Path, *, resume: bool = True) -> dict[st
             processes.check_same(agreement.facts(config, output, resume))
             if not config.model.trained:
                 raise ConfigError(f"model.method: {config.model.method} has nothing to train; use it as it is")
+            for field in config.idle():
+                say(f"note: {field}: this field has no effect here")
             devices = parallel.choose_devices(plan, config.data.batch_size)
             begun = is_own(output, CONFIG) or any((output / checkpoint.FOLDER).glob("[0-9]*"))
             names = CONFIG, logs.FILE_NAME, validation.BEST_WEIGHTS, validation.LAST_WEIGHTS

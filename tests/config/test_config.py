@@ -65,3 +65,24 @@ def test_configs_are_frozen():
 def test_unknown_preset_lists_the_choices():
     with pytest.raises(ConfigError, match="'huge' is unknown.*paper, physical, tiny, .*classical"):
         cfg.model_preset("huge")
+
+
+@pytest.mark.parametrize(
+    ("model", "loss", "optimizer", "idle"),
+    [
+        ({}, {}, {}, []),
+        ({"prox": "tv", "tied": False}, {}, {}, ["model.tied"]),
+        ({"tied": False}, {}, {}, []),
+        ({"refiner_steps": 0, "refiner_inputs": "depth_volume_candidates"}, {}, {}, ["model.refiner_inputs"]),
+        ({}, {"kind": "mse_final", "penalty": "l1", "gamma": 0.3}, {}, ["loss.penalty", "loss.gamma"]),
+        ({}, {"kind": "mse_final", "penalty": "mse"}, {}, []),
+        ({}, {"scale_weights": (1.0, 0.5)}, {}, ["loss.scale_weights"]),
+        ({}, {}, {"schedule": "constant", "warmup_share": 0.1}, ["optimizer.warmup_share"]),
+    ],
+)
+def test_fields_without_effect_are_told(model, loss, optimizer, idle):
+    config = cfg.Config(
+        model=dataclasses.replace(cfg.tiny(), **model), loss=cfg.LossConfig(**loss),
+        optimizer=cfg.OptimizerConfig(**optimizer),
+    )  # fmt: skip
+    assert [text.partition(" ")[0] for text in config.idle()] == idle
