@@ -54,6 +54,8 @@ def ramp(count=6):
     [
         ["z_-10", "z_-2", "z_0", "z_+1", "z_10"],
         ["z-2", "z-1", "z0", "z1"],
+        ["z-002", "z-001", "z+000", "z+001"],
+        ["z_\N{MINUS SIGN}2", "z_\N{MINUS SIGN}1", "z_0"],
         ["scan-1", "scan-2", "scan-10"],  # a hyphen between words
         ["a 1,25", "a 1,5", "a 10,0"],
         ["p1.8", "p1.9", "p1.10", "p2.1"],
@@ -93,6 +95,12 @@ def test_a_counter_that_wraps(tmp_path):
     assert "leaps from f2.png to f4.png" in said(read_stack(tmp_path / "gap")[1])
     save(tmp_path / "even", ["f2.png", "f4.png", "f6.png"])
     assert "leaps" not in said(read_stack(tmp_path / "even")[1])
+    save(tmp_path / "signed", ["z-2.png", "z-1.png", "z1.png", "z2.png"])
+    assert "leaps from z-1.png to z1.png" in said(read_stack(tmp_path / "signed")[1])
+    save(tmp_path / "few", ["f1.png", "f98.png", "f99.png"])
+    assert "leaps from f1.png to f98.png" in said(read_stack(tmp_path / "few")[1])
+    save(tmp_path / "settings", ["f_0.35.png", "f_0.5.png", "f_0.9.png"])
+    assert "leaps" not in said(read_stack(tmp_path / "settings")[1])
 
 
 # Settings --------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import statistics
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,14 +45,14 @@ def natural_order(files: Sequence[Path]) -> list[Path]:
 
 
 def spaced_stems(files: Sequence[Path]) -> list[str]:
-    """The names without suffix, with a space before a minus sign.
+    """The names without suffix, with a space before a sign.
 
-    A hyphen behind letters is one where another name has no hyphen there: z-1, z0, z1.
+    A hyphen behind letters is a minus where another name has none there: z-1, z0, z1, or z-1, z+0, z+1.
     """
-    stems = [file.stem for file in files]
+    stems = [file.stem.replace("\N{MINUS SIGN}", "-") for file in files]
     hyphened = {m[1] for stem in stems for m in re.finditer(r"([A-Za-z]+)-[0-9]", stem)}
-    for letters in hyphened & {m[1] for stem in stems for m in re.finditer(r"([A-Za-z]+)[0-9]", stem)}:
-        stems = [re.sub(rf"(?<![A-Za-z]){letters}(?=-?[0-9])", f"{letters} ", stem) for stem in stems]
+    for letters in hyphened & {m[1] for stem in stems for m in re.finditer(r"([A-Za-z]+)\+?[0-9]", stem)}:
+        stems = [re.sub(rf"(?<![A-Za-z]){letters}(?=[+-]?[0-9])", f"{letters} ", stem) for stem in stems]
     return stems
 
 
@@ -66,14 +67,15 @@ def by_counter(files: list[Path]) -> tuple[list[Path], tuple[str, ...]]:
 
     A camera's counter goes from 9999 to 0001, or starts again in the next folder.
     """
-    parts = [re.split(r"([0-9]+)", file.stem) for file in files]
+    number = r"((?:(?<![A-Za-z0-9])[+-])?[0-9]+(?:[.,][0-9]+)?)"  # decimal numbers are settings
+    parts = [re.split(number, stem) for stem in spaced_stems(files)]
     columns = list(zip(*parts, strict=True)) if len({len(part) for part in parts}) == 1 else []
     varying = [column for column in columns if len(set(column)) > 1]
-    if len(files) < 3 or len(varying) != 1 or not varying[0][0].isdecimal():
+    if len(files) < 3 or len(varying) != 1 or not all(re.fullmatch("[+-]?[0-9]+", text) for text in varying[0]):
         return files, ()
     numbers = [int(text) for text in varying[0]]
     steps = [b - a for a, b in zip(numbers[:-1], numbers[1:], strict=True)]
-    usual = Counter(steps).most_common(1)[0][0]
+    usual = statistics.mode(sorted(steps))  # the smallest of those that occur most
     leaps = [i for i, step in enumerate(steps, start=1) if step > usual]
     if not leaps:
         return files, ()
