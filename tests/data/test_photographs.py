@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
+from dff_jax.data.files.focus_settings import labelled_settings
 from dff_jax.data.files.folder import find, stacks_in
 from dff_jax.data.files.series import natural_order
 from dff_jax.data.files.stack import read_stack
@@ -147,6 +148,12 @@ def test_positions_of_a_stage(tmp_path):
         ("focus_distance.txt", "0.35, 0.5, 2.5", "metre", [2.5, 0.5, 0.35]),
         ("focus_distance.txt", "1\t0.35 m\n2\t0.5 m\n3\t∞\n", "metre", [np.inf, 0.5, 0.35]),
         ("focus_distances.txt", "-1.5 um\n0 um\n1500 nm\n", "micron", [-1.5, 0, 1.5]),
+        ("focus_distance.txt", "diopters\n2.5\n1.5\n0.5\n", "diopter", [0.5, 1.5, 2.5]),
+        ("focus_distance.csv", "name,1/m\nf0,2.5\nf1,1.5\nf2,0.5\n", "diopter", [0.5, 1.5, 2.5]),
+        ("Focus Distance.csv", '"x/f2.png","2,5"\n"x/f0.png","0,5"\n"x/f1.png","1"\n', "metre", [2.5, 1, 0.5]),
+        ("focus_distance.txt", "[500 mm, 1 meter, 2 m]", "metre", [2, 1, 0.5]),
+        ("focus_distance.txt", "1,2,3", "metre", [3, 2, 1]),
+        ("focus_distance.txt", "0,35 0,5 0,9", "metre", [0.9, 0.5, 0.35]),
     ],
 )
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
@@ -165,6 +172,10 @@ def test_distance_files(tmp_path, name, text, unit, focus, encoding):
         ("0.35 m\n0.5 D\n1 m", "several units"),
         ("a.png 0.35\nf1.png 0.5\nf2.png 1\n", "no line for f0.png"),
         ("0.35\n0.5\n-inf", "focus setting -inf is not a finite"),
+        ("f0 0.35\nf0 0.5\nf2 1\n", "names a file twice"),
+        ("1,000.5\n1,100.5\n1,200.5\n", "names a file twice"),
+        ("f0 0.35\n0.5\nf2 1\n", "only in some lines"),
+        ("3 0.9\n1 0.35\n2 0.5\n", "no line for f0.png"),
     ],
 )
 def test_bad_distance_files(tmp_path, text, message):
@@ -172,6 +183,19 @@ def test_bad_distance_files(tmp_path, text, message):
     (tmp_path / "focus_distance.txt").write_text(text)
     with pytest.raises(InputError, match=message):
         read_stack(tmp_path)
+
+
+def test_a_distance_file_in_another_unit(tmp_path):
+    save(tmp_path, ["f0.png", "f1.png"])
+    (tmp_path / "focus_distance.txt").write_text("350 mm\n500 mm\n")
+    for read in (read_stack, labelled):
+        with pytest.raises(InputError, match=r"focus_distance.txt: its settings are in metre, not in diopter"):
+            read(tmp_path, unit="diopter")
+    np.testing.assert_allclose(labelled(tmp_path, unit="mm"), [350, 500])
+
+
+def labelled(folder, unit):
+    return labelled_settings(sorted(folder.glob("*.png")), unit)
 
 
 def test_what_is_not_used_is_named(tmp_path):

@@ -80,7 +80,7 @@ def check_labelled(name: str, place: Path, folders: list[Path], unit: str) -> tu
     for i, folder in enumerate(track(folders, f"{name}: checking", len(folders), shown=len(folders) > LOOKED_AT)):
         with collecting(found.problems):
             files, truth = labelled_files(folder)
-            focus, before = tuple(labelled_settings(files)), len(found.problems)
+            focus, before = tuple(labelled_settings(files, unit)), len(found.problems)
             z, height, width = add_stack(found, StackFiles(folder.name, tuple(files), focus, truth, unit))
             shapes.append((z, height, width))
             if i in looked_at and len(found.problems) == before:

@@ -79,7 +79,7 @@ def _find(name: str, folder: Path, config: UserStacks) -> tuple[StackFiles, tupl
             option = "reverse" if config.reverse else "max-size"
             raise InputError(f"{truth}: --{option} is for stacks without truth; leave it out, or prepare them apart")
         unit = config.unit or ("metre" if truth.stem.lower() == "depth" else "disparity")
-        focus, notes = labelled_settings(files), ()
+        focus, notes = labelled_settings(files, unit), ()
     return StackFiles(name, tuple(files), tuple(focus), truth, unit, unit == "metre"), notes
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from dff_jax.data.files.reading import reading
 from dff_jax.errors import InputError
 
-_NAMES = re.compile(r"focus_(distances?|dpth)\.(txt|csv)", re.IGNORECASE)
+_NAMES = re.compile(r"focus[_ -]?(distances?|dpth)\.(txt|csv)", re.IGNORECASE)
 _MOST = 2**21  # bytes
 _VALUE = re.compile(
     r"([+-]?(?:\d+(?:[.,]\d*)?|[.,]\d+)(?:e[+-]?\d+)?|[+-]?inf(?:inity)?|∞|nan)\s*([a-zµμ/1]*)", re.I | re.A
@@ -22,7 +22,8 @@ _BOMS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codec
 # Written unit -> our unit, and what one of it is. Focus distances are often written in millimetres.
 _UNITS = {
     "m": ("metre", 1.0), "metre": ("metre", 1.0), "meter": ("metre", 1.0), "cm": ("metre", 0.01),
-    "mm": ("metre", 1e-3), "d": ("diopter", 1.0), "dpt": ("diopter", 1.0), "diopter": ("diopter", 1.0),
+    "mm": ("metre", 1e-3), "millimetre": ("metre", 1e-3), "millimeter": ("metre", 1e-3),
+    "d": ("diopter", 1.0), "dpt": ("diopter", 1.0), "diopter": ("diopter", 1.0),
     "dioptre": ("diopter", 1.0), "1/m": ("diopter", 1.0), "um": ("micron", 1.0), "µm": ("micron", 1.0),
     "μm": ("micron", 1.0), "micron": ("micron", 1.0), "nm": ("micron", 1e-3),
 }  # fmt: skip
@@ -45,16 +46,23 @@ def read_distances(path: Path, files: Sequence[Path]) -> Distances:
     """The focus settings of `files`: one a line in their order, or lines that each name their file.
 
     Raises:
-      InputError: a line without a number, one that is not a number, or another count; units that do not go together.
+      InputError: a line without a number, one that is not a number, or another count; units that do not go together;
+        lines that name a file twice, or only some of which name theirs.
     """
-    lines = [(number, re.split(r"#|//|%", line)[0].strip(" \t,;")) for number, line in enumerate(_text(path), start=1)]
-    lines = [(number, line) for number, line in lines if line]
+    lines = [
+        (number, re.split(r"#|//|%", line)[0].replace('"', "")) for number, line in enumerate(_text(path), start=1)
+    ]
+    lines = [(number, line.strip(" \t,;[]")) for number, line in lines if line.strip(" \t,;[]")]
     header = ""
-    if lines and not re.search(r"\d|\binf|∞|\bnan\b", lines[0][1], re.I | re.A) and len(lines) > 1:
+    if len(lines) > 1 and not re.search(r"\d|\binf|∞|\bnan\b", lines[0][1].replace("1/m", ""), re.I | re.A):
         header = lines.pop(0)[1]
     if len(lines) == 1 < len(files):  # all in one line
-        lines = [(lines[0][0], item) for item in re.split(r"[;\s]+|,(?=\s)|,(?=.*\.)", lines[0][1]) if item]
-    stated = re.search(r"[(\[_\s](1/m|[a-zµμ]+)[)\]]?\s*$", header, re.I)
+        for mark in (r"\s*;\s*", r"[;\s]+|,\s", r"\s*,\s*"):
+            items = list(filter(None, re.split(mark, lines[0][1])))
+            if len(items) == len(files) and all(map(_VALUE.fullmatch, items)):
+                lines = [(lines[0][0], item) for item in items]
+                break
+    stated = re.search(r"(?:^|[(\[_\s,;])(1/m|[a-zµμ]+)[)\]]?\s*$", header, re.I)
     named: dict[str, float] = {}
     values, units = [], set()
     for number, line in lines:
@@ -63,19 +71,22 @@ def read_distances(path: Path, files: Sequence[Path]) -> Distances:
             raise InputError(f"{path}, line {number}: {line[:40]!r} is not a number")
         if np.isnan(value):
             raise InputError(f"{path}, line {number}: {line[:40]!r} is not a finite number")
-        if written and written.lower() not in _UNITS:
+        if written and _plain(written) not in _UNITS:
             raise InputError(f"{path}, line {number}: unit {written[:20]!r} is unknown; write m, mm, D or micron")
-        unit, scale = _UNITS.get((written or (stated[1] if stated else "")).lower(), (None, 1.0))
+        unit, scale = _UNITS.get(_plain(written or (stated[1] if stated else "")), (None, 1.0))
         units |= {unit} if unit or np.isfinite(value) else set()
         values.append(value * scale)
         if name:
-            named[name.lower()] = values[-1]
+            named[re.split(r"[/\\]", name.lower())[-1]] = values[-1]
     if len(units) > 1:
         raise InputError(f"{path}: settings of several units; write all in one")
-    if named and len(named) == len(lines):
+    if named and len(lines) > 1:
+        if len(named) < len(lines):
+            raise InputError(f"{path}: names a file twice, or only in some lines; write one `name value` a line")
         found = [named.get(file.name.lower(), named.get(file.stem.lower())) for file in files]
         missing = next((file.name for file, value in zip(files, found, strict=True) if value is None), None)
-        if missing and not all(name.isdecimal() for name in named):  # else they only count the lines
+        numbers = [int(name) for name in named if name.isdecimal()]  # which may only count the lines
+        if missing and numbers != list(range(min(numbers, default=0), min(numbers, default=0) + len(lines))):
             raise InputError(f"{path}: has no line for {missing}; add one, or give the settings with --focus")
         values = values if missing else found
     if len(values) != len(files):
@@ -104,3 +115,7 @@ def _parsed(line: str) -> tuple[str, float | None, str]:
     *name, number, unit = match.groups()
     number = number.replace(",", ".").replace("∞", "inf")
     return (name[0].strip(" \"'") if name else ""), float(number), unit
+
+
+def _plain(unit: str) -> str:
+    return unit.lower() if unit.lower() in _UNITS else unit.lower().removesuffix("s")

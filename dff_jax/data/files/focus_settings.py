@@ -72,8 +72,7 @@ def focus_settings(
         values = np.array(pages.positions or np.arange(count) * (pages.step or 0.0), np.float64)
         usual, origin = pages.unit or "mm", "the z positions in the file"
     elif texts:
-        (values, stated), origin = read_distances(texts[0], files), texts[0].name
-        usual = stated or unit or "metre"
+        (values, usual), origin = _listed(texts[0], files, unit), texts[0].name
         notes += [f"{path.name} is not used; {origin} is" for path in texts[1:]]
         notes += [f"the numbers in the file names are not used; {origin} is"] * (numbers is not None)
     elif numbers is not None:
@@ -150,14 +149,24 @@ def _exif(files: Sequence[Path]) -> np.ndarray:
     return found
 
 
-def labelled_settings(files: Sequence[Path]) -> np.ndarray:
-    """The focus settings [Z] of a stack with ground truth, which never fall back to an index.
+def _listed(path: Path, files: Sequence[Path], unit: str | None) -> tuple[np.ndarray, str]:
+    """Focus settings [Z] of a distance file, and its own unit; InputError if that is none that becomes `unit`."""
+    values, stated = read_distances(path, files)
+    usual = stated or unit or "metre"
+    if unit not in (None, usual) and not {unit, usual} <= {*focus_axis.LENGTHS}:
+        raise InputError(f"{path}: its settings are in {usual}, not in {unit}; correct the file or the unit")
+    return values, usual
+
+
+def labelled_settings(files: Sequence[Path], unit: str | None = None) -> np.ndarray:
+    """The focus settings [Z] in `unit` of a stack with ground truth, which never fall back to an index.
 
     From a text file beside the frames, or from names such as `10.0.png`, `10.png`, `image_1_0.35.jpg`; raises
-    InputError if neither.
+    InputError if neither, or if the file says another unit.
     """
     if texts := _distance_files(files):
-        return read_distances(texts[0], files).values
+        values, own = _listed(texts[0], files, unit)
+        return values if unit is None or own == unit else values * (focus_axis.LENGTHS[own] / focus_axis.LENGTHS[unit])
     values = []
     for file in files:
         match = re.fullmatch(rf"({_NUMBER})|.*_({_DECIMAL})", file.stem)

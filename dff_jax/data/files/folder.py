@@ -42,7 +42,7 @@ def read_labelled_stack(folder: Path, unit: str) -> FocalStack:
     focus_axis.check_unit(unit)
     folder = Path(folder)
     files, truth = labelled_files(folder)
-    values = labelled_settings(files)
+    values = labelled_settings(files, unit)
     order = focus_axis.sort_order(values, unit, [str(file) for file in files])
     frames, size = read_frames([files[i] for i in order])
     depth, mask = read_truth(truth, size)
