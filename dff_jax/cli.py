@@ -22,6 +22,8 @@ from tyro._errors import on_parse_error
 from tyro.conf import Positional, Suppress, UseAppendAction
 
 from dff_jax import __version__, config
+from dff_jax.config.base import MOST
+from dff_jax.config.methods import MOST_ITERATIONS
 from dff_jax.errors import InputError, one_line, printable
 from dff_jax.prediction.words import in_words
 from dff_jax.runtime.stopping import interruptible
@@ -148,7 +150,7 @@ def parse(name: str, words: list[str]) -> tuple[Callable[..., Any], dict[str, An
     if missing := [parameter for parameter in required if given[parameter] in ((), [])]:
         raise UsageError(f"missing: {', '.join(missing)}")
     for parameter, value in given.items():
-        most = config.methods.MOST_ITERATIONS if parameter == "iterations" else config.base.MOST
+        most = MOST_ITERATIONS if parameter == "iterations" else MOST
         for number in value if isinstance(value, tuple | list) else (value,):
             if isinstance(number, int) and number > most:
                 raise UsageError(f"--{parameter.replace('_', '-')}: at most {most}, got {one_line(number, 40)}")

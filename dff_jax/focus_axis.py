@@ -75,7 +75,7 @@ def origin(q: np.ndarray) -> np.float64:
     return np.float64(q[0] if np.abs(q).max() > 100 * abs(q[-1] - q[0]) else 0)
 
 
-def short_of_infinity(q: Array, focus: Array, unit: str) -> Array:
+def short_of_infinity(q: Any, focus: Array, unit: str) -> Any:
     """q [B,...] in metres cut off at four times the farthest setting [B,Z] short of infinity; else unchanged.
 
     A mean over metres would say nothing if a single pixel at infinity could enter it.

@@ -158,11 +158,12 @@ def check_scenes(data: DataConfig, files: Sequence[SceneFiles]) -> None:
     """Raises ConfigError for a scene smaller than `data.crop`; says if depth lies outside a fixed focus range."""
     for file in files:
         check_crop(data.crop, image_size(file.rgb), f"scene {file.name!r}")
+    focus_range = data.lens.focus_range
     looked_at = {*np.linspace(0, len(files) - 1, min(len(files), LOOKED_AT)).astype(int).tolist()}
-    for i in sorted(looked_at) if data.lens.focus_range else ():
+    for i in sorted(looked_at) if focus_range else ():
         scene = read_scene(files[i])
         q, unit = to_q(scene.depth[scene.mask], scene.unit), scene.unit.replace("metre", "diopter")
-        if note := outside_note(str(files[i].depth), q, data.lens.focus_range, unit):
+        if note := outside_note(str(files[i].depth), q, focus_range or (), unit):
             return say(f"note: {note}")
 
 

@@ -127,7 +127,9 @@ def fill(pixels: np.ndarray, opaque: Sequence[np.ndarray | None]) -> tuple[np.nd
             mask = mask | masks[k]
         release_pages(pixels)
     if nowhere.any() and not nowhere.all():
-        rows, columns = ndimage.distance_transform_edt(nowhere, return_distances=False, return_indices=True)
+        rows, columns = np.asarray(
+            ndimage.distance_transform_edt(nowhere, return_distances=False, return_indices=True)
+        )
         for frame in pixels:
             frame[nowhere] = frame[rows[nowhere], columns[nowhere]]
             release_pages(pixels)

@@ -108,7 +108,7 @@ def read_stack(
         for k, z in enumerate(keep):  # in place, as the frames may lie on disk
             pixels[k] = pixels[z]
         pixels, values = pixels[: len(keep)], values[keep]
-        frames, pictures, looks = ([items[z] for z in keep] for items in (frames, pictures, looks))
+        frames, pictures, looks = [frames[z] for z in keep], [pictures[z] for z in keep], [looks[z] for z in keep]
     names = tuple(one.name for one in frames)
     notes += odd_frames.remarks(looks, names)
     if bits := stretch(pixels):
