@@ -20,8 +20,8 @@ from dff_jax.data.files.align import align_stack, check_model, remarks
 from dff_jax.data.files.focus_settings import focus_settings, labelled_settings
 from dff_jax.data.files.folder import find_frames, labelled_files, list_stacks, truth_file
 from dff_jax.data.files.frames import MIN_SIDE
-from dff_jax.data.files.images import downscale
 from dff_jax.data.files.reading import collecting
+from dff_jax.data.files.scaling import downscale
 from dff_jax.errors import InputError
 from dff_jax.runtime.progress import say
 from dff_jax.types import FocalStack

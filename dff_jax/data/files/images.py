@@ -7,6 +7,7 @@ imagecodecs, 16-bit PPM here, and TIFF by tifffile.
 from __future__ import annotations
 
 import importlib
+import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,7 +19,7 @@ from PIL import Image
 
 from dff_jax.data.files import tiff
 from dff_jax.data.files.reading import check_pixels, read_bytes, reading
-from dff_jax.data.files.scaling import Rows, assemble, downscale, fitting  # noqa: F401
+from dff_jax.data.files.scaling import fitting, from_pillow, full_range, scaled, upright, without_alpha
 from dff_jax.data.files.z_steps import Pages
 from dff_jax.errors import InputError
 
@@ -34,8 +35,8 @@ OTHER_SUFFIXES = frozenset(
     ".heic .heif .avif .jp2 .jxl .dng .cr2 .cr3 .nef .nrw .arw .raf .orf .rw2 .pef .srw .x3f .3fr .iiq .psd".split()
 ) - {*IMAGE_SUFFIXES}
 _DRAFT = 2**26  # pixels of a JPEG above which a draft saves memory; it is scaled a little less exactly
-# Bytes a pixel that a decoder holds beside Pillow's image; 6 for the coefficients of progressive JPEG.
-_DECODER = {"JPEG": 6, "MPO": 6, "PNG": 4, "WEBP": 12, "AVIF": 6, "JPEG2000": 16}
+# Bytes a pixel that decoding holds, 14 in other formats: Pillow's image, one of another mode, and their bytes.
+_HELD = {"WEBP": 18, "JPEG2000": 20, "PPM": 24}
 _ORIENTATION, _EXIF, _TIME, _FRACTION, _DISTANCE = 0x0112, 0x8769, 0x9003, 0x9291, 0x9206  # tags
 
 
@@ -88,24 +89,24 @@ def read_picture(
     Raises:
       InputError: missing, unreadable, empty, truncated, corrupt, too large, an animation, or none of the formats.
     """
-
-    def finished(rows: Rows, own: int, profile: bytes | None) -> Picture:
-        turn = own if orientation is None else orientation
-        pixels, opaque = assemble(rows, turn, max_size)
-        usable = profile if profile and profile[16:20] == b"RGB " else b""  # as grey and CMYK have become RGB
-        return Picture(pixels, opaque, turn, usable)
-
     with reading(path):
-        if not _is_tiff(path):
+        box = None
+        if _is_tiff(path):
+            pixels, opaque, own, profile = tiff.read_page(path, page)
+            size = fitting(pixels.shape[:2], max_size)
+        else:
             with _opened(path) as image:
                 own, profile = _facts(_exif(image))[0], image.info.get("icc_profile")
-                return finished(_rows(path, image, max_size), own, profile)
-        with tiff.opened(path, page) as (rows, own, profile):
-            if isinstance(rows, Rows):
-                return finished(rows, own, profile)
-            with open(path, "rb") as file, Image.OPEN["TIFF"][0](file, "") as image:
-                image.seek(rows)
-                return finished(_pillow_rows(image), own, profile)
+                size = fitting((image.height, image.width), max_size)
+                if max_size is not None and image.width * image.height > _DRAFT:  # JPEG: a half, a quarter or an eighth
+                    _, box = image.draft(None, size[::-1]) or (None, None)
+                pixels, opaque = _decoded(path, image)
+        turn = own if orientation is None else orientation
+        pixels, opaque = scaled(pixels, opaque, size, box)
+        pixels = np.ascontiguousarray(upright(np.broadcast_to(pixels, (*size, 3)), turn))
+        opaque = None if opaque is None or opaque.all() else upright(opaque, turn)
+        usable = profile if profile and profile[16:20] == b"RGB " else b""  # as grey and CMYK have become RGB
+        return Picture(pixels, opaque, turn, usable)
 
 
 def read_header(path: str | Path) -> Header:
@@ -127,18 +128,16 @@ def read_header(path: str | Path) -> Header:
         with _opened(path) as image:
             turn, captured, distance = _facts(_exif(image))
             size = (image.width, image.height) if turn > 4 else (image.height, image.width)
-            each = {"1": 1, "L": 1, "P": 1, "I;16": 2}.get(image.mode, 4)
-            draft = image.format in ("JPEG", "MPO") and "progressive" not in image.info
-            draft &= image.width * image.height > _DRAFT
-            each += 0 if draft else _DECODER.get(image.format, 0)
-            return Header(size, turn, captured, distance, 1, each * image.width * image.height, draft)
+            area = image.width * image.height
+            draft = area > _DRAFT and image.format in ("JPEG", "MPO") and "progressive" not in image.info
+            return Header(size, turn, captured, distance, 1, _HELD.get(image.format, 14) * area, draft)
 
 
 def decoding_bytes(header: Header, max_size: int | None = None) -> int:
     """Memory that `read_picture` needs at most, about; also for its result, of up to 16 bits."""
     (height, width), full = fitting(header.size, max_size), header.size
     reduced = min(8, full[0] // height, full[1] // width) if header.draft else 1
-    return header.held // (1 << reduced.bit_length() - 1) ** 2 + 7 * height * width + min(2**27, 24 * full[0] * full[1])
+    return max(header.held // (1 << reduced.bit_length() - 1) ** 2, 14 * height * width)
 
 
 def read_pages(path: str | Path) -> Pages:
@@ -171,6 +170,10 @@ def check_png(file: BinaryIO) -> tuple[int, int, int, int]:
 
 def _is_tiff(path: str | Path) -> bool:
     return read_bytes(path, 4) in tiff.HEADS
+
+
+_GAP = rb"(?:\s|#[^\n]*\n)+"
+_DEEP_PPM = re.compile(rb"P([56])" + rb"\d+".join([_GAP] * 3) + rb"(\d+)\s")  # binary, with its largest value
 
 
 @contextmanager
@@ -221,81 +224,25 @@ def _facts(exif: Image.Exif) -> tuple[int, str, float | None]:
     fraction = re.match(r"\d+", str(details.get(_FRACTION, "")))
     captured = (time[0] + (f".{fraction[0]}" if fraction else "")) if time and time[0][:4] != "0000" else ""
     rational = details.get(_DISTANCE, 0)
-    with suppress(TypeError, ValueError, ZeroDivisionError):
+    try:
         distance = float(rational)
-        if 0 < distance < 65535 and getattr(rational, "numerator", 0) != 2**32 - 1:  # what says: unknown, or infinite
-            return turn if turn in range(1, 9) else 1, captured, distance
-    return turn if turn in range(1, 9) else 1, captured, None
+    except (TypeError, ValueError, ZeroDivisionError):
+        distance = 0.0
+    known = 0 < distance < 65535 and getattr(rational, "numerator", 0) != 2**32 - 1  # which says: unknown, or infinite
+    return turn if turn in range(1, 9) else 1, captured, distance if known else None
 
 
-def _rows(path: str | Path, image: Any, max_size: int | None) -> Rows:
+def _decoded(path: str | Path, image: Any) -> tuple[np.ndarray, np.ndarray | None]:
+    """The pixels of an opened picture, as `without_alpha` has them."""
     if image.format == "PNG":
         with open(path, "rb") as file:
             bits = check_png(file)[2]
         if bits == 16 and image.mode != "I;16":
             import imagecodecs
 
-            return _array_rows(imagecodecs.png_decode(read_bytes(path)))
-    if image.format == "PPM" and (deep := _PPM.match(read_bytes(path, 2**12))) and int(deep[4]) > 255:
-        return _ppm_rows(path, deep)
-    full = image.height, image.width
-    if max_size is not None and full[0] * full[1] > _DRAFT:
-        height, width = fitting(full, max_size)
-        image.draft(None, (width, height))  # JPEG: decodes to a half, a quarter or an eighth that is still large enough
-    return _pillow_rows(image)._replace(reduced=round(max(full) / max(image.size)), full=full)
-
-
-def _pillow_rows(image: Any) -> Rows:
-    if image.mode == "F":
-        raise InputError("a picture of floats is read as TIFF only; save it as TIFF")
-    whole, deep = (0, image.height), image.mode.startswith("I")
-
-    def read(top: int, bottom: int) -> tuple[np.ndarray, np.ndarray | None]:
-        band = image if (top, bottom) == whole else image.crop((0, top, image.width, bottom))
-        key = image.info.get("transparency")
-        if deep:
-            part = np.asarray(band).clip(0, 65535).astype(np.uint16)
-            return _rgb(part), None if key is None else part != key
-        if key is None and band.mode not in ("LA", "PA", "RGBA"):
-            return np.asarray(band.convert("RGB")), None
-        pixels = np.asarray(band.convert("RGBA"))
-        return np.ascontiguousarray(pixels[..., :3]), pixels[..., 3] > 0
-
-    return Rows((image.height, image.width), np.uint16 if deep else np.uint8, read)
-
-
-def _array_rows(pixels: np.ndarray) -> Rows:
-    """Of [H,W], or [H,W,C] with grey, grey+alpha, RGB or RGBA."""
-    alpha = pixels[..., -1] if pixels.ndim == 3 and pixels.shape[-1] in (2, 4) else None
-
-    def read(top: int, bottom: int) -> tuple[np.ndarray, np.ndarray | None]:
-        return _rgb(pixels[top:bottom]), None if alpha is None else alpha[top:bottom] > 0
-
-    return Rows((pixels.shape[0], pixels.shape[1]), pixels.dtype, read)
-
-
-_GAP = rb"(?:\s|#[^\n]*\n)+"
-_PPM = re.compile(rb"P([56])" + rb"(\d+)".join([_GAP] * 3) + rb"(\d+)\s")
-
-
-def _ppm_rows(path: str | Path, head: re.Match[bytes]) -> Rows:
-    """Of binary PPM or PGM with more than 8 bits."""
-    width, height, most, samples = int(head[2]), int(head[3]), int(head[4]), 3 if head[1] == b"6" else 1
-
-    def read(top: int, bottom: int) -> tuple[np.ndarray, np.ndarray | None]:
-        with open(path, "rb") as file:
-            file.seek(head.end() + 2 * width * samples * top)
-            part = np.frombuffer(file.read(2 * width * samples * (bottom - top)), ">u2")
-        part = np.rint(part.reshape(bottom - top, width, samples) * (65535 / most)).clip(0, 65535)
-        return _rgb(part.astype(np.uint16)), None
-
-    return Rows((height, width), np.uint16, read)
-
-
-def _rgb(pixels: np.ndarray) -> np.ndarray:
-    """[H,W], or [H,W,C] with grey, grey+alpha, RGB or RGBA, to [H,W,3]."""
-    if pixels.ndim == 2:
-        pixels = pixels[..., None]
-    if pixels.shape[-1] < 3:
-        pixels = np.repeat(pixels[..., :1], 3, axis=-1)
-    return np.ascontiguousarray(pixels[..., :3], dtype=pixels.dtype.newbyteorder("="))
+            return without_alpha(imagecodecs.png_decode(read_bytes(path)))
+    if image.format == "PPM" and (head := _DEEP_PPM.match(read_bytes(path, 2**12))) and int(head[2]) > 255:
+        shape = image.height, image.width, 3 if head[1] == b"6" else 1
+        samples = np.fromfile(path, ">u2", math.prod(shape), offset=head.end()).reshape(shape)
+        return full_range(np.minimum(samples, int(head[2])), int(head[2])), None
+    return from_pillow(image)

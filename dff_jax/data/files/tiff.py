@@ -1,4 +1,4 @@
-"""TIFF: which pages of a file are pictures, and the rows of one of them.
+"""TIFF: which pages of a file are pictures, and the pixels of one of them.
 
 tifffile decodes. Palettes, YCbCr and CMYK, which have to be converted, are left to Pillow.
 """
@@ -9,17 +9,17 @@ import functools
 import json
 import logging
 import math
+import operator
 import os
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from dff_jax.data.files.reading import MAX_BYTES, check_pixels
-from dff_jax.data.files.scaling import Rows
+from dff_jax.data.files.scaling import from_pillow, full_range
 from dff_jax.data.files.z_steps import Pages, of_imagej, of_ome
 from dff_jax.errors import InputError
 
@@ -90,9 +90,8 @@ def _layout(path: str, *stamp: int) -> Layout:
         return Layout(found, tuple(places), size, _orientation(first), _held(first))
 
 
-@contextmanager
-def opened(path: str | Path, number: int) -> Iterator[tuple[Rows | int, int, bytes]]:
-    """Picture `number` of a file: its rows, or its page for Pillow; its EXIF orientation; its ICC profile.
+def read_page(path: str | Path, number: int) -> tuple[np.ndarray, np.ndarray | None, int, bytes]:
+    """Picture `number` of a file: as `scaling.without_alpha` has it; its EXIF orientation; its ICC profile.
 
     Raises:
       InputError: as `layout`; no such picture; a kind of picture that is not read.
@@ -106,12 +105,15 @@ def opened(path: str | Path, number: int) -> Iterator[tuple[Rows | int, int, byt
     place = places[number]
     with tifffile.TiffFile(path) as file:
         file.filehandle.seek(place.tags)
-        page = tifffile.TiffPage(file, index=place.page)
+        page: Any = tifffile.TiffPage(file, index=place.page)
+        page.dataoffsets = tuple(offset + place.behind * page.nbytes for offset in page.dataoffsets)
         _check_strips(page)
-        plain = _is_plain(page)
-        if plain and page.axes not in ("YX", "YXS", "SYX"):
-            raise InputError(f"a TIFF of axes {page.axes} is not one image; save each frame as a file")
-        yield (_rows(page, place.behind) if plain else place.page), _orientation(page), page.iccprofile or b""
+        facts = _orientation(page), page.iccprofile or b""
+        if _is_plain(page):
+            return *_decoded(page), *facts
+    with open(path, "rb") as stream, Image.OPEN["TIFF"][0](stream, "") as image:
+        image.seek(place.page)
+        return *from_pillow(image), *facts
 
 
 def _check_chain(file: tifffile.TiffFile) -> None:
@@ -148,16 +150,20 @@ def _is_plain(page: Any) -> bool:
 
 
 def _held(page: Any) -> int:
-    """Bytes that decoding holds: two rows of strips or tiles and the file's own, or all of it by Pillow."""
+    """Bytes that decoding holds: samples, three rows of strips, and a plane in float32 or what `full_range` needs."""
     height, width = page.imagelength, page.imagewidth
     if not _is_plain(page):
-        return 4 * height * width
+        return 14 * height * width
+    size = -(-page.bitspersample // 8)
     high = page.tilelength if page.is_tiled else min(page.rowsperstrip or height, height)
-    return 0 if page.is_final else 3 * high * width * page.samplesperpixel * -(-page.bitspersample // 8)
+    strips = 0 if page.is_final else 3 * high * width * size * page.samplesperpixel
+    whole = page.bitspersample in (8, 16) and page.sampleformat == 1
+    beside = (8 if size > 1 else 1) if whole else (max(size, 4) + 2) * page.samplesperpixel
+    return strips + height * width * (size * page.samplesperpixel + beside)
 
 
 def _check_strips(page: Any) -> None:
-    """Raises unless a TIFF has as many strips or tiles as its size needs, and all their bytes if uncompressed.
+    """Raises unless a TIFF has as many strips or tiles as its size needs, and all their bytes.
 
     tifffile fills up with zeros what is missing.
     """
@@ -178,74 +184,21 @@ def _check_strips(page: Any) -> None:
     wrong = page.compression == 1 and sum(sizes) != size
     if len(page.dataoffsets) != count or len(sizes) != count or min(sizes) == 0 or wrong:
         raise ValueError(f"{len(sizes)} strips of {sum(sizes)} bytes for {width} x {height} pixels")
+    if max(map(operator.add, page.dataoffsets, sizes)) > page.parent.filehandle.size:
+        raise ValueError("the file ends before its pixels")
 
 
-def _rows(page: Any, behind: int) -> Rows:
-    """The rows of a page; `behind`: of the picture so many pictures further on."""
-    height, width, samples = page.imagelength, page.imagewidth, page.samplesperpixel
-    planes = samples if page.planarconfig == 2 else 1
+def _decoded(page: Any) -> tuple[np.ndarray, np.ndarray | None]:
+    """The samples of a page, as `without_alpha` has them."""
+    if page.axes not in ("YX", "YXS", "SYX"):
+        raise InputError(f"a TIFF of axes {page.axes} is not one image; save each frame as a file")
+    samples = page.samplesperpixel
     extra = [i for i, kind in enumerate(page.extrasamples, samples - len(page.extrasamples)) if kind in (1, 2)]
     colours = 3 if page.photometric == 2 else samples - len(extra)
     if colours > 3:
         raise InputError(f"has {samples} channels; export one, or RGB")
-    handle, bits = page.parent.filehandle, page.bitspersample
-    kind = np.dtype(page.dtype).newbyteorder(page.parent.byteorder)
-    high = page.tilelength if page.is_tiled else min(page.rowsperstrip or height, height)
-
-    def contiguous(top: int, bottom: int) -> np.ndarray:
-        size, parts = width * samples // planes * kind.itemsize, []
-        for plane in range(planes):
-            handle.seek(page.dataoffsets[0] + behind * page.nbytes + (plane * height + top) * size)
-            parts.append(np.frombuffer(handle.read((bottom - top) * size), kind).reshape(bottom - top, width, -1))
-        return parts[0] if planes == 1 else np.concatenate(parts, axis=-1)
-
-    @functools.lru_cache(maxsize=2)  # bands share rows
-    def decoded(row: int) -> np.ndarray:
-        """A row of strips or tiles, [h,W,samples]."""
-        across, down = -(-width // page.tilewidth) if page.is_tiled else 1, -(-height // high)
-        found = np.empty((min(high, height - row * high), width, samples), page.dtype)
-        for plane in range(planes):
-            for column in range(across):
-                index = (plane * down + row) * across + column
-                handle.seek(page.dataoffsets[index])
-                data = handle.read(page.databytecounts[index])
-                if len(data) < page.databytecounts[index]:
-                    raise ValueError("the file ends before its pixels")
-                part, (*_, left, _), _ = page.decode(
-                    data, index, jpegtables=page.jpegtables, jpegheader=page.jpegheader
-                )
-                there = found[:, left : left + part.shape[2], plane : plane + samples // planes]
-                there[...] = part[0, : len(found), : there.shape[1]]
-        return found
-
-    def read(top: int, bottom: int) -> tuple[np.ndarray, np.ndarray | None]:
-        if page.is_final:
-            part = contiguous(top, bottom)
-        else:
-            first = top // high
-            found = [decoded(row) for row in range(first, -(-bottom // high))]
-            part = found[0] if len(found) == 1 else np.concatenate(found)
-            part = part[top - first * high : bottom - first * high]
-        opaque = part[..., extra[0]] > 0 if extra else None
-        part = _full_range(part[..., : 3 if colours == 3 else 1], bits)
-        if page.photometric == 0:  # white is 0
-            part = np.iinfo(part.dtype).max - part
-        return np.ascontiguousarray(np.broadcast_to(part, (*part.shape[:2], 3))), opaque
-
-    deep = bits > 8 or kind.kind == "f"
-    return Rows((height, width), np.uint16 if deep else np.uint8, read)
-
-
-def _full_range(pixels: np.ndarray, bits: int) -> np.ndarray:
-    """TIFF samples to uint8 or uint16 over the whole range of the type."""
-    pixels = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
-    if pixels.dtype in (np.uint8, np.uint16) and bits in (8, 16):
-        return pixels
-    if pixels.dtype.kind == "f":
-        if not np.all((pixels >= 0) & (pixels <= 1)):  # False for NaN as well
-            raise InputError("a float TIFF must lie in [0, 1] with no NaN; rescale it or save it as 16 bit")
-        return np.rint(pixels.astype(np.float64) * 65535.0).astype(np.uint16)  # 65535 is no float16
-    if pixels.dtype.kind not in "ub":
-        raise InputError(f"samples of type {pixels.dtype} are not supported; save it as 8 or 16 bit")
-    top, kind = (255, np.uint8) if bits < 8 else (65535, np.uint16)
-    return np.rint(pixels * (top / (2.0**bits - 1))).astype(kind)
+    found = page.asarray(squeeze=False, maxworkers=1, buffersize=2**24)[:, 0]  # [planes,H,W,samples of a plane]
+    found = np.moveaxis(found, 0, 2).reshape(page.imagelength, page.imagewidth, samples)
+    opaque = found[..., extra[0]] > 0 if extra else None
+    found = full_range(found[..., : 3 if colours == 3 else 1], 2**page.bitspersample - 1)
+    return np.iinfo(found.dtype).max - found if page.photometric == 0 else found, opaque  # 0: white is 0
