@@ -8,7 +8,6 @@ everything else is as it is. Nothing in a file is ever executed.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib
 import re
 from collections.abc import Mapping
@@ -26,6 +25,7 @@ from dff_jax.config import ModelConfig, Proximal
 from dff_jax.errors import InputError, WeightsError, one_line
 from dff_jax.estimators.release import check_target
 from dff_jax.estimators.weights import differences, save_weights
+from dff_jax.runtime.replacing import digest
 from dff_jax.types import Variables
 
 Published = Literal["dfv_fv", "dfv_diff", "aifdnet", "dwild", "resnet18"]
@@ -87,7 +87,7 @@ def import_weights(
         raise InputError(f"{output}: is the file to import; choose another --output")
     check_target(output)
     notes: list[str] = []
-    info: dict[str, Any] = {"source": source.name, "sha256": _digest(source), "model": model}
+    info: dict[str, Any] = {"source": source.name, "sha256": digest(source), "model": model}
     if model == "resnet18":
         config, layout = Proximal(input_range="imagenet"), "resnet18"
         found, idle = place(source, state, _encoder_shapes(), layout)
@@ -168,11 +168,6 @@ def _torch_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def _from_torch(path: str, x: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(x.transpose(*range(2, x.ndim), 1, 0)) if path.endswith("/kernel") else x
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:

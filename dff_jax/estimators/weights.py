@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +23,7 @@ from dff_jax.config import ModelConfig, Proximal
 from dff_jax.errors import ConfigError, InputError, UntrustedCode, WeightsError, one_line
 from dff_jax.estimators.migration import migrate
 from dff_jax.runtime.compile import read_cached, write_cached
-from dff_jax.runtime.replacing import abandoned, mark
+from dff_jax.runtime.files import write_whole
 from dff_jax.types import Estimator, Variables
 
 FORMAT = "dff_jax"
@@ -83,19 +82,10 @@ def save_weights(
     metadata = {"format": FORMAT, "version": VERSION, "model": configs.to_json(model)}
     metadata |= {"info": json.dumps(dict(info)), "sha256": _checksum(tensors)}
     metadata["sha256_config"] = _checksum_text(metadata)
-    temporary = path.with_name(f".{path.name}.{mark()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        for left in path.parent.glob(f".{path.name}.*.tmp"):  # of a killed process
-            if abandoned(left, left.name.split(".")[-2]):
-                left.unlink(missing_ok=True)
-        with temporary.open("wb") as file:  # safetensors' own save_file makes it readable by the owner only
-            file.write(serialize(tensors, metadata))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        write_whole(path, serialize(tensors, metadata))  # safetensors' save_file makes it readable by the owner only
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
 
 

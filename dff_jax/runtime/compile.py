@@ -15,7 +15,6 @@ import contextlib
 import functools
 import hashlib
 import os
-import secrets
 import shlex
 import stat
 from collections.abc import Callable
@@ -25,6 +24,7 @@ from typing import Any
 
 import jax
 
+from dff_jax.runtime.files import write_whole
 from dff_jax.runtime.progress import say
 
 # XLA's newer CPU convolutions (YNNPACK) run on one core wherever a row of the image is little work, which is most of
@@ -174,15 +174,9 @@ def read_cached(*key: Any) -> bytes | None:
 
 def write_cached(content: bytes, *key: Any) -> None:
     """Keeps `content` under a key of values with a faithful repr."""
-    if (folder := cache_folder()) is None:
-        return
-    trial = folder / f".{os.getpid()}-{secrets.token_hex(4)}"
-    with contextlib.suppress(OSError):
-        try:
-            trial.write_bytes(content + hashlib.sha256(content).digest())
-            os.replace(trial, folder / _file_name(key))
-        finally:
-            trial.unlink(missing_ok=True)
+    if (folder := cache_folder()) is not None:
+        with contextlib.suppress(OSError):
+            write_whole(folder / _file_name(key), content + hashlib.sha256(content).digest())
 
 
 def _file_name(key: tuple[Any, ...]) -> str:

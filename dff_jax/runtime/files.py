@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import math
 import os
 import platform
-import secrets
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from dff_jax.errors import InputError
-from dff_jax.runtime.replacing import check_own, clear, exchange, mark, move_files
+from dff_jax.runtime.replacing import check_own, exchange, hidden, move_files
 
 
 def check_output(
@@ -47,7 +47,8 @@ def check_output(
         check_own(Path(folder), names, overwrite)
         if base.stat().st_mode & 0o222 == 0:
             raise InputError(f"{folder}: {base} is read-only; choose another output folder")
-        trial = _make_hidden(base)
+        trial = hidden(base)
+        trial.mkdir()
         try:
             with open(trial / "trial", "wb") as file:
                 file.write(b"\0" * 4096)
@@ -114,7 +115,8 @@ def staged_output(
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         # Inside an existing folder, which may be a file system of its own; otherwise beside the new folder.
-        staging = _make_hidden(folder if folder.is_dir() and not whole else folder.parent)
+        staging = hidden(folder if folder.is_dir() and not whole else folder.parent)
+        staging.mkdir()
         yield staging
         if whole and folder.exists():
             exchange(staging, folder)
@@ -146,36 +148,43 @@ def writing(folder: Path, then: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Holds `folder` for this process, by a lock on a file in it that the system drops when the process ends anyhow.
-
-    Where the system or the file system has no such locks, nothing is held.
+    """Holds `folder` for this process, by a lock on a file in it, which the system drops however the process ends.
 
     Raises:
       InputError: another process holds it; says which.
     """
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
     path = folder / ".dff-jax.lock"
-    with contextlib.ExitStack() as stack:
-        while True:
-            file = stack.enter_context(open(path, "ab+", buffering=0))
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                holder = file.read(200).decode(errors="replace") or "another process"
-                raise InputError(f"{folder}: in use by {holder}; stop that, or choose another output folder") from None
-            except OSError:
-                break
-            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                break  # otherwise its last holder has just removed it
-        stack.callback(path.unlink, missing_ok=True)
+    with open(path, "ab+", buffering=0) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read(200).decode(errors="replace") or "another process"
+            raise InputError(f"{folder}: in use by {holder}; stop that, or choose another output folder") from None
+        except OSError:  # a file system without locks
+            pass
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()}".encode())
-        yield
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file that is on the disk as a whole, or as it was before; raises OSError that names `path`."""
+    trial = hidden(path.parent)
+    try:
+        with trial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(trial, path)
+    except OSError as error:
+        error.filename = path
+        raise
+    finally:
+        trial.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -186,13 +195,6 @@ def write_text(path: Path, text: str) -> None:
 def nearest_existing(path: Path) -> Path:
     """`path`, or the nearest of its parents that exists."""
     return next(p for p in (path, *path.parents) if p.exists())
-
-
-def _make_hidden(parent: Path) -> Path:
-    clear(parent)
-    path = parent / f".dff-jax-{mark()}-{secrets.token_hex(4)}.partial"
-    path.mkdir()
-    return path
 
 
 def _reason(error: OSError) -> str:

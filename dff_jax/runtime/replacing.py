@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import re
+import secrets
 import shutil
 import time
 from collections.abc import Iterable
@@ -81,7 +82,7 @@ def exchange(new: Path, old: Path) -> None:
     swap = getattr(ctypes.CDLL(None), "renameat2", None)
     if swap and swap(-100, os.fsencode(new), -100, os.fsencode(old), 2) == 0:  # AT_FDCWD, RENAME_EXCHANGE
         return
-    aside = old.with_name(f"replaced.{mark()}.{old.name}")
+    aside = old.with_name(f"replaced.{_mark()}.{old.name}")
     old.rename(aside)
     new.rename(old)
     shutil.rmtree(aside)
@@ -92,18 +93,26 @@ def recover(path: Path) -> None:
     if not path.parent.is_dir():
         return
     for aside in path.parent.glob(f"replaced.*.{path.name}"):
-        if abandoned(aside, aside.name.split(".")[1]):
+        if _abandoned(aside, aside.name.split(".")[1]):
             shutil.rmtree(aside) if path.exists() else aside.rename(path)
-    clear(path.parent)
+    hidden(path.parent)
 
 
-def mark() -> str:
-    """This process, for the name of something that is not to outlive it; `abandoned` reads it."""
+def hidden(parent: Path) -> Path:
+    """A name in `parent` for what is not finished; what ended processes left under such names is removed."""
+    for left in parent.glob(".dff-jax-*.partial"):
+        with contextlib.suppress(OSError):
+            if _abandoned(left, left.name.split("-")[2]):
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+    return parent / f".dff-jax-{_mark()}-{secrets.token_hex(4)}.partial"
+
+
+def _mark() -> str:
     return f"{os.getpid()}@{_HOST}"
 
 
-def abandoned(path: Path, owner: str) -> bool:
-    """Whether the process that is marked as the `owner` of `path` has ended, as far as this machine knows."""
+def _abandoned(path: Path, owner: str) -> bool:
+    """Whether the process with the mark `owner` has ended, as far as this machine knows."""
     process, _, host = owner.partition("@")
     if host not in ("", _HOST):
         return time.time() - path.stat().st_mtime > _OLD
@@ -112,13 +121,5 @@ def abandoned(path: Path, owner: str) -> bool:
     except ProcessLookupError:
         return True
     except (OSError, ValueError, OverflowError):  # another user's, or no mark at all
-        return False
+        pass
     return False
-
-
-def clear(parent: Path) -> None:
-    """Removes the hidden folders of processes that have ended."""
-    for left in parent.glob(".dff-jax-*.partial"):
-        with contextlib.suppress(OSError):
-            if abandoned(left, left.name.split("-")[2]):
-                shutil.rmtree(left)

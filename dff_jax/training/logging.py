@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 import time
@@ -14,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dff_jax.errors import InputError
+from dff_jax.runtime.files import finite, write_whole
 from dff_jax.runtime.progress import say
 
 FILE_NAME = "train.jsonl"
@@ -36,13 +35,8 @@ class JsonlWriter:
             if damaged:
                 shutil.copyfile(path, spare := path.with_name(f"damaged-{FILE_NAME}"))
                 say(f"{path}: left out {damaged} damaged lines; the file as it was is {spare}")
-            temporary = path.with_name(f".{FILE_NAME}.tmp")
-            temporary.write_text("".join(map(_line, kept)))
-            os.replace(temporary, path)
-        try:
-            self._file = path.open("a")
-        except OSError as error:
-            raise InputError(f"{path}: cannot be written ({error.strerror})") from None
+            write_whole(path, "".join(map(_line, kept)).encode())
+        self._file = path.open("a")
 
     def scalars(self, step: int, kind: str, values: Mapping[str, float]) -> None:
         """`kind` is "train", "validation" or "transfer"."""
@@ -127,6 +121,4 @@ def _read(path: Path) -> tuple[list[dict[str, Any]], int]:
 
 
 def _line(values: dict[str, Any]) -> str:
-    """A line of the log. JSON has no NaN: a number that is not finite becomes null."""
-    plain = {name: None if isinstance(x, float) and not math.isfinite(x) else x for name, x in values.items()}
-    return json.dumps(plain) + "\n"
+    return json.dumps(finite(values)) + "\n"
