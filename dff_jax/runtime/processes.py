@@ -6,7 +6,6 @@ once, as the others would wait for it. They notice within LOST_SECONDS; then JAX
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import signal
@@ -115,18 +114,13 @@ def check_same(facts: Mapping[str, Any]) -> None:
     Raises:
       ConfigError: in all of them; names the first facts that differ.
     """
-    text = json.dumps(facts, sort_keys=True, default=str)
-    if len(set(gather(hashlib.sha256(text.encode()).hexdigest()))) == 1:
-        return
-    everyone = gather(json.loads(text))
-    names = sorted({name for given in everyone for name in given})
-    values = {name: [given.get(name, "absent") for given in everyone] for name in names}
-    found = [
-        f"{name} ({', '.join(f'{x} in process {i}' for i, x in enumerate(given))})"
-        for name, given in values.items()
-        if any(x != given[0] for x in given)
-    ]
-    raise ConfigError(f"processes: not the same in all: {'; '.join(found[:4])}; start all by the same command")
+    everyone, found = gather(dict(facts)), []
+    for name in sorted(set().union(*everyone)):
+        values = [given.get(name, "absent") for given in everyone]
+        if any(x != values[0] for x in values):
+            found.append(f"{name} ({', '.join(f'{x} in process {i}' for i, x in enumerate(values))})")
+    if found:
+        raise ConfigError(f"processes: not the same in all: {'; '.join(found[:4])}; start all by the same command")
 
 
 class Stop:

@@ -8,8 +8,6 @@ lie in it, as orbax itself would not notice a flipped bit.
 from __future__ import annotations
 
 import gc
-import hashlib
-import json
 import logging
 import math
 import os
@@ -17,6 +15,7 @@ import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,10 +24,15 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
+from dff_jax import __version__
 from dff_jax import config as configs
-from dff_jax.config import Config
+from dff_jax.config import Config, DataConfig
+from dff_jax.data import pipeline
 from dff_jax.errors import ConfigError, InputError, one_line
 from dff_jax.runtime import processes
+from dff_jax.runtime.files import write_whole, writing
+from dff_jax.runtime.progress import say
+from dff_jax.runtime.replacing import digest
 from dff_jax.training.state import TrainState
 
 FOLDER = "checkpoints"
@@ -89,19 +93,13 @@ def open_manager(run: Path, keep: int) -> ocp.CheckpointManager:
     except UnicodeEncodeError:  # which tensorstore cannot open
         raise InputError(f"{folder}: no name in UTF-8, as checkpoints need; choose another output folder") from None
     try:
-        return ocp.CheckpointManager(folder, item_handlers=handlers, options=options)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot hold checkpoints ({error.strerror or error})") from None
+        with writing(folder, "choose another output folder"):
+            return ocp.CheckpointManager(folder, item_handlers=handlers, options=options)
     except ValueError as error:  # orbax reads the metrics of all, and does not say whose are damaged
-        where = next((file.parent.parent for file in folder.glob("*/metrics/metrics") if _is_damaged(file)), folder)
+        if isinstance(error, InputError):
+            raise
+        where = next((one for one in folder.glob("[0-9]*") if _changed(one)), folder)
         raise InputError(f"{where}: damaged ({one_line(error)}); move this folder away") from None
-
-
-def _is_damaged(file: Path) -> bool:
-    try:
-        return json.loads(file.read_bytes()) is None
-    except ValueError:
-        return True
 
 
 def save(
@@ -125,46 +123,32 @@ def save(
         "data": ocp.args.JsonSave(data),
         "meta": ocp.args.JsonSave(meta),
     }
-    with processes.together():
-        if jax.process_index() == 0:
-            _check_room(Path(manager.directory), state)
-    try:
-        manager.save(step, metrics=metrics, args=ocp.args.Composite(**items), force=True)
-        if jax.process_index() == 0:
-            where = Path(manager.directory) / str(step)
-            unfinished = where / f".{SUMS}"
-            unfinished.write_text("".join(f"{line}\n" for line in _sums(where)))
-            unfinished.rename(where / SUMS)
-    except OSError as error:
-        failed = error.strerror or str(error)
-    except ValueError as error:  # of tensorstore, which raises no other for a full disk
-        if (code := re.search(r"os_error_code='(\d+)'", str(error))) is None:
-            raise
-        failed = os.strerror(int(code[1]))
-    else:
-        return
-    gc.collect()  # tensorstore's unfinished writes, now: at the end of Python they print tracebacks
-    raise _not_written(manager.directory, failed)
+    folder, first = Path(manager.directory), jax.process_index() == 0
+    careful = partial(writing, folder, "what was saved before stands: make room, and the same command goes on from it")
+    with processes.together(), careful():
+        if first:
+            _check_room(folder, state)
+    with careful():
+        full = 0
+        try:
+            manager.save(step, metrics=metrics, args=ocp.args.Composite(**items), force=True)
+        except ValueError as error:  # of tensorstore, which raises no other for a full disk
+            if (code := re.search(r"os_error_code='(\d+)'", str(error))) is None:
+                raise
+            full = int(code[1])
+        if full:
+            gc.collect()  # tensorstore's unfinished writes, now: at the end of Python they print tracebacks
+            raise OSError(full, os.strerror(full))
+        if first:
+            write_whole(folder / str(step) / SUMS, "".join(f"{line}\n" for line in _sums(folder / str(step))).encode())
 
 
 def _check_room(folder: Path, state: TrainState) -> None:
-    """Raises InputError if the disk has no room for the checkpoint. Tried before, as tensorstore's threads, too, print
-    tracebacks when it is full while they write."""
+    """Raises OSError if the disk has no room: were it full while tensorstore writes, its threads print tracebacks."""
     leaves = jax.tree.leaves(state)
-    needed = 2**18 + len(leaves) * 2**14 + sum(x.nbytes for x in leaves)
-    try:
-        with tempfile.TemporaryFile(dir=folder) as trial:
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(trial.fileno(), 0, needed)
-    except OSError as error:
-        raise _not_written(folder, error.strerror or str(error)) from None
-
-
-def _not_written(folder: Any, reason: str) -> InputError:
-    return InputError(
-        f"{folder}: cannot write a checkpoint ({reason}); what was saved before stands: make room, and the same "
-        "command goes on from there"
-    )
+    with tempfile.TemporaryFile(dir=folder) as trial:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(trial.fileno(), 0, 2**18 + len(leaves) * 2**14 + sum(x.nbytes for x in leaves))
 
 
 def _items(state: TrainState) -> dict[str, Any]:
@@ -187,7 +171,8 @@ def restore(manager: ocp.CheckpointManager, config: Config, abstract_state: Trai
         return None
     wanted = _items(abstract_state)
     with _readable(manager, step):
-        _check_sums(Path(manager.directory) / str(step))
+        if changed := _changed(Path(manager.directory) / str(step)):
+            raise ValueError(f"{changed} is not as it was saved")
         plain = ocp.args.Composite(data=ocp.args.JsonRestore(), meta=ocp.args.JsonRestore())
         data, meta = itemgetter("data", "meta")(manager.restore(step, args=plain))
         saved, progress = meta["config"], Progress(**meta["progress"])
@@ -207,23 +192,17 @@ def restore(manager: ocp.CheckpointManager, config: Config, abstract_state: Trai
 
 def _sums(folder: Path) -> list[str]:
     """A line for each file below `folder`: its SHA-256 and its name."""
-    found = []
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.name not in (SUMS, f".{SUMS}"):
-            with path.open("rb") as file:
-                found.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.relative_to(folder)}")
-    return found
+    return [f"{digest(path)}  {path.relative_to(folder)}" for path in sorted(folder.rglob("*")) if path.is_file()]
 
 
-def _check_sums(folder: Path) -> None:
-    """Raises ValueError if a file is not as it was saved. A checkpoint without checksums, of an earlier version or of
-    a process that was killed just then, passes."""
+def _changed(folder: Path) -> str:
+    """A file that is not as it was saved; "" if all are, or if the checkpoint has no checksums: an earlier version
+    wrote it, or a process that was killed just then."""
     if not (folder / SUMS).exists():
-        return
+        return ""
     now = {*_sums(folder), ""}
-    for line in (folder / SUMS).read_text(errors="replace").split("\n"):
-        if line not in now:
-            raise ValueError(f"{ascii(line[66:] or SUMS)} is not as it was saved")
+    lines = (folder / SUMS).read_text(errors="replace").split("\n")
+    return next((ascii(line[66:] or SUMS) for line in lines if line not in now), "")
 
 
 @contextmanager
@@ -277,6 +256,27 @@ def check_config(saved: dict[str, Any], now: dict[str, Any], where: Any) -> None
             f"{where}: holds a run with another configuration, which would not continue as it began: "
             f"{', '.join(changed)}; choose another output folder, or the run's own values"
         )
+
+
+def check_same(config: Config, output: Path, resume: bool) -> None:
+    """Checks that all processes do the same; each may have its data and its cores in its own way. All must call it."""
+    own = ("data_dir", "num_threads", "num_workers")
+    fields = flatten(configs.to_dict(config)).items()
+    facts = {name: value for name, value in fields if name.rpartition(".")[2] not in own}
+    processes.check_same(facts | {"version": __version__, "--output": str(output.resolve()), "--resume": resume})
+
+
+def check_folders(progress: Progress, data: DataConfig) -> Progress:
+    """Says which folders of stacks are not what they were when the run began; notes them if it begins here."""
+    folders = pipeline.describe_folders(data)
+    if progress.folders is None:
+        return progress._replace(folders=folders)
+    for root, now in folders.items():
+        then = progress.folders.get(root, now)
+        if then != now:
+            counts = f"{then.partition(',')[0]} then, {now.partition(',')[0]} now"
+            say(f"note: {root}: not the data with which the run began (names, sizes or dates differ; {counts})")
+    return progress
 
 
 def abstract(state: TrainState, sharding: jax.sharding.Sharding) -> TrainState:

@@ -29,7 +29,7 @@ from dff_jax.runtime.files import check_output, locked, staged_output, writing
 from dff_jax.runtime.progress import ProgressBar, say
 from dff_jax.runtime.replacing import is_own
 from dff_jax.runtime.stopping import stop_on_signal
-from dff_jax.training import agreement, checkpoint, optimizer, parallel, state, validation
+from dff_jax.training import checkpoint, optimizer, parallel, state, validation
 from dff_jax.training import logging as logs
 from dff_jax.training.initial_weights import load_encoder, load_matching
 from dff_jax.training.step import Update, make_update
@@ -97,7 +97,7 @@ def train(config: Config, output: str | Path, *, resume: bool = True) -> dict[st
     with ExitStack() as stack:
         stack.enter_context(processes.watched(advice))
         with processes.together():
-            processes.check_same(agreement.facts(config, output, resume))
+            checkpoint.check_same(config, output, resume)
             if not config.model.trained:
                 raise ConfigError(f"model.method: {config.model.method} has nothing to train; use it as it is")
             for field in config.idle():
@@ -135,7 +135,7 @@ def train(config: Config, output: str | Path, *, resume: bool = True) -> dict[st
             else:
                 first = begin(partial(_initial, plan))
                 restored = checkpoint.Restored(first, loader.get_state(), checkpoint.Progress())
-        restored = restored._replace(progress=agreement.with_folders(restored.progress, config.data))
+        restored = restored._replace(progress=checkpoint.check_folders(restored.progress, config.data))
         step = int(restored.state.step)
         if jax.process_index() == 0:
             with staged_output(output, overwrite=True) as staging:

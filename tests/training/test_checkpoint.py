@@ -223,7 +223,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_one_before(tmp_path, monkeypatch
         ):
             with monkeypatch.context() as patch:
                 patch.setattr(where, name, lambda *_, error=error, **__: (_ for _ in ()).throw(error))
-                with pytest.raises(InputError, match=r"write a checkpoint \(No space left on device\)") as raised:
+                with pytest.raises(InputError, match=r"written \(No space left on device\); what was saved") as raised:
                     checkpoint.save(manager, CONFIG, make_state(5), {}, checkpoint.Progress())
             assert "\n" not in str(raised.value)
         assert int(checkpoint.restore(manager, CONFIG, abstract()).state.step) == 4
@@ -239,7 +239,7 @@ def test_relative_folder(tmp_path, monkeypatch):
 
 def test_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "run").write_text("a file")
-    with pytest.raises(InputError, match="cannot hold checkpoints"):
+    with pytest.raises(InputError, match="run/checkpoints: cannot be written"):
         checkpoint.open_manager(tmp_path / "run", 1)
 
 

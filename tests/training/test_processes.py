@@ -20,7 +20,7 @@ from dff_jax import estimators
 from dff_jax.config.load import load_config, override
 from dff_jax.errors import ConfigError, InputError
 from dff_jax.runtime import processes
-from dff_jax.training import agreement, checkpoint, logging, loop
+from dff_jax.training import checkpoint, logging, loop
 
 HELPERS = pathlib.Path(__file__).parents[1] / "helpers"
 ROOT = HELPERS.parents[1]
@@ -48,16 +48,14 @@ def test_one_process_gathers_and_agrees_with_itself():
 
 
 def test_what_has_to_be_the_same_in_all(monkeypatch, tmp_path):
-    config = fakes.small_config(tmp_path)
-    one = agreement.facts(config, tmp_path, True)
+    config, told = fakes.small_config(tmp_path), []
+    monkeypatch.setattr(processes, "gather", lambda value: told.append(value) or [value, told[0]])
+    checkpoint.check_same(config, tmp_path, True)
     data = dataclasses.replace(config.data, num_threads=3, num_workers=1, data_dir="here")
-    assert one == agreement.facts(dataclasses.replace(config, data=data), tmp_path, True)
-    other = one | {"training.num_steps": 13, "--resume": False}
-    processes.check_same(one)
-    digests = [["ab", "cd"], [other, one]]
-    monkeypatch.setattr(processes, "gather", lambda value: digests.pop(0))
+    checkpoint.check_same(dataclasses.replace(config, data=data), tmp_path, True)
+    plan = dataclasses.replace(config.training, num_steps=13)
     with pytest.raises(ConfigError) as raised:
-        processes.check_same(other)
+        checkpoint.check_same(dataclasses.replace(config, training=plan), tmp_path, False)
     assert "training.num_steps (13 in process 0, 12 in process 1)" in str(raised.value)
     assert "--resume (False in process 0, True in process 1)" in str(raised.value)
 
