@@ -30,26 +30,32 @@ def meet(coordinator: str, count: int, own: int) -> None:
     """
     name, _, port = coordinator.rpartition(":")
     place = name.strip("[]"), int(port)
-    if own > 0:
-        with _call(place, own, MEET_SECONDS) as connection:
-            connection.settimeout(MEET_SECONDS + 5)  # so that process 0 gives up first, and says why
-            answer = ""
-            with suppress(OSError):
-                connection.sendall(f"dff-jax {own} {count}\n".encode())
-                answer = connection.makefile(errors="replace").readline(500).strip()
-        if answer != "go":
-            other = f"no: process {own} found another program at {name}, port {port}, or one that ended; see process 0"
-            raise ConfigError(f"--coordinator: {(answer if answer[:3] == 'no:' else other)[4:]}")
-        return
+    answer = _visit(place, count, own) if own else _receive(place, count)
+    if answer != "go":
+        raise ConfigError(f"--coordinator: {answer}")
+
+
+def _visit(place: tuple[str, int], count: int, own: int) -> str:
+    """Tells process 0 who this is; returns its answer."""
+    with _call(place, own, MEET_SECONDS) as connection, suppress(OSError):
+        connection.settimeout(MEET_SECONDS + 5)  # so that process 0 gives up first, and says why
+        connection.sendall(f"dff-jax {own} {count}\n".encode())
+        mark, _, answer = connection.makefile(errors="replace").readline(500).strip().partition(" ")
+        if mark == "dff-jax":
+            return answer
+    return f"process {own} found another program at {place[0]}, port {place[1]}, or one that ended; see process 0"
+
+
+def _receive(place: tuple[str, int], count: int) -> str:
+    """Waits for the others, and answers all of them "go", or why not; returns the answer."""
+    host, port = place
     with ExitStack() as stack:
         wide = {"family": socket.AF_INET6, "dualstack_ipv6": True} if socket.has_dualstack_ipv6() else {}
         try:
-            server = stack.enter_context(socket.create_server(("", place[1]), backlog=count, **wide))
+            server = stack.enter_context(socket.create_server(("", port), backlog=count, **wide))
         except OSError as error:
             reason = os.strerror(error.errno or 0)
-            raise ConfigError(
-                f"--coordinator: process 0 cannot listen on port {port} ({reason}); give another one to all processes"
-            ) from None
+            return f"process 0 cannot listen on port {port} ({reason}); give another one to all processes"
         _call(place, 0, FIND_SECONDS).close()
         found: dict[int, socket.socket] = {}
         until, answer = time.monotonic() + MEET_SECONDS, "go"
@@ -59,20 +65,19 @@ def meet(coordinator: str, count: int, own: int) -> None:
                 connection = stack.enter_context(server.accept()[0])
             except TimeoutError:
                 missing = ", ".join(str(i) for i in range(1, count) if i not in found)
-                answer = f"no: no process {missing} of {count} came to {name}, port {port}, within {MEET_SECONDS} s"
-                continue
+                answer = f"no process {missing} of {count} came to {host}, port {port}, within {MEET_SECONDS} s"
+                break
             connection.settimeout(5)
             with suppress(OSError, ValueError):  # of a stranger
                 mark, number, of = connection.makefile(errors="replace").readline(100).split()
-                if mark == "dff-jax" and int(of) != count:
-                    answer = f"no: process {number} has --num-processes {of}, process 0 has {count}"
                 if mark == "dff-jax":
                     found[int(number)] = connection
+                    if int(of) != count:
+                        answer = f"process {number} has --num-processes {of}, process 0 has {count}"
         for connection in found.values():
             with suppress(OSError):
-                connection.sendall(f"{answer}\n".encode())
-    if answer != "go":
-        raise ConfigError(f"--coordinator: {answer[4:]}")
+                connection.sendall(f"dff-jax {answer}\n".encode())
+    return answer
 
 
 def _call(place: tuple[str, int], own: int, seconds: float) -> socket.socket:
