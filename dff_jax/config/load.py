@@ -72,7 +72,7 @@ def from_dict(data: Any, cls: type = Config, where: str = "") -> Any:
             value = from_dict(value, inner, path)
         elif isinstance(value, list):
             value = tuple(value)
-        if cls is Proximal and key in Proximal.MAY_BE_OWN:
+        if cls is Proximal and key in ("scheme", "prox"):
             check_trusted(f"model.{key}", value)
         kwargs[key] = value
     return cls(**kwargs)
@@ -226,7 +226,7 @@ def override(config: Config, arguments: list[str]) -> Config:
         for key in path:
             section = section[int(key) if isinstance(section, tuple) else key]
         section[leaf] = _parsed(name, words, fields[name][1])
-    trust(*(data["model"].get(field, "") for field in Proximal.MAY_BE_OWN))
+    trust(data["model"].get("scheme"), data["model"].get("prox"))
     return from_dict(data, type(config))
 
 

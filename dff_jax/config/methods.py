@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self, get_args
 
 from dff_jax.config.base import Checked
-from dff_jax.config.own_code import is_own, trust
+from dff_jax.config.own_code import trust
 from dff_jax.errors import ConfigError
 
 Dtype = Literal["float32", "bfloat16"]
@@ -80,8 +80,6 @@ class Proximal(ModelConfig):
 
     method = "proximal"
     trained = True
-    MAY_BE_OWN: ClassVar[tuple[str, ...]] = ("scheme", "prox")
-    """Fields that may name code of the user's own."""
 
     dtype: Dtype = "float32"
     """Number format of the convolutions. Parameters, statistics, depths, softmax and loss are always float32."""
@@ -165,7 +163,7 @@ class Proximal(ModelConfig):
     the expected error of the answer (through `loss.uncertainty`) and changes nothing else."""
 
     def _check(self) -> None:
-        trust(*self.own_code)  # made in Python; what a file names was checked before
+        trust(self.scheme, self.prox)  # made in Python; what a file names was checked before
         self._positive("width", "decoder_width", "head_width", "step_size_init", "regularization_init")
         self._at_least(1, "num_candidates", "prox_levels")
         self._at_least(2, "num_planes")
@@ -196,11 +194,6 @@ class Proximal(ModelConfig):
     @property
     def any_length(self) -> bool:
         return self.num_planes is not None
-
-    @property
-    def own_code(self) -> tuple[str, ...]:
-        """Names of the user's own code among the scheme and the prox."""
-        return tuple(name for name in (self.scheme, self.prox) if is_own(name))
 
 
 @dataclass(frozen=True)

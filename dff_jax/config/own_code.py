@@ -24,7 +24,7 @@ def is_own(name: Any) -> bool:
     return isinstance(name, str) and any(mark in name for mark in ".:")
 
 
-def trust(*names: str) -> None:
+def trust(*names: Any) -> None:
     """Allows files that are read from now on to name this code, each `module:function`."""
     _trusted.update(filter(is_own, names))
 

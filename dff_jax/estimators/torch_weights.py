@@ -18,13 +18,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from safetensors import safe_open
 
 from dff_jax import config as configs
 from dff_jax.config import ModelConfig, Proximal
-from dff_jax.errors import InputError, WeightsError, one_line
+from dff_jax.errors import InputError, WeightsError
 from dff_jax.estimators.release import check_target
-from dff_jax.estimators.weights import differences, save_weights
+from dff_jax.estimators.weights import differences, read_safetensors, save_weights
 from dff_jax.runtime.replacing import digest
 from dff_jax.types import Variables
 
@@ -72,7 +71,7 @@ def import_weights(
 
     Raises:
       InputError: no such model, an option that it does not have, the output cannot be written; as `check_target` and
-        `read_state_dict`.
+        `read_checkpoint`.
       WeightsError: keys and shapes that are not the model's; lists both sides.
     """
     if model not in MODELS:
@@ -170,8 +169,9 @@ def _from_torch(path: str, x: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(x.transpose(*range(2, x.ndim), 1, 0)) if path.endswith("/kernel") else x
 
 
-def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
-    """The tensors of a published checkpoint by key, as float32, without `module.` and `num_batches_tracked`.
+def read_checkpoint(path: str | Path) -> tuple[dict[str, np.ndarray], Mapping[str, Any]]:
+    """The tensors of a published checkpoint by key, as float32, without `module.` and `num_batches_tracked`; and the
+    settings of the network beside them, `args_model`, where they are plain data.
 
     Args:
       path: a `.safetensors` file, or what `torch.save` wrote: a state dict, or a dict that holds one as `state_dict`.
@@ -181,15 +181,8 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
         does not hold finite floats.
       InputError: PyTorch is needed and not there, or too old to read safely.
     """
-    return read_checkpoint(path)[0]
-
-
-def read_checkpoint(path: str | Path) -> tuple[dict[str, np.ndarray], Mapping[str, Any]]:
-    """`read_state_dict`, and the settings of the network beside it, `args_model`, where they are plain data."""
     path = Path(path)
-    if not path.is_file():
-        raise WeightsError(f"{path}: no such file")
-    found, settings = (_read_safetensors(path), {}) if path.suffix == ".safetensors" else _read_torch(path)
+    found, settings = (read_safetensors(path)[0], {}) if path.suffix == ".safetensors" else _read_torch(path)
     tensors = {}
     for key, x in found.items():
         key = str(key).removeprefix("module.")
@@ -203,15 +196,9 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, np.ndarray], Mapping[st
     return tensors, settings if isinstance(settings, Mapping) else {}
 
 
-def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with safe_open(path, framework="numpy") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}
-    except Exception as error:  # SafetensorError, OSError, and what numpy says to types that it has not
-        raise WeightsError(f"{path}: not a safetensors file, or truncated ({one_line(error)})") from None
-
-
 def _read_torch(path: Path) -> tuple[dict[str, np.ndarray], Any]:
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such file")
     try:
         import torch
     except ImportError:
@@ -245,11 +232,8 @@ def _read_torch(path: Path) -> tuple[dict[str, np.ndarray], Any]:
     odd = [str(key) for key, x in found.items() if not isinstance(x, torch.Tensor)]
     if odd:
         raise WeightsError(f"{path}: no state dict inside; {odd[0]} is not a tensor")
-    return {key: _to_numpy(x, torch) for key, x in found.items()}, settings
-
-
-def _to_numpy(x: Any, torch: Any) -> np.ndarray:
-    return (x.float() if x.is_floating_point() else x).detach().numpy()
+    arrays = {key: (x.float() if x.is_floating_point() else x).detach().numpy() for key, x in found.items()}
+    return arrays, settings
 
 
 def _numpy_scalars() -> list[Any]:

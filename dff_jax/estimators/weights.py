@@ -20,10 +20,11 @@ import numpy as np
 
 from dff_jax import config as configs
 from dff_jax.config import ModelConfig, Proximal
+from dff_jax.config.own_code import is_own
 from dff_jax.errors import ConfigError, InputError, UntrustedCode, WeightsError, one_line
 from dff_jax.estimators.migration import migrate
 from dff_jax.runtime.compile import read_cached, write_cached
-from dff_jax.runtime.files import write_whole
+from dff_jax.runtime.files import write_whole, writing
 from dff_jax.types import Estimator, Variables
 
 FORMAT = "dff_jax"
@@ -82,11 +83,9 @@ def save_weights(
     metadata = {"format": FORMAT, "version": VERSION, "model": configs.to_json(model)}
     metadata |= {"info": json.dumps(dict(info)), "sha256": _checksum(tensors)}
     metadata["sha256_config"] = _checksum_text(metadata)
-    try:
+    with writing(path, "choose another file, or make room"):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, serialize(tensors, metadata))  # safetensors' save_file makes it readable by the owner only
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
 
 
 def load_weights(path: str | Path) -> Weights:
@@ -111,17 +110,7 @@ def read(path: str | Path) -> tuple[ModelConfig, dict[str, np.ndarray], dict[str
       WeightsError: no such file, not a safetensors file, truncated or damaged, or not written by this library or
         by another version of the format; tensors of whole or complex numbers.
     """
-    from safetensors import safe_open
-
-    path = Path(path)
-    if not path.is_file():
-        raise WeightsError(f"{path}: no such weights file")
-    try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}
-    except Exception as error:  # SafetensorError, OSError, and what numpy says to types that it has not
-        raise WeightsError(f"{path}: not a safetensors file, or truncated ({one_line(error)})") from None
+    tensors, metadata = read_safetensors(Path(path))
     if metadata.get("format") != FORMAT:
         raise WeightsError(f"{path}: a safetensors file, but not weights of dff-jax (no config inside)")
     if metadata.get("version") != VERSION:
@@ -145,6 +134,19 @@ def read(path: str | Path) -> tuple[ModelConfig, dict[str, np.ndarray], dict[str
     if metadata.get("sha256_config", _checksum_text(metadata)) != _checksum_text(metadata):  # earlier files have none
         raise WeightsError(f"{path}: damaged, the checksum of its config does not match; copy it again")
     return model, migrate(model, tensors), info
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The tensors and the metadata of a file; raises WeightsError if it is not there, no such file, or truncated."""
+    from safetensors import safe_open
+
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such file")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
+    except Exception as error:  # SafetensorError, OSError, and what numpy says to types that it has not
+        raise WeightsError(f"{path}: not a safetensors file, or truncated ({one_line(error)})") from None
 
 
 def fit(where: Any, tensors: Mapping[str, np.ndarray], model: ModelConfig, num_frames: int | None) -> Variables:
@@ -172,7 +174,7 @@ def identity(model: ModelConfig) -> str | None:
     """Names the estimator of `model` in the cache on disk; None if code of the user's own is part of it."""
     from dff_jax import estimators
 
-    own = isinstance(model, Proximal) and bool(model.own_code)
+    own = isinstance(model, Proximal) and (is_own(model.scheme) or is_own(model.prox))
     own = own or estimators.build.__module__ != estimators.__name__
     return None if own else configs.to_json(model)
 

@@ -21,15 +21,7 @@ def bands(image: np.ndarray) -> Iterator[slice]:
 
 def to_uint8(rgb: np.ndarray) -> np.ndarray:
     """Floats in [0,1] (clipped) or uint16, [H,...], to uint8; uint8 as it is."""
-    rgb = np.asarray(rgb)
-    if rgb.dtype == np.uint8:
-        return rgb
-    if rgb.dtype != np.uint16:
-        return _integers(rgb, np.uint8)
-    image = np.empty(rgb.shape, np.uint8)
-    for rows in bands(rgb):
-        image[rows] = np.rint(rgb[rows] / np.float32(257))
-    return image
+    return rgb if rgb.dtype == np.uint8 else _integers(rgb, np.uint8)
 
 
 def to_uint16(rgb: np.ndarray) -> np.ndarray:
@@ -38,9 +30,9 @@ def to_uint16(rgb: np.ndarray) -> np.ndarray:
 
 
 def _integers(rgb: np.ndarray, kind: type) -> np.ndarray:
-    image = np.empty(rgb.shape, kind)
+    image, scale = np.empty(rgb.shape, kind), np.float32(65535 if rgb.dtype == np.uint16 else 1)
     for rows in bands(rgb):
-        image[rows] = np.rint(np.clip(np.nan_to_num(rgb[rows]), 0.0, 1.0) * float(np.iinfo(kind).max))
+        image[rows] = np.rint(np.clip(np.nan_to_num(rgb[rows] / scale), 0.0, 1.0) * float(np.iinfo(kind).max))
     return image
 
 

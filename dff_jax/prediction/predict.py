@@ -25,7 +25,7 @@ from dff_jax.data.files.frame_store import Allocate, allocator, on_disk
 from dff_jax.data.files.reading import collecting
 from dff_jax.data.files.stack import read_stack
 from dff_jax.errors import InputError
-from dff_jax.estimators.weights import PRETRAINED, LoadedEstimator, identity, load_named
+from dff_jax.estimators.weights import PRETRAINED, LoadedEstimator, check_frames, identity, load_named
 from dff_jax.focus_axis import Unit
 from dff_jax.pictures import panels
 from dff_jax.prediction.files import ALIGNMENT, FILES, write_alignment, write_maps
@@ -257,11 +257,8 @@ def _predict(
     align: str | None, names: Sequence[str] | None = None, allocate: Allocate | None = None,
 ) -> Result:  # fmt: skip
     """`allocate` made the frames, so their memory counts; None: they are the caller's."""
-    count, trained_on = len(stack.focus), chosen.info.get("num_frames")
-    if not chosen.model.any_length and trained_on not in (None, count):
-        raise InputError(
-            f"{chosen.label}: this network takes stacks of {trained_on} frames, as in training, not of {count}"
-        )
+    count = len(stack.focus)
+    check_frames(chosen, count)
     chosen.model.check_unit(stack.unit)
     pixels, K = int(np.prod(stack.frames.shape[1:3])), _iterations(chosen, iterations)
     held = 0 if allocate is None or on_disk(stack.frames) else stack.frames.nbytes * (1 if align is None else 2)

@@ -145,8 +145,6 @@ def _open_to_others(folder: Path) -> str | None:
     with contextlib.suppress(OSError):
         for path in [path for path in (ours, *ours.parents) if not path.exists()][::-1]:
             path.mkdir(mode=0o700, exist_ok=True)
-    if not hasattr(os, "getuid"):
-        return None
     for path in (ours, *ours.parents):
         try:
             found = path.stat()

@@ -21,7 +21,7 @@ from dff_jax import config as configs
 from dff_jax.errors import InputError, WeightsError
 from dff_jax.estimators.aifdnet import torch_key as aifdnet_key
 from dff_jax.estimators.dfv import torch_key
-from dff_jax.estimators.torch_weights import import_weights, network_shapes, place, read_state_dict
+from dff_jax.estimators.torch_weights import import_weights, network_shapes, place, read_checkpoint
 from dff_jax.estimators.weights import load_estimator, read, save_weights
 from dff_jax.network.encoder import torch_key as encoder_key
 from dff_jax.prediction.predict import predict
@@ -89,19 +89,19 @@ def test_values_and_types_are_checked(tmp_path):
     path = tmp_path / "some.safetensors"
     half = {"a": np.array([1, 2.5], np.float16), "b": np.asarray(jnp.ones(2, jnp.bfloat16)), "c": np.ones(1)}
     save_file(half, path)
-    found = read_state_dict(path)
+    found, _ = read_checkpoint(path)
     assert all(x.dtype == np.float32 for x in found.values()) and found["a"].tolist() == [1, 2.5]
     save_file({"fine": np.ones(2), "module.decoder3.bad": np.array([1.0, np.inf])}, path)
     with pytest.raises(WeightsError, match="decoder3.bad: has values that are not finite"):
-        read_state_dict(path)
+        read_checkpoint(path)
     save_file({"count": np.ones(2, np.int64)}, path)
     with pytest.raises(WeightsError, match="count: holds int64, not floats"):
-        read_state_dict(path)
+        read_checkpoint(path)
     path.write_bytes(b"no such thing")
     with pytest.raises(WeightsError, match="not a safetensors file"):
-        read_state_dict(path)
+        read_checkpoint(path)
     with pytest.raises(WeightsError, match="absent.tar: no such file"):
-        read_state_dict(tmp_path / "absent.tar")
+        read_checkpoint(tmp_path / "absent.tar")
 
 
 class Tensor:
@@ -145,7 +145,8 @@ def test_checkpoints_of_torch(tmp_path, torch):
     state_dict = {"module.a": Tensor(np.ones(2, np.float16)), "module.bn.num_batches_tracked": Tensor(3)}
     for holds in (state_dict, {"epoch": 3, "best": 0.5, "state_dict": state_dict, "optimize": {}}):
         torch.holds = holds
-        assert {key: (x.dtype, x.tolist()) for key, x in read_state_dict(path).items()} == {"a": (np.float32, [1, 1])}
+        found, _ = read_checkpoint(path)
+        assert {key: (x.dtype, x.tolist()) for key, x in found.items()} == {"a": (np.float32, [1, 1])}
     for holds, words in (
         ([1], "no state dict inside, but list"),
         ({"epoch": 3}, "epoch is not a tensor"),
@@ -156,11 +157,11 @@ def test_checkpoints_of_torch(tmp_path, torch):
     ):
         torch.holds = holds
         with pytest.raises(WeightsError, match=words) as caught:
-            read_state_dict(path)
+            read_checkpoint(path)
         assert "\n" not in str(caught.value)
     torch.__version__ = "2.5.1"
     with pytest.raises(InputError, match="2.5.1 cannot read files safely"):
-        read_state_dict(path)
+        read_checkpoint(path)
 
 
 AIFDNET = dataclasses.replace(configs.AiFDNet(), width=0.0625)
@@ -203,7 +204,7 @@ def test_without_torch(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     (tmp_path / "some.pth").touch()
     with pytest.raises(InputError, match=r"pip install .dff-jax\[torch\]"):
-        read_state_dict(tmp_path / "some.pth")
+        read_checkpoint(tmp_path / "some.pth")
 
 
 def test_requests_that_make_no_sense(tmp_path):
@@ -273,7 +274,7 @@ def test_encoders_that_do_not_fit(encoder, tmp_path):
 def test_read_when_a_run_begins_and_not_when_it_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(estimators, "build", fakes.build)
     config = fakes.small_config(fakes.write_stacks(tmp_path / "data"), num_steps=2, encoder_weights="encoder")
-    with pytest.raises(WeightsError, match="encoder: no such weights file"):
+    with pytest.raises(WeightsError, match="encoder: no such file"):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
     read_from = []

@@ -193,7 +193,7 @@ def test_weights_are_used(tmp_path, monkeypatch):
     predict_to_folder(source, tmp_path / "out", weights="w.safetensors", iterations=7, progress=False)
     assert seen["k"] == 7
     assert np.load(tmp_path / "out" / "depth.npy").tolist() == np.full((H, W), 1.5).tolist()
-    with pytest.raises(InputError, match="stacks of 15 frames"):
+    with pytest.raises(InputError, match="stacks of exactly 15 frames"):
         predict(photographs(), weights="paper.safetensors")
     monkeypatch.setattr(module, "_built", lambda model: built(jnp.nan))
     with pytest.raises(InputError, match="NaN"):

@@ -62,7 +62,7 @@ def test_weights_with_nothing_in_common_are_refused(tmp_path):
     save_weights(tmp_path / "other.safetensors", PLAIN, {"params": {"a": np.zeros(2, np.float32)}}, {})
     with pytest.raises(WeightsError, match="other.safetensors: has no array of this network's"):
         load_matching(tmp_path / "other.safetensors", {"params": {"a": jnp.zeros(3)}, "batch_stats": {}})
-    with pytest.raises(WeightsError, match="none.safetensors: no such weights file"):
+    with pytest.raises(WeightsError, match="none.safetensors: no such file"):
         load_matching(tmp_path / "none.safetensors", {"params": {"a": jnp.zeros(3)}})
 
 
