@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self, get_args
 
 from dff_jax.config.base import Checked
-from dff_jax.config.own_code import trust
+from dff_jax.config.own_code import is_own, trust
 from dff_jax.errors import ConfigError
 
 Dtype = Literal["float32", "bfloat16"]
@@ -194,6 +194,11 @@ class Proximal(ModelConfig):
     @property
     def any_length(self) -> bool:
         return self.num_planes is not None
+
+    @property
+    def own_code(self) -> bool:
+        """Whether the scheme or the prox is the user's own."""
+        return is_own(self.scheme) or is_own(self.prox)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,6 @@ import numpy as np
 
 from dff_jax import config as configs
 from dff_jax.config import ModelConfig, Proximal
-from dff_jax.config.own_code import is_own
 from dff_jax.errors import ConfigError, InputError, UntrustedCode, WeightsError, one_line
 from dff_jax.estimators.migration import migrate
 from dff_jax.runtime.compile import read_cached, write_cached
@@ -174,7 +173,7 @@ def identity(model: ModelConfig) -> str | None:
     """Names the estimator of `model` in the cache on disk; None if code of the user's own is part of it."""
     from dff_jax import estimators
 
-    own = isinstance(model, Proximal) and (is_own(model.scheme) or is_own(model.prox))
+    own = isinstance(model, Proximal) and model.own_code
     own = own or estimators.build.__module__ != estimators.__name__
     return None if own else configs.to_json(model)
 
