@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.TiffImagePlugin import IFDRational
 from scipy.ndimage import gaussian_filter
 
 from dff_jax.data.files.focus_settings import labelled_settings
@@ -111,6 +112,7 @@ def test_a_counter_that_wraps(tmp_path):
     ("names", "unit", "focus", "note"),
     [
         (["a_0,35", "a_0,5", "a_1,25"], "metre", [1.25, 0.5, 0.35], "taken as metre"),
+        (["a_1_0.35", "a_2_0.5", "a_3_inf"], "metre", [np.inf, 0.5, 0.35], "taken as metre"),
         (["a_0.0005", "a_0.5", "a_1.25"], "index", [0, 1, 2], "cannot be distances"),
         (["a_20000.5", "a_30000.5", "a_40000.5"], "index", [0, 1, 2], "cannot be distances"),
         (["1638316800.25", "1638316801.25", "1638316802.25"], "index", [0, 1, 2], "dates or times"),
@@ -217,8 +219,11 @@ def test_exif_distances(tmp_path):
 
     stack, read = shoot([0.5, 2.0, 1.0])
     assert stack.unit == "metre" and stack.focus.tolist() == [2, 1, 0.5] and "EXIF" in read.notes[0]
-    stack, read = shoot([0.5, 0.5, 65535])
-    assert stack.unit == "index" and "EXIF subject distances are not used" in said(read)
+    stack, _ = shoot([0.5, 2.0, IFDRational(2**32 - 1, 1)])
+    assert stack.focus.tolist() == [np.inf, 2, 0.5]
+    for some in ([0.5, 0.5, 65535], [0, 0.5, 1.0]):
+        stack, read = shoot(some)
+        assert stack.unit == "index" and "EXIF subject distances are not used" in said(read)
 
 
 # What is a frame -------------------------------------------------------------------------------------------
@@ -334,6 +339,10 @@ def test_pages_of_one_file(tmp_path):
     assert stack.unit == "disparity" and levels(stack) == [3, 2, 1, 0]
     with pytest.raises(InputError, match="no focus settings in metre"):
         read_stack(scaled, unit="metre")
+    tifffile.imwrite(tmp_path / "turned.tif", pages, photometric="minisblack", extratags=[(ORIENTATION, 3, 1, 6, True)])
+    assert read_stack(tmp_path / "turned.tif")[0].frames.shape == (4, W, H, 3)  # only the first page says so
+    with pytest.raises(InputError, match=r"plain.tif: has several pages; give it by itself"):
+        read_stack(str(tmp_path / "pl*.tif"))
     save(tmp_path, ["z.png"])
     with pytest.raises(InputError, match=r"plain.tif: has several pages"):
         read_stack(tmp_path)

@@ -114,17 +114,17 @@ def _odd_unit(values: np.ndarray, unit: str) -> tuple[str, ...]:
 def _numbers(files: Sequence[Path], unit: str | None) -> tuple[np.ndarray | None, str, tuple[str, ...]]:
     """Focus settings [Z] in the names, or None; their usual unit; a note if numbers are not taken."""
     for pattern, usual, low, high in (
-        (rf"({_DECIMAL})", "disparity", -_TIMESTAMP, _TIMESTAMP), (rf".*_({_DECIMAL})", "metre", *_METRES),
+        (rf"({_DECIMAL})", "disparity", -_TIMESTAMP, _TIMESTAMP), (rf".*_({_DECIMAL}|inf)", "metre", *_METRES),
     ):  # fmt: skip
         texts = _match(files, pattern)
         if not all(texts):
             continue
         values = np.array([float(text.replace(",", ".")) for text in texts])
-        if unit is None and not ((low <= values) & (values <= high)).all():
+        if unit is None and not ((low <= values) & (values <= high) | (values == np.inf)).all():
             what = "dates or times" if usual == "disparity" else "distances in metres"
             kept = "look like" if usual == "disparity" else "cannot be"
             return None, "", (f"the numbers in the file names {kept} {what}: only their order is used",)
-        if unit is None and counts([re.split("[.,eE]", text)[1] for text in texts]):
+        if unit is None and counts([re.split("[.,eE]", text)[1] for text in texts if text.lower() != "inf"]):
             return None, "", ("the numbers in the file names are taken as a counter, not as focus",)
         return values, usual, ()
     if unit in focus_axis.POSITIONS and all(texts := _match(files, rf".*?({_SIGNED})")):
@@ -135,18 +135,13 @@ def _numbers(files: Sequence[Path], unit: str | None) -> tuple[np.ndarray | None
 
 
 def _match(files: Sequence[Path], pattern: str) -> list[str]:
-    found = (re.fullmatch(pattern, stem, re.DOTALL) for stem in spaced_stems(files))
+    found = (re.fullmatch(pattern, stem, re.DOTALL | re.I) for stem in spaced_stems(files))
     return [match[1] if match else "" for match in found]
 
 
 def _exif(files: Sequence[Path]) -> np.ndarray:
     """EXIF subject distances [Z] in metres, 0 where there is none."""
-    found = np.zeros(len(files))
-    for z, file in enumerate(files):
-        found[z] = read_header(file).subject_distance or 0.0
-        if not found[0]:
-            break
-    return found
+    return np.array([read_header(file).subject_distance or 0.0 for file in files])
 
 
 def _listed(path: Path, files: Sequence[Path], unit: str | None) -> tuple[np.ndarray, str]:

@@ -14,7 +14,7 @@ from dff_jax import focus_axis
 from dff_jax.data.files.depth_maps import DEPTH_SUFFIXES, read_truth
 from dff_jax.data.files.focus_settings import labelled_settings
 from dff_jax.data.files.frames import read_frames
-from dff_jax.data.files.images import IMAGE_SUFFIXES, OTHER_SUFFIXES
+from dff_jax.data.files.images import IMAGE_SUFFIXES, OTHER_SUFFIXES, read_header
 from dff_jax.data.files.reading import reading
 from dff_jax.data.files.series import by_counter, misfits, natural_key, natural_order
 from dff_jax.errors import InputError
@@ -169,6 +169,8 @@ def find(source: Source) -> Found:
         odd += called if listed else []
         notes += (f"named unlike the other frames, but taken as frames: {_shown(odd)}",) if odd else ()
     if len(files) < 2:
+        if files and read_header(files[0]).pages > 1:
+            raise InputError(f"{files[0]}: has several pages; give it by itself: dff-jax predict {files[0]}")
         what = f"only one image ({files[0].name})" if files else "no images (jpg, png, tif, bmp, webp, ppm)"
         raise InputError("; ".join([f"{label}: {what}; a focal stack needs at least 2 frames", *unread]))
     stems: dict[Path, Path] = {}

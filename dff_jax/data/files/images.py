@@ -28,11 +28,12 @@ for _plugin in ("Jpeg", "Png", "Bmp", "WebP", "Ppm", "Gif", "Jpeg2K", "Avif", "T
     with suppress(ImportError):  # AVIF is younger than the oldest Pillow that will do
         importlib.import_module(f"PIL.{_plugin}ImagePlugin")
 
-IMAGE_SUFFIXES = tuple(".jpg .jpeg .jpe .jfif .png .tif .tiff .bmp .webp .ppm .pgm .pnm .gif".split())
+IMAGE_SUFFIXES = tuple(".jpg .jpeg .jpe .jfif .png .tif .tiff .bmp .webp .ppm .pgm .pnm .gif .mpo".split())
 IMAGE_SUFFIXES += tuple(s for s in (".jp2", ".avif") if s in Image.EXTENSION)
 # Photographs that are not read. A note names them, unless there is a frame of the same name: cameras write both.
 OTHER_SUFFIXES = frozenset(
-    ".heic .heif .avif .jp2 .jxl .dng .cr2 .cr3 .nef .nrw .arw .raf .orf .rw2 .pef .srw .x3f .3fr .iiq .psd".split()
+    ".heic .heif .avif .jp2 .jxl .dng .cr2 .cr3 .nef .nrw .arw .raf .orf .rw2 .pef .srw .x3f .3fr .iiq .psd "
+    ".gpr .rwl .mrw .dcr .kdc .erf .mef .raw .exr .hdr .tga .pcx .dib .czi .lif .nd2 .lsm .stk .mp4 .mov".split()
 ) - {*IMAGE_SUFFIXES}
 _DRAFT = 2**26  # pixels of a JPEG above which a draft saves memory; it is scaled a little less exactly
 # Bytes a pixel that decoding holds, 14 in other formats: Pillow's image, one of another mode, and their bytes.
@@ -225,10 +226,10 @@ def _facts(exif: Image.Exif) -> tuple[int, str, float | None]:
     captured = (time[0] + (f".{fraction[0]}" if fraction else "")) if time and time[0][:4] != "0000" else ""
     rational = details.get(_DISTANCE, 0)
     try:
-        distance = float(rational)
+        distance = math.inf if getattr(rational, "numerator", 0) == 2**32 - 1 else float(rational)  # as EXIF defines it
     except (TypeError, ValueError, ZeroDivisionError):
         distance = 0.0
-    known = 0 < distance < 65535 and getattr(rational, "numerator", 0) != 2**32 - 1  # which says: unknown, or infinite
+    known = 0 < distance < 65535 or distance == math.inf
     return turn if turn in range(1, 9) else 1, captured, distance if known else None
 
 

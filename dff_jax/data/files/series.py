@@ -98,7 +98,7 @@ def misfits(files: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     if len(files) - len(called) < max(2, len(called)):  # a name that many have says nothing
         called = []
     rest = [path for path in files if path not in called]
-    kinds = [re.sub(r"[+-]?[0-9]+(?:[.,][0-9]+)*", "#", path.stem.lower()) for path in rest]
+    kinds = [re.sub(r"[+-]?[0-9]+(?:[.,][0-9]+)*|(?<=_)inf$", "#", path.stem.lower()) for path in rest]
     kind, count = Counter(kinds).most_common(1)[0]
     odd = [path for path, own in zip(rest, kinds, strict=True) if own != kind]
     return called, odd if count >= max(2, _SHARE * len(rest)) and count < len(rest) else []

@@ -72,8 +72,9 @@ def read_stack(
         if pages.count < 2:
             raise InputError(f"{path}: one image; a focal stack is a folder, a glob, or a TIFF of several pages")
         settings = focus_settings(files, focus, unit, reverse=reverse, pages=pages)
+        read = partial(read_frame, path, orientation=header.orientation)  # of the first page, for all
         frames = [
-            Frame(f"page {i + 1}", header.size, partial(read_frame, path, page=i), header, f"{path}, page {i + 1}")
+            Frame(f"page {i + 1}", header.size, partial(read, page=i), header, f"{path}, page {i + 1}")
             for i in range(pages.count)
         ]
     else:
