@@ -149,10 +149,10 @@ def test_what_the_header_says(tmp_path):
         found = images.read_picture(tmp_path / name)
         assert found.pixels.shape == (W, H, 3) and found.orientation == 6 and found.profile == profile
         assert images.read_picture(tmp_path / name, orientation=1).pixels.shape == (H, W, 3)
-    for distance in (0, 65535, 2**32 - 1):
+    for distance, read in ((0, None), (65535, None), (2**32 - 1, np.inf)):
         exif.get_ifd(0x8769)[0x9206] = TiffImagePlugin.IFDRational(distance)
         Image.fromarray(RGB8).save(tmp_path / "a.jpg", exif=exif)
-        assert images.read_header(tmp_path / "a.jpg").subject_distance is None
+        assert images.read_header(tmp_path / "a.jpg").subject_distance == read
 
 
 def test_scaled_while_decoded_is_scaled_afterwards(tmp_path):
