@@ -94,8 +94,8 @@ def sort_order(focus: ArrayLike, unit: str, names: list[str] | None = None) -> n
       names: [Z] what to call each frame in an error.
 
     Raises:
-      InputError: fewer than two frames, a value that is not finite, a metre that is not positive, or two frames
-        with the same focus setting.
+      InputError: fewer than two frames, a value that is not finite, a metre that is not positive, two frames with
+        the same focus setting, or a range that float32 cannot hold.
     """
     check_unit(unit)
     focus = np.asarray(focus, np.float64)
@@ -113,6 +113,10 @@ def sort_order(focus: ArrayLike, unit: str, names: list[str] | None = None) -> n
             raise InputError(
                 f"{names[a]} and {names[b]}: the same focus setting {focus[a]:g}; each frame needs its own"
             )
+    with np.errstate(over="ignore"):  # to infinity
+        ends = to_q(focus[order[[0, -1]]], unit)
+    if not 1e-30 < float(ends[1]) - float(ends[0]) < 1e30:  # float32 has to hold it and its reciprocal
+        raise InputError(f"focus: settings from {focus.min():g} to {focus.max():g} span too much or too little")
     return order
 
 

@@ -129,6 +129,8 @@ def predict_to_folder(
       InputError: bad photographs, focus settings, weights or output folder. They are found before anything is written;
         a disk that becomes full later leaves nothing behind either.
     """
+    if source == "":
+        raise InputError("source: an empty name; give a folder, a glob, or files")
     if stacks := stacks_in(source, output):
         given: dict[str, Any] = dict(
             focus=focus, unit=unit, reverse=reverse, method=method, weights=weights, iterations=iterations,
@@ -238,8 +240,8 @@ def _choose(
         model = config.model_preset(method)
         chosen = LoadedEstimator(model, _built(model), {}, "")
     else:
-        label = str(weights or PRETRAINED)
-        loaded, _ = load_named(weights or PRETRAINED)
+        label = PRETRAINED if weights is None else str(weights)
+        loaded, _ = load_named(label)
         chosen = LoadedEstimator(loaded.model, _built(loaded.model), loaded.variables, label, loaded.info)
     if iterations is not None and chosen.model.num_iterations is None:
         notes += (f"iterations has no effect on {chosen.model.method}",)

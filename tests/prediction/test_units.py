@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from dff_jax import cli, config
+from dff_jax.errors import InputError
 from dff_jax.estimators.weights import LoadedEstimator
 from dff_jax.prediction import predict as predicting
 from dff_jax.prediction.predict import predict, predict_to_folder
@@ -40,6 +41,23 @@ def test_an_offset_changes_nothing(unit):
     np.testing.assert_allclose(moved.depth - 1e9, plain.depth, atol=1.5e-4)
     np.testing.assert_allclose(moved.all_in_focus, plain.all_in_focus, atol=1e-5)
     assert moved.depth.dtype == np.float64 and plain.depth.dtype == np.float32
+
+
+@pytest.mark.parametrize("scale", [1e-320, 1e-40, 1e39, 1e308])
+@pytest.mark.parametrize("unit", ["disparity", "metre"])
+def test_settings_that_float32_cannot_hold(scale, unit):
+    with pytest.raises(InputError, match="focus: settings from .* span too"):
+        predict(frames(), np.arange(1, Z + 1) / Z * scale, unit=unit, method="sml")
+
+
+def test_an_empty_name_is_no_folder_and_no_weights(tmp_path):
+    source = save(tmp_path / "stack", frames())
+    with pytest.raises(InputError, match="source: an empty name"):
+        predict_to_folder("", tmp_path / "out")
+    with pytest.raises(InputError):
+        predict_to_folder(source, tmp_path / "out", weights="")
+    with pytest.raises(InputError, match="no such folder"):
+        predict_to_folder("x" * 5000, tmp_path / "out")
 
 
 def test_a_mean_of_metres_sees_the_distances_themselves(monkeypatch):

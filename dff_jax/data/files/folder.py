@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -95,7 +96,7 @@ def list_stacks(root: Path) -> list[Path]:
 def stacks_in(source: Source, output: str | Path) -> list[Path]:
     """The stack folders below a folder that is none itself; results of this program, and `output`, are none."""
     root, result = Path(str(source)), Path(output).resolve()
-    if not isinstance(source, str | Path) or not root.is_dir() or sum(map(is_frame, folder_entries(root))) >= 2:
+    if not isinstance(source, str | Path) or not os.path.isdir(root) or sum(map(is_frame, folder_entries(root))) >= 2:
         return []
     inside = (folder for folder, entries in walk(root, _is_stack) if sum(map(is_frame, entries)) >= 2)
     return [
@@ -122,14 +123,15 @@ def walk(root: Path, ends: Callable[[list[Path]], bool] = lambda entries: False)
         entries = folder_entries(folder)
         yield folder, entries
         if not ends(entries):
-            waiting += [p for p in reversed(entries) if p.is_dir() and not p.name.startswith(".")]
+            waiting += [p for p in reversed(entries) if os.path.isdir(p) and not p.name.startswith(".")]
 
 
 def folder_entries(folder: Path) -> list[Path]:
     """What is in a folder, in natural order; InputError if it does not exist or cannot be read."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise InputError(f"{folder}: no such folder")
     with reading(folder):
+        (folder / ".").stat()  # may be forbidden where a list of the names is not
         return sorted(folder.iterdir(), key=natural_key)
 
 
@@ -193,12 +195,12 @@ def _candidates(source: Source) -> list[Path]:
     """The files that `source` names, images or not."""
     if not isinstance(source, str | Path):
         found = [Path(item) for item in source]
-        missing = next((path for path in found if not path.is_file()), None)
+        missing = next((path for path in found if not os.path.isfile(path)), None)
         if missing is not None:
             raise InputError(f"{missing}: no such file")
         return found
     path = Path(source)
-    if path.is_dir():
+    if os.path.isdir(path):
         return folder_entries(path)
     if glob.has_magic(str(source)):
         if "**" not in path.parts:
@@ -206,7 +208,7 @@ def _candidates(source: Source) -> list[Path]:
         place = path.parts.index("**")  # pathlib does not follow links there, which may run in a circle
         below = Path(*path.parts[:place]).glob(str(Path(*path.parts[place:])))
         return [found for found in below if not any(part.startswith(".") for part in found.parts[place:])]
-    if path.exists():
+    if os.path.exists(path):
         raise InputError(f"{source}: a focal stack is a folder of images, a glob, or a TIFF of several pages")
     raise InputError(f"{source}: no such folder, and not a glob")
 
@@ -222,7 +224,7 @@ def _not_read(found: Sequence[Path], files: Sequence[Path]) -> tuple[str, ...]:
 def is_frame(path: Path) -> bool:
     """Whether a file is a frame by its name."""
     visible = not path.name.startswith(".") and path.stem.lower() != "aif"
-    return visible and path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+    return visible and path.suffix.lower() in IMAGE_SUFFIXES and os.path.isfile(path)
 
 
 def _is_stack(entries: list[Path]) -> bool:

@@ -67,7 +67,7 @@ def read_stack(
     if max_size is not None and max_size < MIN_SIDE:
         raise InputError(f"max_size: must be at least {MIN_SIDE} pixels, got {max_size}")
     path = Path(source) if isinstance(source, str | Path) else Path(next(iter(source), ""))
-    if (isinstance(source, str | Path) or len(source) == 1) and path.is_file() and is_frame(path):
+    if (isinstance(source, str | Path) or len(source) == 1) and is_frame(path):
         files, name, pages, header = [path], path.stem, read_pages(path), read_header(path)
         if pages.count < 2:
             raise InputError(f"{path}: one image; a focal stack is a folder, a glob, or a TIFF of several pages")
