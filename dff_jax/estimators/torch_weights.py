@@ -7,7 +7,6 @@ everything else is as it is. Nothing in a file is ever executed.
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import re
 from collections.abc import Mapping
@@ -209,8 +208,7 @@ def _read_torch(path: Path) -> tuple[dict[str, np.ndarray], Any]:
     if tuple(int(n) for n in torch.__version__.split(".")[:2]) < (2, 6):  # weights_only had a hole (CVE-2025-32434)
         raise InputError(f"{path}: PyTorch {torch.__version__} cannot read files safely; pip install 'torch>=2.6'")
     try:
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(torch.serialization.safe_globals(_numpy_scalars()))
+        with torch.serialization.safe_globals(_numpy_scalars()):
             found = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read ({error.strerror or error})") from None

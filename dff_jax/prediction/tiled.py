@@ -145,8 +145,8 @@ def estimate(
             sums[part.rows, part.columns] += weight * values
     assert total is not None  # there is at least one tile
     if origin:
-        moved = (total.depth, total.expected, total.iterates, total.refined)
-        total = Maps(*(x + origin if any(x is y for y in moved) else x for x in total))
+        moved = ("depth", "expected", "iterates", "refined")
+        total = total._replace(**{name: getattr(total, name) + origin for name in moved})
     return total, TilingReport(tiles[0].shape, len(tiles), memory, devices)
 
 

@@ -55,23 +55,16 @@ def compiler_options(quickly: bool = False) -> dict[str, Any] | None:
     return options
 
 
-class jit:  # noqa: N801  (used as a function)
-    """`jax.jit` with `compiler_options`, chosen at the first call, as choosing them starts JAX's backend."""
+def jit(function: Callable, quickly: bool = False, **options: Any) -> Any:
+    """`jax.jit` with `compiler_options`, chosen at the first call or `lower`, as choosing them starts JAX's backend."""
 
-    def __init__(self, function: Callable, quickly: bool = False, **options: Any):
-        functools.update_wrapper(self, function)
-        self._function, self._quickly, self._options = function, quickly, options
+    @functools.cache
+    def compiled() -> Any:
+        return jax.jit(function, compiler_options=compiler_options(quickly), **options)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._compiled(*args, **kwargs)
-
-    def lower(self, *args: Any, **kwargs: Any) -> jax.stages.Lowered:
-        """As `lower` of what `jax.jit` returns."""
-        return self._compiled.lower(*args, **kwargs)
-
-    @functools.cached_property
-    def _compiled(self) -> Any:
-        return jax.jit(self._function, compiler_options=compiler_options(self._quickly), **self._options)
+    call: Any = functools.wraps(function)(lambda *args, **kwargs: compiled()(*args, **kwargs))
+    call.lower = lambda *args, **kwargs: compiled().lower(*args, **kwargs)
+    return call
 
 
 def exported(function: Callable, arguments: tuple[Any, ...], *key: Any) -> Callable:

@@ -46,16 +46,16 @@ def join(coordinator: str | None = None, num_processes: int | None = None, proce
       ConfigError: some arguments are missing, or the other processes cannot be reached.
     """
     given = coordinator, num_processes, process_id
-    if None in given and given != (None, None, None):
+    if coordinator is not None and num_processes is not None and process_id is not None:
+        port = coordinator.rpartition(":")[2]
+        if not (port.isascii() and port.isdigit() and 0 < int(port) < 2**16):
+            raise ConfigError(f"--coordinator: needs host:port, got {coordinator!r}")
+        if not 0 <= process_id < num_processes:
+            raise ConfigError(f"--process-id: from 0 to {num_processes - 1}, got {process_id}")
+        meet(coordinator, num_processes, process_id)
+    elif given != (None, None, None):
         names = "--coordinator, --num-processes, --process-id"
         raise ConfigError(f"{names}: give all three, or none on a known cluster")
-    port = (coordinator or ":1").rpartition(":")[2]
-    if not (port.isascii() and port.isdigit() and 0 < int(port) < 2**16):
-        raise ConfigError(f"--coordinator: needs host:port, got {coordinator!r}")
-    if process_id is not None and num_processes is not None and not 0 <= process_id < num_processes:
-        raise ConfigError(f"--process-id: from 0 to {num_processes - 1}, got {process_id}")
-    if coordinator is not None and num_processes is not None and process_id is not None:
-        meet(coordinator, num_processes, process_id)
     try:
         jax.distributed.initialize(
             *given, initialization_timeout=MEET_SECONDS, heartbeat_timeout_seconds=LOST_SECONDS,
