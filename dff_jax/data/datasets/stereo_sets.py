@@ -16,7 +16,7 @@ import numpy as np
 from dff_jax.data.datasets.base import Dataset, Facts, Inventory
 from dff_jax.data.datasets.frames import StackFiles, add_stack
 from dff_jax.data.files.focus_settings import labelled_settings
-from dff_jax.data.files.folder import find_frames, folder_entries, truth_file
+from dff_jax.data.files.folder import find, folder_entries, truth_file
 from dff_jax.data.files.reading import collecting
 from dff_jax.errors import InputError
 
@@ -70,7 +70,7 @@ def survey_folders(places: dict[str, Path], published: Sequence[float]) -> Inven
             if truth is None:
                 found.problems.append(f"{folder / TRUTH}: missing; copy it again, or remove the folder")
             with collecting(found.problems):
-                files = find_frames(folder)
+                files = find(folder).files
                 focus = tuple(labelled_settings(files))
                 if truth is not None:
                     stacks.append(StackFiles(f"{split}/{folder.name}", tuple(files), focus, truth, "disparity"))

@@ -18,7 +18,7 @@ from dff_jax.data.datasets.base import Dataset, Facts, Inventory, one_unit, spli
 from dff_jax.data.datasets.frames import StackFiles, add_stack, read_files
 from dff_jax.data.files.align import align_stack, check_model, remarks
 from dff_jax.data.files.focus_settings import focus_settings, labelled_settings
-from dff_jax.data.files.folder import find_frames, labelled_files, list_stacks, truth_file
+from dff_jax.data.files.folder import find, labelled_files, list_stacks, truth_file
 from dff_jax.data.files.frames import MIN_SIDE
 from dff_jax.data.files.reading import collecting
 from dff_jax.data.files.scaling import downscale
@@ -71,7 +71,7 @@ class UserStacks(Dataset):
 def _find(name: str, folder: Path, config: UserStacks) -> tuple[StackFiles, tuple[str, ...]]:
     """The files of one stack and what was assumed of them."""
     if truth_file(folder) is None:
-        truth, files = None, find_frames(folder)
+        truth, files = None, find(folder).files
         focus, unit, notes = focus_settings(files, None, config.unit, reverse=config.reverse)
     else:
         files, truth = labelled_files(folder)

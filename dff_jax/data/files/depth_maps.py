@@ -159,10 +159,6 @@ def _pfm(path: Path) -> np.ndarray:
     return _grey(values.reshape(shape)[::-1])
 
 
-def _npy(path: Path) -> np.ndarray:
-    return _decode_npy(read_bytes(path))
-
-
 def _npz(path: Path) -> np.ndarray:
     """One array of a zip file. Nothing is unpacked to disk, so the names inside cannot lead anywhere."""
     with zipfile.ZipFile(io.BytesIO(read_bytes(path))) as file:
@@ -280,6 +276,6 @@ def _check_size(shape: tuple[int, ...], itemsize: int = 0, length: int = 0) -> N
 
 
 _READERS: dict[str, Callable[[Path], np.ndarray]] = {
-    ".exr": _exr, ".pfm": _pfm, ".npy": _npy, ".npz": _npz, ".png": _png,
+    ".exr": _exr, ".pfm": _pfm, ".npy": lambda path: _decode_npy(read_bytes(path)), ".npz": _npz, ".png": _png,
 }  # fmt: skip
 DEPTH_SUFFIXES = tuple(_READERS)

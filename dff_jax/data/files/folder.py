@@ -22,6 +22,7 @@ from dff_jax.errors import InputError
 from dff_jax.types import FocalStack
 
 TRUTH_STEMS = ("disp", "depth")  # of a file that `depth_maps` reads, best first
+_TRUTHS = [stem + suffix for stem in TRUTH_STEMS for suffix in DEPTH_SUFFIXES]
 
 Source = str | Path | Sequence[str | Path]
 
@@ -55,15 +56,15 @@ def read_labelled_stack(folder: Path, unit: str) -> FocalStack:
 
 
 def labelled_files(folder: Path) -> tuple[list[Path], Path]:
-    """The frames of a stack folder as `find_frames` gives them, and its ground truth.
+    """The frames of a stack folder as `find` gives them, and its ground truth.
 
     Raises:
-      InputError: as `find_frames`; no ground truth, or fewer than two frames beside it.
+      InputError: as `find`; no ground truth, or fewer than two frames beside it.
     """
     truth = truth_file(folder)
     if truth is None:
         raise InputError(f"{folder}: no ground truth; looked for disp.* and depth.* ({', '.join(DEPTH_SUFFIXES)})")
-    files = [path for path in find_frames(folder) if path.stem.lower() not in TRUTH_STEMS]
+    files = [path for path in find(folder).files if path.stem.lower() not in TRUTH_STEMS]
     if len(files) < 2:
         raise InputError(f"{folder}: only one image beside {truth}; a focal stack needs at least 2 frames")
     return files, truth
@@ -71,15 +72,12 @@ def labelled_files(folder: Path) -> tuple[list[Path], Path]:
 
 def truth_file(folder: Path) -> Path | None:
     """The ground truth of a stack folder, if it has one."""
-    return min(filter(_is_truth, folder_entries(folder)), key=_truth_rank, default=None)
+    found = filter(_is_truth, folder_entries(folder))
+    return min(found, key=lambda path: _TRUTHS.index(path.name.lower()), default=None)
 
 
 def _is_truth(path: Path) -> bool:
-    return path.stem.lower() in TRUTH_STEMS and path.suffix.lower() in DEPTH_SUFFIXES and path.is_file()
-
-
-def _truth_rank(path: Path) -> tuple[int, int]:
-    return TRUTH_STEMS.index(path.stem.lower()), DEPTH_SUFFIXES.index(path.suffix.lower())
+    return path.name.lower() in _TRUTHS and path.is_file()
 
 
 def list_stacks(root: Path) -> list[Path]:
@@ -141,11 +139,6 @@ class Found(NamedTuple):
     files: list[Path]
     notes: tuple[str, ...]  # what was assumed, and what is left out
     unread: tuple[str, ...]  # a note on photographs that are not read, if there are any
-
-
-def find_frames(source: Source) -> list[Path]:
-    """The image files of a folder, a glob or a list, in the order of the stack; raises as `find`."""
-    return find(source).files
 
 
 def find(source: Source) -> Found:

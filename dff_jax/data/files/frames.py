@@ -25,7 +25,7 @@ class Frame(NamedTuple):
 
     name: str
     size: tuple[int, int]  # H, W upright
-    read: Callable[[int | None], Picture]  # scaled down to a longest side
+    read: Callable[..., Picture]  # takes `max_size`, as `read_picture`
     header: Header
     label: str  # what to call it in an error
 
@@ -43,32 +43,21 @@ def of_files(files: Sequence[Path]) -> tuple[list[Frame], tuple[str, ...]]:
       InputError: several sizes, a file with several pages.
     """
     headers = [read_header(file) for file in files]
-    several = next((file for file, header in zip(files, headers, strict=True) if header.pages > 1), None)
-    if several:
-        raise InputError(f"{several}: has several pages; give such a stack by itself: dff-jax predict {several}")
     turned = Counter(header.orientation for header in headers).most_common(1)[0][0]
     odd = [file.name for file, header in zip(files, headers, strict=True) if header.orientation != turned]
-    sizes = [_size(header, turned) for header in headers]
+    sizes = [header.size if (header.orientation > 4) == (turned > 4) else header.size[::-1] for header in headers]
     usual = Counter(sizes).most_common(1)[0][0]
-    for file, size in zip(files, sizes, strict=True):
+    for file, size, header in zip(files, sizes, headers, strict=True):
+        if header.pages > 1:
+            raise InputError(f"{file}: has several pages; give such a stack by itself: dff-jax predict {file}")
         if size != usual:
             raise other_size(file, size, usual, f"{files[sizes.index(usual)].name} is")
     note = f"{', '.join(odd[:5])}: EXIF says another orientation than in the other frames; taken as those"
     frames = [
-        Frame(file.name, usual, functools.partial(read_frame, file, orientation=turned), header, str(file))
+        Frame(file.name, usual, functools.partial(read_picture, file, orientation=turned), header, str(file))
         for file, header in zip(files, headers, strict=True)
     ]
     return frames, (note,) if odd else ()
-
-
-def read_frame(path: Path, max_size: int | None, orientation: int | None = None, page: int = 0) -> Picture:
-    """As `read_picture`, with the scale first."""
-    return read_picture(path, page=page, orientation=orientation, max_size=max_size)
-
-
-def _size(header: Header, orientation: int) -> tuple[int, int]:
-    height, width = header.size
-    return (height, width) if (header.orientation > 4) == (orientation > 4) else (width, height)
 
 
 def decode(
@@ -80,7 +69,7 @@ def decode(
         raise InputError(f"{frames[0].name}: {width} x {height} pixels; each side needs {MIN_SIDE}")
     pixels, pictures, looks = np.empty((0,)), [], []
     for z, frame in enumerate(frames):
-        picture = frame.read(max_size)
+        picture = frame.read(max_size=max_size)
         image = picture.pixels
         if not z:
             pixels = allocate((len(frames), *image.shape), image.dtype)
@@ -127,9 +116,7 @@ def fill(pixels: np.ndarray, opaque: Sequence[np.ndarray | None]) -> tuple[np.nd
             mask = mask | masks[k]
         release_pages(pixels)
     if nowhere.any() and not nowhere.all():
-        rows, columns = np.asarray(
-            ndimage.distance_transform_edt(nowhere, return_distances=False, return_indices=True)
-        )
+        rows, columns = np.asarray(ndimage.distance_transform_edt(nowhere, return_distances=False, return_indices=True))
         for frame in pixels:
             frame[nowhere] = frame[rows[nowhere], columns[nowhere]]
             release_pages(pixels)

@@ -14,8 +14,8 @@ from dff_jax.data.files import odd_frames
 from dff_jax.data.files.focus_settings import focus_settings
 from dff_jax.data.files.folder import Source, find, is_frame
 from dff_jax.data.files.frame_store import Allocate
-from dff_jax.data.files.frames import MIN_SIDE, Frame, decode, fill, of_files, read_frame, stretch
-from dff_jax.data.files.images import decoding_bytes, read_header, read_pages
+from dff_jax.data.files.frames import MIN_SIDE, Frame, decode, fill, of_files, stretch
+from dff_jax.data.files.images import decoding_bytes, read_header, read_pages, read_picture
 from dff_jax.data.files.series import natural_order
 from dff_jax.errors import InputError
 from dff_jax.types import FocalStack
@@ -72,7 +72,7 @@ def read_stack(
         if pages.count < 2:
             raise InputError(f"{path}: one image; a focal stack is a folder, a glob, or a TIFF of several pages")
         settings = focus_settings(files, focus, unit, reverse=reverse, pages=pages)
-        read = partial(read_frame, path, orientation=header.orientation)  # of the first page, for all
+        read = partial(read_picture, path, orientation=header.orientation)  # of the first page, for all
         frames = [
             Frame(f"page {i + 1}", header.size, partial(read, page=i), header, f"{path}, page {i + 1}")
             for i in range(pages.count)
@@ -92,8 +92,8 @@ def read_stack(
         ):
             said += ("the files are taken in the order listed, which is not that of their names",)
         settings = settings._replace(notes=settings.notes + found.notes + found.unread + said)
-    needed, largest = max(((decoding_bytes(frame.header, max_size), frame) for frame in frames), key=lambda x: x[0])
-    if needed > memory:
+    largest = max(frames, key=lambda frame: decoding_bytes(frame.header, max_size))
+    if (needed := decoding_bytes(largest.header, max_size)) > memory:
         raise InputError(
             f"{largest.label}: decoding its {largest.size[1]} x {largest.size[0]} pixels takes "
             f"{needed / 1e9:.1f} GB; allow more (--memory), or scale the frames down (--max-size)"
