@@ -246,8 +246,7 @@ class AiFDNet(ComparedNetwork):
     num_scales = 1
 
     attention: Literal["softmax", "softplus"] = "softmax"
-    """How logits become the weights of the frames; `softplus` is divided by its sum (`normalize_attention` of the
-    published code)."""
+    """What makes weights of logits: `softplus`, by its sum, is the published code's `normalize_attention`."""
     frame_position: bool = False
     """Whether the network sees a fourth channel, (s + 1) / S in the s-th of S frames."""
 

@@ -94,8 +94,8 @@ class TrainingConfig(Checked):
     """An encoder to begin with, from `dff-jax import-weights --model resnet18`; not read when a run is resumed. Needs
     encoder=resnet18, norm=batch and width=1. ImageNet's weights want input_range=imagenet."""
     initial_weights: str | None = None
-    """Weights to begin with: a run folder, a file, or `pretrained`; not read when a run is resumed. Arrays whose name
-    and shape agree are taken; the run lists the others, which begin as random numbers."""
+    """Weights to begin with: a run folder, a file, or `pretrained`; not read when a run is resumed. Inputs are found by
+    name, and further ones begin as zeros; the run lists what begins as random numbers. At least half must be found."""
     transfer: str | None = None
     """A folder of stacks to evaluate beside the validation split, to watch transfer during training."""
 

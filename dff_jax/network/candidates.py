@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from dff_jax import classical
 from dff_jax.config import Proximal
 from dff_jax.focus_axis import to_unit_coordinate
+from dff_jax.network.inputs import side_by_side
 from dff_jax.network.layers import ACTIVATIONS, Conv, apply, channels, he_fan_in, torch_default
 from dff_jax.network.planes import VolumeFeatures
 from dff_jax.types import Array
@@ -92,7 +93,7 @@ class Candidates(nn.Module):
         features = seen.features
         if measured is not None:
             distance = jnp.tanh(DISTANCE_SCALE * (measured.depth - seen.expected[..., None]))
-            features = jnp.concatenate([features, distance, measured.sharpness], -1)
+            features = side_by_side("heads", features=features, distance=distance, sharpness=measured.sharpness)
             more = measured.depth.shape[-1]
         attention = Head(own + more, 1, hidden, c.activation, last_bias=WEIGHT_BIAS, name="attention")
         features = features.astype(c.dtype)

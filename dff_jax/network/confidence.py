@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from dff_jax.config import Proximal
 from dff_jax.network.candidates import Head
+from dff_jax.network.inputs import side_by_side
 from dff_jax.network.layers import apply, channels
 from dff_jax.network.planes import VolumeFeatures
 from dff_jax.types import Array, confidence_of_error
@@ -41,7 +42,7 @@ class ExpectedError(nn.Module):
     @nn.compact
     def __call__(self, features: Array, errors: Array) -> Array:
         c = self.config
-        x = jnp.concatenate([features, errors], -1).astype(c.dtype)
+        x = side_by_side("expected_error", features=features, errors=errors).astype(c.dtype)
         head = Head(1, 1, channels(32, c.head_width), c.activation, nn.initializers.zeros, _START, name="head")
         return LEAST + (MOST - LEAST) * jax.nn.sigmoid(head(x)[..., 0].astype(jnp.float32))
 

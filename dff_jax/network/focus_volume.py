@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from dff_jax.classical import box_mean, luminance, modified_laplacian
 from dff_jax.config import Proximal
 from dff_jax.network.encoder import ENCODERS
+from dff_jax.network.inputs import side_by_side
 from dff_jax.network.layers import Conv3d, ConvNormAct, Norm, channels, resize, torch_default
 from dff_jax.types import Array
 
@@ -178,18 +179,17 @@ class FocusVolume(nn.Module):
         if c.volume == "diff":
             volumes = [frame_differences(v) for v in volumes]
         measures = None if c.measure_prior == "none" else measure_logits(frames)
-        if measures is not None and c.measure_prior == "log_sml_features":
-            pooled = [average_pool(measures, 1, 2**k, 2**k).astype(c.dtype) for k in (2, 3, 4, 5)]
-            volumes = [jnp.concatenate([v, m], -1) for v, m in zip(volumes, pooled, strict=True)]
 
         pool = c.pooling == "pyramid"
         plan = ((128, 64, pool), (64, 32, pool), (32, 16, False), (32, None, False))
         x, all_scores, scores = None, [], []
-        for level, (features, up_to, pooled) in zip((4, 3, 2, 1), plan, strict=True):
-            volume = volumes[level - 1]
-            x = volume if x is None else jnp.concatenate([x, volume], -1)
+        for level, (features, up_to, pooling) in zip((4, 3, 2, 1), plan, strict=True):
+            pooled = None
+            if measures is not None and c.measure_prior == "log_sml_features":
+                pooled = average_pool(measures, 1, 2 ** (level + 1), 2 ** (level + 1)).astype(c.dtype)
+            x = side_by_side("decoder", up=x, volume=volumes[level - 1], measures=pooled)
             block = DecoderBlock(
-                channels(features, width), up_to and channels(up_to, width), pooled, c.norm,
+                channels(features, width), up_to and channels(up_to, width), pooling, c.norm,
                 name=f"decoder{level}",
             )  # fmt: skip
             score, x = block(x, train)

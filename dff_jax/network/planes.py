@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from dff_jax.config import Proximal
 from dff_jax.focus_axis import to_unit_coordinate
 from dff_jax.network.focus_volume import Scores
+from dff_jax.network.inputs import side_by_side
 from dff_jax.types import Array
 
 VOLUME_SCALE = 0.1  # brings F to about one, for the networks at full resolution
@@ -53,8 +54,9 @@ def read_planes(config: Proximal, scores: Scores, frames: Array, focus: Array) -
         features = jnp.moveaxis(scores.volume, 1, -1)
     else:
         features = VOLUME_SCALE * resample_planes(scores.volume, t, config.num_planes)
-    if config.guide == "all_in_focus":
-        features = jnp.concatenate([features, 2 * all_in_focus - 1], -1)
+    features = side_by_side(
+        "features", planes=features, guide=2 * all_in_focus - 1 if config.guide == "all_in_focus" else None
+    )
     return VolumeFeatures(features, _mean(P, planes), per_scale, spread, all_in_focus)
 
 

@@ -18,12 +18,12 @@ import jax.numpy as jnp
 from dff_jax.config import Proximal
 from dff_jax.network.candidates import Head
 from dff_jax.network.confidence import disagreement_scaled
+from dff_jax.network.inputs import LOOKUP_REACH, side_by_side
 from dff_jax.network.layers import ACTIVATIONS, Conv, apply, channels, he_beside, he_fan_in, resize, torch_default
 from dff_jax.network.planes import VOLUME_SCALE, VolumeFeatures
 from dff_jax.types import Array
 from dff_jax.unroll import Problem, Prox, initial_depth, inverse_softplus, raw_step
 
-LOOKUP_REACH = 2  # planes to each side of the present depth
 EVIDENCE_SCALE, LEAST_LOG_P = 0.2, -20.0  # the scale brings log P to about one
 
 
@@ -106,17 +106,16 @@ def prox_inputs(z: Array, problem: Problem, eta: Array | float) -> Array:
         return jnp.broadcast_to(value, z.shape)[..., None]
 
     assert problem.previous is not None
-    parts = [channel(value) for value in (z, eta, problem.regularization, problem.previous)]
-    if problem.context.evidence is not None:
-        parts.append(look_up(problem.context.evidence, problem.previous))
-    return jnp.concatenate(parts, -1)
+    evidence = problem.context.evidence
+    return side_by_side(
+        "prox", z=channel(z), eta=channel(eta), regularization=channel(problem.regularization),
+        previous=channel(problem.previous), log_p=None if evidence is None else look_up(evidence, problem.previous),
+    )  # fmt: skip
 
 
 def static_inputs(context: Context) -> Array:
     """The inputs of (17) that do not change: F (and the guide), S and the candidates' disagreement, [B,H,W,c]."""
-    if context.confidence is None:
-        return context.features
-    return jnp.concatenate([context.features, context.confidence], -1)
+    return side_by_side("static", features=context.features, confidence=context.confidence)
 
 
 def look_up(evidence: Array, t: Array) -> Array:

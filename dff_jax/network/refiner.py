@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from dff_jax.config import Proximal
 from dff_jax.focus_axis import to_unit_coordinate
+from dff_jax.network.inputs import side_by_side
 from dff_jax.network.layers import ACTIVATIONS, Conv, apply, channels, he_fan_in, torch_default
 from dff_jax.types import Array
 from dff_jax.unroll import Problem
@@ -39,7 +40,7 @@ class Refiner(nn.Module):
     @nn.compact
     def __call__(self, depth: Array, features: Array) -> Array:
         c = self.config
-        x = jnp.concatenate([depth[..., None], features], -1).astype(c.dtype)
+        x = side_by_side("refiner", depth=depth[..., None], features=features).astype(c.dtype)
         for _ in range(3):
             x = ACTIVATIONS[c.activation](Conv(channels(32, c.head_width), kernel_init=he_fan_in)(x))
         last = nn.initializers.zeros if c.prox_output == "residual" else torch_default
@@ -54,12 +55,11 @@ def refiner_features(config: Proximal, depth: Array, problem: Problem, focus: Ar
       problem: its context has `features`.
       focus: [B,Z] in q.
     """
-    parts = [problem.context.features]
-    if config.refiner_inputs != "depth_volume":
-        parts.append(problem.candidates)
+    candidates = None if config.refiner_inputs == "depth_volume" else problem.candidates  # measured ones come last
+    settings = None
     if config.refiner_inputs == "with_settings":
-        parts.append(between_settings(depth, to_unit_coordinate(focus, focus)))
-    return jnp.concatenate(parts, -1)
+        settings = between_settings(depth, to_unit_coordinate(focus, focus))
+    return side_by_side("refiner", features=problem.context.features, candidates=candidates, settings=settings)
 
 
 def refine(config: Proximal, params: dict, depth: Array, problem: Problem, focus: Array) -> Array:

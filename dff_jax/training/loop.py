@@ -21,7 +21,7 @@ from orbax.checkpoint import CheckpointManager
 
 from dff_jax import config as configs
 from dff_jax import estimators
-from dff_jax.config import Config, TrainingConfig
+from dff_jax.config import Config
 from dff_jax.data import pipeline
 from dff_jax.errors import ConfigError, InputError
 from dff_jax.runtime import processes
@@ -57,14 +57,15 @@ class TrainingDiverged(RuntimeError):
     """The loss, a gradient or a parameter is no longer a finite number. Nothing of it has been saved."""
 
 
-def _initial(config: TrainingConfig, variables: Variables) -> Variables:
+def _initial(config: Config, variables: Variables) -> Variables:
     """The variables to begin with: random ones, with the weights in place that the config names."""
-    if config.encoder_weights is not None:
-        return load_encoder(config.encoder_weights, variables)
-    if config.initial_weights is None:
+    plan = config.training
+    if plan.encoder_weights is not None:
+        return load_encoder(plan.encoder_weights, variables)
+    if plan.initial_weights is None:
         return variables
-    begun, new = load_matching(config.initial_weights, variables)
-    say(f"begins with {config.initial_weights}" + (f"; new: {new}" if new else ""))
+    begun, remark = load_matching(plan.initial_weights, variables, config.model)
+    say(f"begins with {plan.initial_weights}" + (f"; {remark}" if remark else ""))
     return begun
 
 
@@ -133,7 +134,7 @@ def train(config: Config, output: str | Path, *, resume: bool = True) -> dict[st
             if restored is not None:
                 loader.set_state(restored.data)
             else:
-                first = begin(partial(_initial, plan))
+                first = begin(partial(_initial, config))
                 restored = checkpoint.Restored(first, loader.get_state(), checkpoint.Progress())
         restored = restored._replace(progress=checkpoint.check_folders(restored.progress, config.data))
         step = int(restored.state.step)
@@ -270,7 +271,8 @@ def _evaluation_sources(config: Config) -> dict[str, pipeline.StackSource]:
     sources = {"validation": pipeline.open_source(config.data, "validation")}
     if (transfer := config.training.transfer) is not None:
         sources["transfer"] = pipeline.open_data(configs.DataSpec(source=transfer, unit=config.data.unit))
-    config.model.check_unit(sources["validation"].unit)
+    for source in sources.values():
+        config.model.check_unit(source.unit)
     return sources
 
 

@@ -104,7 +104,7 @@ def test_damaged_files(path, damage):
 
 
 @pytest.mark.parametrize("kind", [np.int32, np.uint8, np.bool_, np.complex64])
-@pytest.mark.parametrize("reader", [load_weights, lambda path: load_matching(path, {}), lambda p: load_encoder(p, {})])
+@pytest.mark.parametrize("reader", [load_weights, lambda p: load_matching(p, {}, None), lambda p: load_encoder(p, {})])
 def test_tensors_that_are_no_floats_are_named(path, kind, reader):
     tensors = load_file(path)
     tensors["params/move"] = np.ones((), kind)
@@ -137,7 +137,7 @@ def test_code_that_a_file_names_is_refused_by_all_that_read_weights(path, tmp_pa
     run.mkdir()
     (run / weights_module.FILE_NAME).write_bytes(path.read_bytes())
     for reader, spec in (
-        (load_weights, path), (load_estimator, run), (lambda spec: load_matching(spec, {"params": {}}), run),
+        (load_weights, path), (load_estimator, run), (lambda spec: load_matching(spec, {"params": {}}, None), run),
         (lambda spec: load_encoder(spec, {}), path), (lambda spec: release.pack(spec, tmp_path / "packed", {}), run),
         (lambda spec: predict(np.zeros((3, 8, 8, 3), np.uint8), weights=spec), run),
     ):  # fmt: skip
