@@ -45,9 +45,18 @@ def check_own(folder: Path, names: Iterable[str], overwrite: bool | None) -> Non
 
 
 def _listing(folder: Path) -> dict[str, dict[str, list[str]]]:
+    """What the list says of files in `folder`; it may be a stranger's, who could mean a file elsewhere."""
     try:
-        return json.loads((folder / _LISTING).read_text())
-    except (OSError, ValueError):
+        listing = json.loads((folder / _LISTING).read_text())
+        return {
+            last: {
+                name: list(digests)
+                for name, digests in files.items()
+                if (folder / name).parent.resolve().is_relative_to(folder.resolve())
+            }
+            for last, files in listing.items()
+        }
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return {}
 
 

@@ -1,5 +1,7 @@
 """Output folders: nothing of others is lost, nothing of two results is mixed, at whatever moment it is killed."""
 
+import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -178,3 +180,27 @@ def test_results_do_not_go_among_what_is_measured(tmp_path):
             check_apart(output, tmp_path)
     check_apart(tmp_path.parent, tmp_path)
     check_apart(tmp_path / "out", None)
+
+
+@pytest.mark.parametrize("text", ["[]", '{"last": 5}', '{"last": {"a.txt": 7}}', "[" * 100_000])
+def test_a_damaged_list_says_nothing(tmp_path, text):
+    (tmp_path / ".dff-jax-files.json").write_text(text)
+    (tmp_path / "a.txt").write_text("somebody's")
+    with pytest.raises(InputError, match="was not written here by this program"):
+        check_output(tmp_path, ["a.txt"])
+    with staged_output(tmp_path, last="last") as staging:
+        (staging / "last").write_text("new")
+    assert (tmp_path / "last").read_text() == "new" and (tmp_path / "a.txt").read_text() == "somebody's"
+
+
+def test_a_strangers_list_removes_nothing_elsewhere(tmp_path):
+    out, victim = tmp_path / "out", tmp_path / "victim"
+    out.mkdir()
+    victim.write_text("known")
+    (out / "link").symlink_to(tmp_path)
+    known = [hashlib.sha256(b"known").hexdigest()]
+    names = ("../victim", str(victim), "link/victim")
+    (out / ".dff-jax-files.json").write_text(json.dumps({"last": {name: known for name in names}}))
+    with staged_output(out, last="last") as staging:
+        (staging / "last").write_text("new")
+    assert victim.read_text() == "known"
