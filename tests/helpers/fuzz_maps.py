@@ -220,7 +220,7 @@ def maps(cases):
     for i, value in enumerate((np.nan, np.inf, -np.inf)):
         holes = depth_map(3)
         holes[2, 3 + i] = value
-        cases.inside(f"truth with {value}", "labelled", labelled, "disp.exr", exr_bytes(cases, holes), SUMMED)
+        cases.inside(f"truth with {value}", "labelled", labelled, "disp.exr", exr_bytes(cases, holes), ANY)
     cases.inside("truth of another size", "labelled", labelled, "disp.exr", exr_bytes(cases, depth_map()[1:]), ERROR)
     cases.inside("truth that is 0", "labelled", labelled, "disp.exr", exr_bytes(cases, depth * 0), ERROR)
     cases.inside("no truth", "labelled", labelled, "disp.exr", None, ERROR)

@@ -126,8 +126,8 @@ def texts(cases):
     inner = "focus_distance.txt"
     (base / inner).write_text("0.5\n1.25\n7.5\n")
     cases.damage("distances", "stack", base, inner, ANY, count=24, seed=400)
-    for text in ("0.5\n1\n", "0.5\n1\n2\n3\n", "nan\n1\n2\n", "inf\n1\n2\n", "0\n1\n2\n", "-1\n1\n2\n", "1\n1\n2\n",
-                 "1e999\n1\n2\n", "../../etc/passwd\n1\n2\n", "1 2 3\n", "0x10\n1\n2\n", "1\0\n2\n3\n",
+    for text in ("0.5\n1\n", "0.5\n1\n2\n3\n", "nan\n1\n2\n", "-inf\n1\n2\n", "0\n1\n2\n", "-1\n1\n2\n", "1\n1\n2\n",
+                 "-1e999\n1\n2\n", "../../etc/passwd\n1\n2\n", "0x10\n1\n2\n", "1\0\n2\n3\n",
                  "9" * 10**7):  # fmt: skip
         cases.inside(f"distances {text[:18]!r}", "stack", base, inner, text.encode(), ERROR)
 
