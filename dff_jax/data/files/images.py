@@ -123,12 +123,12 @@ def read_header(path: str | Path) -> Header:
                 exif.load_from_fp(file)
                 exif.get_ifd(_EXIF)
             _, captured, distance = _facts(exif)
-            (height, width), turn = found.size, found.orientation
-            size = (width, height) if turn > 4 else (height, width)
+            turn = found.orientation
+            size = found.size[::-1] if turn > 4 else found.size
             return Header(size, turn, captured, distance, found.pages.count, found.held)
         with _opened(path) as image:
             turn, captured, distance = _facts(_exif(image))
-            size = (image.width, image.height) if turn > 4 else (image.height, image.width)
+            size = image.size if turn > 4 else image.size[::-1]
             area = image.width * image.height
             draft = area > _DRAFT and image.format in ("JPEG", "MPO") and "progressive" not in image.info
             return Header(size, turn, captured, distance, 1, _HELD.get(image.format, 14) * area, draft)

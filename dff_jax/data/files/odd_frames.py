@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
 GRID, THUMBNAIL = 16, 64
 _PLAIN = 0.02  # of the range of values: a black or white frame stays within this of the end
@@ -25,7 +26,11 @@ def look(frame: np.ndarray) -> Look:
     """`frame` [H,W,3] uint8 or uint16, of which every fourth row is looked at."""
     grey = frame[::4, :, 1].astype(np.float32) / np.iinfo(frame.dtype).max
     second = np.abs(grey[:, 2:] - 2 * grey[:, 1:-1] + grey[:, :-2])
-    return Look(_means(second, GRID), _means(grey, THUMBNAIL), float(grey.min()), float(grey.max()))
+    detail, small = (
+        np.asarray(Image.fromarray(values).resize((count, count), Image.Resampling.BOX))
+        for values, count in ((second, GRID), (grey, THUMBNAIL))
+    )
+    return Look(detail, small, float(grey.min()), float(grey.max()))
 
 
 def plain_frames(looks: Sequence[Look]) -> dict[int, str]:
@@ -61,13 +66,6 @@ def remarks(looks: Sequence[Look], names: Sequence[str]) -> tuple[str, ...]:
         if spread and (detail[z] > 0.9 * others.max(0)).mean() > 0.9:
             found.append(f"{names[z]} is the sharpest frame everywhere: a result among the frames? leave it out if so")
     return tuple(found)
-
-
-def _means(values: np.ndarray, count: int) -> np.ndarray:
-    """The means of count x count equal parts."""
-    rows, columns = (np.linspace(0, n, count, endpoint=False).astype(int) for n in values.shape)
-    sums = np.add.reduceat(np.add.reduceat(values, rows, 0), columns, 1)
-    return sums / np.outer(np.diff([*rows, values.shape[0]]), np.diff([*columns, values.shape[1]])).clip(1)
 
 
 def _shift(a: np.ndarray, b: np.ndarray) -> int:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import tifffile
 
 HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_PLAIN = (0, 1, 2)  # kinds of samples: grey with white as 0, grey, RGB
 # tifffile reports damage both by raising and by logging; the exception is enough.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
@@ -109,7 +110,7 @@ def read_page(path: str | Path, number: int) -> tuple[np.ndarray, np.ndarray | N
         page.dataoffsets = tuple(offset + place.behind * page.nbytes for offset in page.dataoffsets)
         _check_strips(page)
         facts = _orientation(page), page.iccprofile or b""
-        if _is_plain(page):
+        if page.photometric in _PLAIN:
             return *_decoded(page), *facts
     with open(path, "rb") as stream, Image.OPEN["TIFF"][0](stream, "") as image:
         image.seek(place.page)
@@ -144,15 +145,10 @@ def _orientation(page: Any) -> int:
     return int(value) if value in range(1, 9) else 1
 
 
-def _is_plain(page: Any) -> bool:
-    """Whether samples are grey or RGB as they are."""
-    return page.photometric in (0, 1, 2)
-
-
 def _held(page: Any) -> int:
     """Bytes that decoding holds: samples, three rows of strips, and a plane in float32 or what `full_range` needs."""
     height, width = page.imagelength, page.imagewidth
-    if not _is_plain(page):
+    if page.photometric not in _PLAIN:
         return 14 * height * width
     size = -(-page.bitspersample // 8)
     high = page.tilelength if page.is_tiled else min(page.rowsperstrip or height, height)
@@ -201,4 +197,4 @@ def _decoded(page: Any) -> tuple[np.ndarray, np.ndarray | None]:
     found = np.moveaxis(found, 0, 2).reshape(page.imagelength, page.imagewidth, samples)
     opaque = found[..., extra[0]] > 0 if extra else None
     found = full_range(found[..., : 3 if colours == 3 else 1], 2**page.bitspersample - 1)
-    return np.iinfo(found.dtype).max - found if page.photometric == 0 else found, opaque  # 0: white is 0
+    return np.iinfo(found.dtype).max - found if page.photometric == 0 else found, opaque
