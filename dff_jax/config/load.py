@@ -125,15 +125,14 @@ def load_config(spec: str, kind: type = Config) -> Any:
     sys.modules[module_spec.name] = module
     with _errors_of(path), working_directory_importable():
         module_spec.loader.exec_module(module)
-    functions = {
-        key: value
-        for key, value in vars(module).items()
-        if inspect.isfunction(value) and value.__module__ == module.__name__ and not key.startswith("_")
-    }
-    function = function or "config"
-    if function not in functions:
-        raise ConfigError(f"config: {name} has no function {function!r}; it has {', '.join(functions)}")
-    with _errors_of(path), working_directory_importable():
+        functions = {
+            key: value
+            for key, value in vars(module).items()
+            if inspect.isfunction(value) and value.__module__ == module.__name__ and not key.startswith("_")
+        }
+        function = function or "config"
+        if function not in functions:
+            raise ConfigError(f"config: {name} has no function {function!r}; it has {', '.join(functions)}")
         config = functions[function]()
     if not isinstance(config, kind):
         raise ConfigError(f"config: {spec} returns {type(config).__name__}, not a {kind.__name__}")

@@ -129,16 +129,15 @@ def save(
         if first:
             _check_room(folder, state)
     with careful():
-        full = 0
+        code = None
         try:
             manager.save(step, metrics=metrics, args=ocp.args.Composite(**items), force=True)
         except ValueError as error:  # of tensorstore, which raises no other for a full disk
             if (code := re.search(r"os_error_code='(\d+)'", str(error))) is None:
                 raise
-            full = int(code[1])
-        if full:
+        if code is not None:
             gc.collect()  # tensorstore's unfinished writes, now: at the end of Python they print tracebacks
-            raise OSError(full, os.strerror(full))
+            raise OSError(int(code[1]), os.strerror(int(code[1])))
         if first:
             write_whole(folder / str(step) / SUMS, "".join(f"{line}\n" for line in _sums(folder / str(step))).encode())
 
