@@ -254,6 +254,16 @@ def test_a_black_or_white_frame_has_no_say(tmp_path, value, what):
     assert stack.focus.tolist() == [0, 1, 3, 4, 5] and np.array_equal(stack.frames[2], frames[3])
 
 
+def test_dim_frames_of_a_12_bit_camera_are_not_black(tmp_path):
+    import tifffile
+
+    for i, frame in enumerate(ramp()):
+        tifffile.imwrite(tmp_path / f"f{i}.tif", frame.astype(np.uint16) * (16 if i else 4))
+    tifffile.imwrite(tmp_path / "f6.tif", np.full((H, W, 3), 20, np.uint16))
+    stack, read = read_stack(tmp_path)
+    assert "left out: f6.tif is black" in said(read) and stack.focus.tolist() == [0, 1, 2, 3, 4, 5]
+
+
 def test_odd_frames_are_named(tmp_path):
     frames = ramp()
     names = [f"f{i}.png" for i in range(6)]

@@ -35,10 +35,12 @@ def look(frame: np.ndarray) -> Look:
 
 def plain_frames(looks: Sequence[Look]) -> dict[int, str]:
     """Frames that are black or white among others that are not: number -> what they are."""
-    plain = {z: "black" for z, one in enumerate(looks) if one.most <= _PLAIN}
-    plain |= {z: "white" for z, one in enumerate(looks) if one.least >= 1 - _PLAIN}
+    top = max(one.most for one in looks)  # a camera of 12 bits does not use 16
+    plain = {z: "black" for z, one in enumerate(looks) if one.most <= _PLAIN * top}
+    plain |= {z: "white" for z, one in enumerate(looks) if one.least >= (1 - _PLAIN) * top}
     others = [one for z, one in enumerate(looks) if z not in plain]
-    return plain if len(others) >= max(2, len(plain)) and min(one.most - one.least for one in others) > 0.05 else {}
+    few = len(others) >= max(2, len(plain))
+    return plain if few and min(one.most - one.least for one in others) > 0.05 * top else {}
 
 
 def remarks(looks: Sequence[Look], names: Sequence[str]) -> tuple[str, ...]:
