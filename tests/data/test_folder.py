@@ -1,6 +1,9 @@
 """Photographs and focus settings in, in the right order, or one clear error."""
 
+import os
+import tempfile
 from collections import namedtuple
+from pathlib import Path
 
 import imagecodecs
 import numpy as np
@@ -9,7 +12,7 @@ import pytest
 from PIL import Image
 
 from dff_jax.data.files.focus_settings import focus_settings
-from dff_jax.data.files.folder import list_stacks, read_labelled_stack
+from dff_jax.data.files.folder import find, list_stacks, read_labelled_stack
 from dff_jax.data.files.frame_store import allocator, on_disk, release_pages
 from dff_jax.data.files.series import natural_key
 from dff_jax.data.files.stack import read_stack
@@ -291,3 +294,22 @@ def test_a_disk_without_room_for_the_frames(tmp_path, monkeypatch):
     monkeypatch.setattr(output.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(InputError, match="0 MB free where about 0 MB are needed"):
         read_stack(tmp_path / "stack", allocate=allocator(tmp_path / "out", 0))
+
+
+@pytest.mark.skipif(not hasattr(os, "seteuid") or os.geteuid() != 0, reason="only root can become another user")
+def test_a_folder_that_may_be_listed_but_not_entered():
+    with tempfile.TemporaryDirectory() as outer:  # others may not enter those of pytest
+        os.chmod(outer, 0o755)
+        source = Path(outer) / "stack"
+        source.mkdir()
+        for i in range(2):
+            Image.fromarray(np.zeros((32, 32), np.uint8)).save(source / f"{i}.png")
+        source.chmod(0o444)
+        os.seteuid(12345)
+        try:
+            with pytest.raises(InputError, match="stack: cannot be read"):
+                find(source)
+            with pytest.raises(InputError, match="no images"):
+                find(str(source / "*.png"))
+        finally:
+            os.seteuid(0)

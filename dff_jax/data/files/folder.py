@@ -129,7 +129,7 @@ def folder_entries(folder: Path) -> list[Path]:
     if not os.path.isdir(folder):
         raise InputError(f"{folder}: no such folder")
     with reading(folder):
-        (folder / ".").stat()  # may be forbidden where a list of the names is not
+        os.stat(os.path.join(folder, "."))  # may be forbidden where a list of the names is not
         return sorted(folder.iterdir(), key=natural_key)
 
 
@@ -150,7 +150,7 @@ def find(source: Source) -> Found:
     listed = not isinstance(source, str | Path)
     label = f"{len(source)} files" if listed else str(source)
     found = _candidates(source)
-    broken = next((path for path in found if path.is_symlink() and not path.exists()), None)
+    broken = next((path for path in found if os.path.islink(path) and not os.path.exists(path)), None)
     if broken is not None:
         raise InputError(f"{broken}: a link that leads nowhere")
     files = list(filter(is_frame, found))
