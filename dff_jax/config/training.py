@@ -86,6 +86,9 @@ class TrainingConfig(Checked):
     memory of a batch that many times smaller. BatchNorm normalises within a part."""
     average: float = 0.0
     """Decay of a running average of weights and batch statistics, which is evaluated and exported; 0: none."""
+    statistics: int = 40
+    """Number of training stacks, at the size of the validation stacks, over which a network with BatchNorm gets its
+    mean and variance before each evaluation, and for the weights that are exported; 0: the running averages."""
     parallel: Literal["jit", "pmap"] = "jit"
     num_devices: int | None = None
     """Number of devices to use; None: all."""
@@ -103,6 +106,7 @@ class TrainingConfig(Checked):
         self._at_least(1, "num_steps", "log_every", "eval_every", "save_every", "keep", "num_devices", "accumulate")
         if self.initial_weights is not None and self.encoder_weights is not None:
             raise ConfigError("training.encoder_weights: give these or initial_weights, not both")
+        self._at_least(0, "statistics")
         if not 0 <= self.average < 1:
             raise ConfigError(f"training.average: from 0 to below 1, got {self.average!r}")
 

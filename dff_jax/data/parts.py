@@ -106,8 +106,8 @@ class FilePart:
 
     reads = True
 
-    def __init__(self, data: DataConfig, source: StackSource, share: Share):
-        self._data, self._source, self._share = data, source, share
+    def __init__(self, data: DataConfig, source: StackSource, share: Share, fit: bool = False):
+        self._data, self._source, self._share, self._fit = data, source, share, fit
         self._order = EpochOrder(len(source), share.seed)
 
     def prepare(self, number: int) -> LoadedBatch:
@@ -128,7 +128,10 @@ class FilePart:
             raise InputError(f"{self._source.name}: stack {stack.name!r} has no ground truth to train on")
         if count is not None:
             stack = thin_frames(stack, count, rng)
-        stack = augment(stack, rng, crop=data.crop, flips=data.flips, colour=data.colour, noise=data.noise)
+        crop = data.crop
+        if self._fit:
+            crop = min(crop[0], stack.frames.shape[1]), min(crop[1], stack.frames.shape[2])
+        stack = augment(stack, rng, crop=crop, flips=data.flips, colour=data.colour, noise=data.noise)
         return stack, *draw_focus(len(stack.focus), rng, data.reverse, data.focus_jitter)
 
     def finish(self, prepared: LoadedBatch) -> LoadedBatch:

@@ -213,12 +213,14 @@ def describe_folders(data: DataConfig) -> dict[str, str]:
 # Batches ----------------------------------------------------------------------------------------------------
 
 
-def training_loader(data: DataConfig, seed: int, *, process_index: int = 0, process_count: int = 1) -> Loader:
+def training_loader(
+    data: DataConfig, seed: int, *, process_index: int = 0, process_count: int = 1, fit: bool = False
+) -> Loader:
     """Endless augmented batches of `data.batch_size` stacks for this process, equal for equal arguments.
 
     Each epoch of a source is shuffled anew; a batch may span two. The processes' shares are disjoint, and together
     they are what a single process would see. With a mixture each batch comes from one of its parts. Rendered stacks
-    (procedural_live, rgbd) are on the device, others numpy.
+    (procedural_live, rgbd) are on the device, others numpy. With `fit` a crop shrinks to a stack that is smaller.
 
     Raises:
       InputError: as `open_source`, or, from the iterator (for a mixture at once, as far as a first batch of each part
@@ -227,7 +229,7 @@ def training_loader(data: DataConfig, seed: int, *, process_index: int = 0, proc
     from dff_jax.data.loading import PartLoader
 
     shares = [Share.of_part(seed, i, data.batch_size, process_index, process_count) for i in range(len(data.parts()))]
-    parts = [_open_part(part, share) for part, share in zip(data.parts(), shares, strict=True)]
+    parts = [_open_part(part, share, fit) for part, share in zip(data.parts(), shares, strict=True)]
     if len(parts) > 1:
         for i, part in enumerate(parts):
             try:
@@ -240,7 +242,7 @@ def training_loader(data: DataConfig, seed: int, *, process_index: int = 0, proc
     return PartLoader(parts, weights, num_threads=data.num_threads, num_workers=data.num_workers)
 
 
-def _open_part(data: DataConfig, share: Share) -> Part:
+def _open_part(data: DataConfig, share: Share, fit: bool) -> Part:
     if data.source == "procedural_live":
         from dff_jax.data.live import LivePart
 
@@ -251,12 +253,13 @@ def _open_part(data: DataConfig, share: Share) -> Part:
         return RgbdPart(data, scene_files(data.dataset, "train")[1], share)
     source = open_source(data, "train")
     for frames, *size in dict.fromkeys(source.shapes):
-        check_crop(data.crop, size, f"a stack of {source.name}")
+        if not fit:
+            check_crop(data.crop, size, f"a stack of {source.name}")
         if data.frames is not None and frames < data.frames[1]:
             raise ConfigError(
                 f"data.frames: {data.frames[1]} are asked for, but a stack of {source.name} has {frames}; ask for fewer"
             )
-    return FilePart(data, source, share)
+    return FilePart(data, source, share, fit)
 
 
 def evaluation_batches(

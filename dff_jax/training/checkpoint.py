@@ -43,7 +43,7 @@ SUMS = "SHA256SUMS"  # in each checkpoint; `sha256sum --check` reads it, too
 FREE_FIELDS = frozenset(
     {"name", "data.data_dir", "data.num_threads", "data.num_workers", "data.eval_batch_size"}
     | {f"training.{name}" for name in ("log_every", "eval_every", "save_every", "keep", "parallel")}
-    | {f"training.{name}" for name in ("num_devices", "tensorboard", "transfer")}
+    | {f"training.{name}" for name in ("num_devices", "statistics", "tensorboard", "transfer")}
 )
 
 

@@ -29,7 +29,7 @@ from dff_jax.runtime.files import check_output, locked, staged_output, writing
 from dff_jax.runtime.progress import ProgressBar, say
 from dff_jax.runtime.replacing import is_own
 from dff_jax.runtime.stopping import stop_on_signal
-from dff_jax.training import checkpoint, optimizer, parallel, state, validation
+from dff_jax.training import checkpoint, optimizer, parallel, state, statistics, validation
 from dff_jax.training import logging as logs
 from dff_jax.training.initial_weights import load_encoder, load_matching
 from dff_jax.training.step import Update, make_update
@@ -156,11 +156,17 @@ def train(config: Config, output: str | Path, *, resume: bool = True) -> dict[st
             parallel.compile_update(devices, update),
             loader,
             manager,
-            validation.Validator(config, output, estimator, sources, writers, num_frames=shapes[0].shape[1]),
+            validation.Validator(
+                config, output, estimator, sources, writers, shapes[0].shape[1],
+                statistics.Population(config, estimator, sources["validation"]),
+            ),
             stack.enter_context(ProgressBar("train", plan.num_steps, "step", done=step, every=math.inf)),
             processes.Stop(stack.enter_context(stop_on_signal())),
         )
         if step < plan.num_steps:
+            together = config.data.batch_size // plan.accumulate, *shapes[0].shape[1:]
+            if note := statistics.note_small_maps(estimator, state.variables(restored.state), together):
+                run.bar.say(note)
             run.bar.say("compiling the training step, which can take minutes the first time")
         step, progress = _loop(run, parallel.to_devices(devices, restored.state), restored.progress)
         interrupted = step < plan.num_steps or progress.evaluated != step

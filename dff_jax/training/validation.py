@@ -25,6 +25,7 @@ from dff_jax.runtime import processes
 from dff_jax.runtime.progress import ProgressBar, say
 from dff_jax.training.checkpoint import Progress
 from dff_jax.training.logging import Writer
+from dff_jax.training.statistics import Population
 from dff_jax.types import Estimator, Variables
 
 BEST_WEIGHTS = weights.FILE_NAME
@@ -40,6 +41,7 @@ class Validator(NamedTuple):
     sources: Mapping[str, pipeline.StackSource]  # "validation", and "transfer" if wanted
     writers: list[Writer]
     num_frames: int
+    population: Population
 
     def run(
         self, step: int, variables: Variables, progress: Progress, bar: ProgressBar, asked: threading.Event
@@ -50,6 +52,7 @@ class Validator(NamedTuple):
           The new progress. If `asked` was set meanwhile in any process, the old one: the evaluation is not done.
         """
         began = time.perf_counter()
+        variables = self.population(step, variables, asked.is_set)
         found: dict[str, Evaluation] = {}
         shown: dict[str, dict[str, np.ndarray]] = {}
         share = jax.process_index(), jax.process_count()
@@ -86,7 +89,7 @@ class Validator(NamedTuple):
 
     def export_last(self, step: int, variables: Variables) -> None:
         """Writes the weights of the last step, beside the best."""
-        self._export(LAST_WEIGHTS, step, variables, {})
+        self._export(LAST_WEIGHTS, step, self.population(step, variables), {})
 
     def _export(self, name: str, step: int, variables: Variables, metric: dict[str, float]) -> None:
         if jax.process_index() != 0:

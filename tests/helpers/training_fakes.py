@@ -160,7 +160,7 @@ def small_config(root, **training) -> configs.Config:
         training=configs.TrainingConfig(
             **{
                 "num_steps": 12, "log_every": 3, "eval_every": 5, "save_every": 4, "keep": 1,
-                "num_devices": 1, "tensorboard": False,
+                "num_devices": 1, "tensorboard": False, "statistics": 0,
             } | training
         ),
     )  # fmt: skip

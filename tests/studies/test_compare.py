@@ -20,7 +20,7 @@ from dff_jax.studies.compare import compare
 def _method(label, data_dir, **loss):
     data = cfg.DataConfig(dataset="procedural/tiny", data_dir=str(data_dir), batch_size=2, crop=(32, 32), eval_limit=1)
     training = cfg.TrainingConfig(
-        num_steps=3, log_every=1, eval_every=3, save_every=3, num_devices=1, tensorboard=False
+        num_steps=3, log_every=1, eval_every=3, save_every=3, num_devices=1, tensorboard=False, statistics=0
     )
     model = dataclasses.replace(cfg.tiny(), num_iterations=2)
     config = cfg.Config(model=model, loss=cfg.LossConfig(**loss), data=data, training=training)
