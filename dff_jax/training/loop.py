@@ -150,16 +150,14 @@ def train(config: Config, output: str | Path, *, resume: bool = True) -> dict[st
         )
         for writer in writers:
             stack.enter_context(closing(writer))
+        population = statistics.Population(config, estimator, sources["validation"])
         run = _Run(
             config,
             devices,
             parallel.compile_update(devices, update),
             loader,
             manager,
-            validation.Validator(
-                config, output, estimator, sources, writers, shapes[0].shape[1],
-                statistics.Population(config, estimator, sources["validation"]),
-            ),
+            validation.Validator(config, output, estimator, sources, writers, shapes[0].shape[1], population),
             stack.enter_context(ProgressBar("train", plan.num_steps, "step", done=step, every=math.inf)),
             processes.Stop(stack.enter_context(stop_on_signal())),
         )
