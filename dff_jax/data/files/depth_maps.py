@@ -65,18 +65,19 @@ def read_depth_map(path: str | Path, *, scale: float = 1.0) -> DepthMap:
         return DepthMap(values, finite)
 
 
-def read_truth(path: Path, size: tuple[int, int], *, positive: bool = False) -> DepthMap:
-    """The ground truth of a stack whose frames have H, W = `size`: a hole where it is 0 or not finite.
+def read_truth(path: Path, size: tuple[int, ...], *, scale: float | None = None, positive: bool = False) -> DepthMap:
+    """The truth of images of H, W = `size`: a hole where it is 0 or not finite.
 
     Args:
+      scale: as in `read_depth_map`; None: as `scale_of` finds it beside the map or above.
       positive: a hole also where it is below 0.
 
     Raises:
       InputError: as `read_depth_map` and `scale_of`; of another size, or finite nowhere.
     """
-    values, finite = read_depth_map(path, scale=scale_of(path, path.parent, path.parent.parent))
+    values, finite = read_depth_map(path, scale=scale or scale_of(path, path.parent, path.parent.parent))
     if values.shape != size:
-        raise other_size(path, values.shape, size, "the frames are")
+        raise other_size(path, values.shape, size, "the image is")
     if not finite.any():
         raise InputError(f"{path}: every value is NaN or infinite; write 0 where unknown")
     known = finite & (values > 0 if positive else values != 0)
@@ -133,8 +134,7 @@ def outside_note(where: str, values: np.ndarray, focus: Sequence[float], unit: s
     size, lies = "larger" if ratio > 1 else "smaller", "wholly outside" if outside else "far from"
     return (
         f"{where}: truth of {low:.4g} to {high:.4g} {unit} lies {lies} the focus settings of {first:.4g} "
-        f"to {last:.4g} {unit}"
-        + (f"; it is about 1000 times {size}: is one of them in another unit?" if off else "")
+        f"to {last:.4g} {unit}" + (f"; it is about 1000 times {size}: is one of them in another unit?" if off else "")
     )
 
 

@@ -19,14 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dff_jax.data.files.depth_maps import (
-    DEPTH_SUFFIXES,
-    SCALE_FILE,
-    map_size,
-    positive_number,
-    read_depth_map,
-    scale_of,
-)
+from dff_jax.data.files.depth_maps import DEPTH_SUFFIXES, SCALE_FILE, map_size, positive_number, read_truth, scale_of
 from dff_jax.data.files.folder import walk
 from dff_jax.data.files.frames import MIN_SIDE
 from dff_jax.data.files.images import IMAGE_SUFFIXES, image_size, read_image
@@ -127,18 +120,15 @@ def read_scene(files: SceneFiles) -> Scene:
     rgb = read_image(files.rgb)
     if rgb.dtype != np.uint8:
         rgb = np.rint(rgb / 257.0).astype(np.uint8)
-    values, finite = read_depth_map(files.depth, scale=files.scale)
     height, width = rgb.shape[:2]
-    if values.shape != (height, width):
-        raise other_size(files.depth, values.shape, rgb.shape, f"{files.rgb.name} is")
+    depth, mask = read_truth(files.depth, (height, width), scale=files.scale)
     if min(height, width) < MIN_SIDE:
         raise InputError(f"{files.rgb}: {width} x {height} pixels; each side needs {MIN_SIDE}")
-    mask = finite & (values != 0)
     if not mask.any():
         raise InputError(f"{files.depth}: has no depth anywhere (0 or not finite at every pixel)")
-    if files.unit in ("metre", "diopter") and values[mask].min() < 0:
+    if files.unit in ("metre", "diopter") and depth.min() < 0:
         raise InputError(f"{files.depth}: holds negative values of {files.unit}; is the unit right?")
-    return Scene(rgb, np.where(mask, values, np.float32(0)), mask, files.unit, files.name)
+    return Scene(rgb, depth, mask, files.unit, files.name)
 
 
 class _Pair(NamedTuple):
