@@ -325,6 +325,7 @@ def test_folders_of_stacks_and_circular_links(tmp_path):
     save(tmp_path / "out" / "b2", ["1.png", "2.png"])
     assert [path.name for path in stacks_in(tmp_path, tmp_path / "out")] == ["b2", "b10"]
     assert stacks_in(tmp_path / "b2", tmp_path / "out") == []
+    assert len(stacks_in(tmp_path, tmp_path)) == len(stacks_in(tmp_path, tmp_path.parent)) == 3
     for name in ("x", "y"):
         (tmp_path / "b2" / name).symlink_to(tmp_path, target_is_directory=True)
     assert len(find(str(tmp_path / "b2" / "**" / "*.png")).files) == 2

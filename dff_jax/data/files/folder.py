@@ -97,9 +97,10 @@ def stacks_in(source: Source, output: str | Path) -> list[Path]:
     if not isinstance(source, str | Path) or not os.path.isdir(root) or sum(map(is_frame, folder_entries(root))) >= 2:
         return []
     inside = (folder for folder, entries in walk(root, _is_stack) if sum(map(is_frame, entries)) >= 2)
+    around = root.resolve().is_relative_to(result)  # such an output makes no stack below it a result
     return [
         folder for folder in inside
-        if result not in (folder.resolve(), *folder.resolve().parents) and not (folder / "summary.json").exists()
+        if (around or not folder.resolve().is_relative_to(result)) and not (folder / "summary.json").exists()
     ]  # fmt: skip
 
 
