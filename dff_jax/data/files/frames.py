@@ -45,7 +45,8 @@ def of_files(files: Sequence[Path]) -> tuple[list[Frame], tuple[str, ...]]:
     headers = [read_header(file) for file in files]
     turned = Counter(header.orientation for header in headers).most_common(1)[0][0]
     odd = [file.name for file, header in zip(files, headers, strict=True) if header.orientation != turned]
-    sizes = [header.size if (header.orientation > 4) == (turned > 4) else header.size[::-1] for header in headers]
+    swapped = [(header.orientation > 4) != (turned > 4) for header in headers]
+    sizes = [(h.size[1], h.size[0]) if swap else h.size for h, swap in zip(headers, swapped, strict=True)]
     usual = Counter(sizes).most_common(1)[0][0]
     for file, size, header in zip(files, sizes, headers, strict=True):
         if header.pages > 1:

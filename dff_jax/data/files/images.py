@@ -124,7 +124,7 @@ def read_header(path: str | Path) -> Header:
                 exif.get_ifd(_EXIF)
             _, captured, distance = _facts(exif)
             turn = found.orientation
-            size = found.size[::-1] if turn > 4 else found.size
+            size = (found.size[1], found.size[0]) if turn > 4 else found.size
             return Header(size, turn, captured, distance, found.pages.count, found.held)
         with _opened(path) as image:
             turn, captured, distance = _facts(_exif(image))

@@ -23,7 +23,10 @@ def downscale(image: np.ndarray, max_size: int | None) -> np.ndarray:
 
 
 def scaled(
-    pixels: np.ndarray, opaque: np.ndarray | None, size: tuple[int, int], box: tuple[float, ...] | None = None
+    pixels: np.ndarray,
+    opaque: np.ndarray | None,
+    size: tuple[int, int],
+    box: tuple[float, float, float, float] | None = None,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Pixels [H,W,C] uint8 or uint16, and where they are opaque [H,W], brought to `size` h, w.
 
@@ -37,7 +40,7 @@ def scaled(
 
     def plane(values: np.ndarray) -> np.ndarray:
         image = Image.fromarray(values if values.dtype == np.uint8 else values.astype(np.float32))
-        return np.asarray(image.resize(size[::-1], Image.Resampling.LANCZOS, box))
+        return np.asarray(image.resize((size[1], size[0]), Image.Resampling.LANCZOS, box))
 
     channels, seen = np.moveaxis(pixels, -1, 0), None
     if opaque is None or opaque.all():
