@@ -21,6 +21,7 @@ from dff_jax.estimators import weights
 from dff_jax.evaluation.evaluate import evaluated
 from dff_jax.evaluation.metrics import Sums
 from dff_jax.evaluation.rows import Evaluation, Measured, gather
+from dff_jax.focus_axis import from_q
 from dff_jax.runtime import processes
 from dff_jax.runtime.progress import ProgressBar, say
 from dff_jax.training.checkpoint import Progress
@@ -55,31 +56,35 @@ class Validator(NamedTuple):
         variables = self.population(step, variables, asked.is_set)
         found: dict[str, Evaluation] = {}
         shown: dict[str, dict[str, np.ndarray]] = {}
+        constant: dict[str, float] = {}
         share = jax.process_index(), jax.process_count()
         data = self.config.data
         for name, source in self.sources.items():
             batches = pipeline.evaluation_batches(source, data.eval_batch_size, data.eval_limit, share)
             parts: list[Measured] = []
+            middles: list[float] = []
             for measured, loaded, prediction in evaluated(
                 self.estimator, variables, batches, unit=source.unit, baselines=False
             ):
                 parts.append(measured)
+                middles += errors_of_middle(loaded.batch, source.unit)
                 if name not in shown and self.config.training.tensorboard:
                     shown[name] = draw(*jax.device_get((loaded.batch, prediction.depth)))
                 if asked.is_set():
                     break
-            everywhere = processes.gather((asked.is_set(), parts))
-            if any(stopped for stopped, _ in everywhere):
+            everywhere = processes.gather((asked.is_set(), parts, middles))
+            if any(stopped for stopped, *_ in everywhere):
                 return progress
-            found[name] = gather([_rebuilt(part) for _, theirs in everywhere for part in theirs], source.unit)
+            found[name] = gather([_rebuilt(part) for _, theirs, _ in everywhere for part in theirs], source.unit)
+            constant[name] = float(np.mean([error for *_, theirs in everywhere for error in theirs]))
         for name, evaluation in found.items():
-            values = flatten(evaluation) | {"seconds": evaluation.seconds["total"]}
+            values = flatten(evaluation) | {"seconds": evaluation.seconds["total"], "MAE/constant": constant[name]}
             for writer in self.writers:
                 writer.scalars(step, name, values)
                 writer.images(step, name, shown.get(name, {}))
         mae = found["validation"].rows["final"]["MAE"]
         mae = float(mae) if mae is not None and math.isfinite(mae) else math.inf
-        text = "  ".join(f"{name} {e.rows['final']['MAE']:.4g}" for name, e in found.items())
+        text = "  ".join(in_words(name, e, constant[name]) for name, e in found.items())
         if mae < progress.best_mae:
             progress = progress._replace(best_step=step, best_mae=mae)
             self._export(BEST_WEIGHTS, step, variables, {"MAE": mae})
@@ -120,6 +125,22 @@ def _rebuilt(part: Sequence[Any]) -> Measured:
         changes=None if one.changes is None else np.asarray(one.changes),
         confidence=np.asarray(one.confidence), shape=tuple(one.shape),
     )  # fmt: skip
+
+
+def errors_of_middle(batch: Any, unit: str) -> list[float]:
+    """MAE of each stack of a batch, in `unit`, of the middle of its focus range everywhere: the least to be beaten."""
+    focus, depth, mask = (np.asarray(x) for x in (batch.focus, batch.depth, batch.mask))
+    middle = from_q(focus[:, [0, -1]].mean(-1), unit)[:, None, None]
+    error = np.where(mask, np.abs(from_q(np.where(mask, depth, 1.0), unit) - middle), 0.0)
+    return [float(e.sum() / m.sum()) for e, m in zip(error, mask, strict=True) if m.any()]
+
+
+def in_words(name: str, evaluation: Evaluation, constant: float) -> str:
+    """The MAE of the answer, of the stages on the way to it, and of the middle of the focus range."""
+    rows = {row: x["MAE"] for row, x in evaluation.rows.items() if not row.startswith("candidate")}
+    answer = rows.pop("final")
+    stages = ", ".join(f"{row} {mae:.4g}" for row, mae in rows.items() if mae is not None)
+    return f"{name} {answer:.4g} ({stages}{'; ' if stages else ''}constant {constant:.4g})"
 
 
 def flatten(evaluation: Evaluation) -> dict[str, float]:

@@ -24,6 +24,7 @@ from dff_jax.estimators import weights
 from dff_jax.estimators.weights import load_weights
 from dff_jax.runtime import stopping
 from dff_jax.training import checkpoint, logging, loop, validation
+from dff_jax.types import Batch
 
 pytestmark = pytest.mark.usefixtures("default_signals")
 
@@ -74,7 +75,7 @@ def test_a_run_leaves_logs_checkpoints_and_weights(finished, stacks, network):
     assert [x["step"] for x in evaluated] == [5, 10, 12]
     for name in ("loss", "mae", "mae_D0", "update", "grad_norm", "update_norm", "param_norm", "learning_rate"):
         assert all(np.isfinite(x[name]) for x in lines if x["kind"] == "train"), name
-    for name in ("MAE", "RMS", "AbsRel", "MAE/D(0)", "step/D(1)", "step/D(2)", "gain/refined"):
+    for name in ("MAE", "RMS", "AbsRel", "MAE/D(0)", "MAE/constant", "step/D(1)", "step/D(2)", "gain/refined"):
         assert all(np.isfinite(x[name]) for x in evaluated), name
     x = evaluated[-1]
     assert x["gain/final"] == pytest.approx(x["MAE/D(0)"] - x["MAE"])
@@ -346,3 +347,12 @@ def test_a_log_that_finds_the_disk_full_ends_in_one_line(stacks, network, tmp_pa
             loop.train(config, tmp_path)
     assert int(stored(tmp_path)["step"]) == 3
     assert loop.train(config, tmp_path)["step"] == 12
+
+
+def test_the_constant_prediction_is_the_middle_of_the_focus_range():
+    depth = np.full((2, 4, 4), 2.0, np.float32)
+    mask = np.ones((2, 4, 4), bool)
+    mask[1] = False
+    batch = Batch(np.zeros((2, 3, 4, 4, 3)), np.array([[0.5, 1.0, 5.5], [0, 1, 2]]), depth, mask)
+    assert validation.errors_of_middle(batch, "disparity") == [1.0]
+    assert validation.errors_of_middle(batch, "metre") == [pytest.approx(abs(1 / 2 - 1 / 3))]
