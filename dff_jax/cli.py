@@ -7,10 +7,10 @@ Exit status: 0 done, 2 bad input or usage (one line says what to do; nothing was
 from __future__ import annotations
 
 import functools
-import importlib
 import inspect
 import io
 import os
+import pkgutil
 import sys
 import typing
 from collections.abc import Callable
@@ -88,10 +88,8 @@ def _run(name: str, words: list[str]) -> tuple[int, bool]:
 
             keep_programs()
         result = function(**given)
-        if (show := COMMANDS[name].show) is None:
-            return result or 0, True
-        show(result, given)
-        return 0, True
+        show = COMMANDS[name].show  # which returns nothing
+        return (result if show is None else show(result, given)) or 0, True
     except UsageError as error:
         return _refused(f"dff-jax {name}", str(error)), True
     except InputError as error:
@@ -119,14 +117,12 @@ def parse(name: str, words: list[str]) -> tuple[Callable[..., Any], dict[str, An
     """The function of a command, and the words as its arguments, by tyro; raises UsageError."""
     function, positional = COMMANDS[name].function, COMMANDS[name].positional
     if isinstance(function, str):
-        module, _, attribute = function.partition(":")
-        function = getattr(importlib.import_module(module), attribute)
+        function = pkgutil.resolve_name(function)
     signature = inspect.signature(function)
     hints = typing.get_type_hints(function, include_extras=True)
     if positional:
         hints[positional] = Positional[hints[positional]]
     parameters = [p.replace(annotation=hints[p.name]) for p in signature.parameters.values()]
-
     if name in READS_WEIGHTS:
         hints["trust"] = Annotated[UseAppendAction[tuple[str, ...]], TRUST]
         parameters.append(parameters[-1].replace(name="trust", default=(), annotation=hints["trust"]))
