@@ -113,6 +113,7 @@ def test_a_counter_that_wraps(tmp_path):
     [
         (["a_0,35", "a_0,5", "a_1,25"], "metre", [1.25, 0.5, 0.35], "taken as metre"),
         (["a_1_0.35", "a_2_0.5", "a_3_inf"], "metre", [np.inf, 0.5, 0.35], "taken as metre"),
+        (["a_0.35m", "a_0.5m", "a_1.25m"], "metre", [1.25, 0.5, 0.35], "taken as metre"),
         (["a_0.0005", "a_0.5", "a_1.25"], "index", [0, 1, 2], "cannot be distances"),
         (["a_20000.5", "a_30000.5", "a_40000.5"], "index", [0, 1, 2], "cannot be distances"),
         (["1638316800.25", "1638316801.25", "1638316802.25"], "index", [0, 1, 2], "dates or times"),
@@ -329,6 +330,8 @@ def test_folders_of_stacks_and_circular_links(tmp_path):
     for name in ("x", "y"):
         (tmp_path / "b2" / name).symlink_to(tmp_path, target_is_directory=True)
     assert len(find(str(tmp_path / "b2" / "**" / "*.png")).files) == 2
+    (tmp_path / "b2" / "2.png").rename(tmp_path / "b10" / "3.png")
+    assert "from 2 folders and are taken as one stack" in find(str(tmp_path / "b*" / "[13].png")).notes[-1]
 
 
 def test_pages_of_one_file(tmp_path):

@@ -114,7 +114,7 @@ def _odd_unit(values: np.ndarray, unit: str) -> tuple[str, ...]:
 def _numbers(files: Sequence[Path], unit: str | None) -> tuple[np.ndarray | None, str, tuple[str, ...]]:
     """Focus settings [Z] in the names, or None; their usual unit; a note if numbers are not taken."""
     for pattern, usual, low, high in (
-        (rf"({_DECIMAL})", "disparity", -_TIMESTAMP, _TIMESTAMP), (rf".*_({_DECIMAL}|inf)", "metre", *_METRES),
+        (rf"({_DECIMAL})", "disparity", -_TIMESTAMP, _TIMESTAMP), (rf".*_({_DECIMAL}|inf) ?m?", "metre", *_METRES),
     ):  # fmt: skip
         texts = _match(files, pattern)
         if not all(texts):

@@ -176,7 +176,8 @@ def find(source: Source) -> Found:
             raise InputError(f"{twin} and {file.name}: one frame twice? choose with a glob such as '*.jpg'")
     if not listed:
         files, leap = by_counter(files)
-        notes += leap
+        folders = len({path.parent for path in files})
+        notes += leap + (f"the frames come from {folders} folders and are taken as one stack",) * (folders > 1)
     return Found(files, notes, unread)
 
 
