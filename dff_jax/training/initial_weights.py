@@ -131,13 +131,13 @@ def _with_inputs(kernel: np.ndarray, num: int, place: str, before: Counts, after
         if rest < 0 or (rest and None not in sizes):
             return kernel
         sizes[:] = [rest if n is None else n for n in sizes]
-    blocks = [np.eye(new, old) for new, old in zip(wanted, given, strict=True)]
+    blocks = [np.eye(new or 0, old) for new, old in zip(wanted, given, strict=True)]
     if "planes" in names:  # F at the old planes, from F at the new ones: both uniform in t, linear between neighbours
         new, old = blocks[i := names.index("planes")].shape
         distance = np.arange(old) * (new - 1) / max(old - 1, 1) - np.arange(new)[:, None]
         scale = (after["planes"] is None) - (before["planes"] is None)  # where C = Z, F has no scale
         blocks[i] = np.maximum(0, 1 - np.abs(distance)) * VOLUME_SCALE**scale
-    return np.einsum("ni,...io->...no", block_diag(*blocks), kernel).astype(kernel.dtype)
+    return np.einsum("ni,...io->...no", np.asarray(block_diag(*blocks)), kernel).astype(kernel.dtype)
 
 
 def _left_out(theirs: ModelConfig, model: ModelConfig) -> list[str]:
