@@ -21,9 +21,7 @@ import tyro
 from tyro._errors import on_parse_error
 from tyro.conf import Positional, Suppress, UseAppendAction
 
-from dff_jax import __version__, config
-from dff_jax.config.base import MOST
-from dff_jax.config.methods import MOST_ITERATIONS
+from dff_jax import __version__
 from dff_jax.errors import InputError, one_line, printable
 from dff_jax.prediction.words import in_words
 from dff_jax.runtime.stopping import interruptible
@@ -82,7 +80,6 @@ def _run(name: str, words: list[str]) -> tuple[int, bool]:
     """The exit status, and whether the command came to its own end."""
     try:
         function, given = parse(name, words)
-        config.trust(*given.pop("trust", ()))
         if name != "bench":  # which times compilation
             from dff_jax.runtime.compile import keep_programs
 
@@ -145,8 +142,11 @@ def parse(name: str, words: list[str]) -> tuple[Callable[..., Any], dict[str, An
     required = [p.name for p in parameters if p.default is p.empty]
     if missing := [parameter for parameter in required if given[parameter] in ((), [])]:
         raise UsageError(f"missing: {', '.join(missing)}")
+    from dff_jax.config import base, methods, trust  # not before: JAX is imported, which reads the environment
+
+    trust(*given.pop("trust", ()))
     for parameter, value in given.items():
-        most = MOST_ITERATIONS if parameter == "iterations" else MOST
+        most = methods.MOST_ITERATIONS if parameter == "iterations" else base.MOST
         for number in value if isinstance(value, tuple | list) else (value,):
             if isinstance(number, int) and number > most:
                 raise UsageError(f"--{parameter.replace('_', '-')}: at most {most}, got {one_line(number, 40)}")

@@ -249,3 +249,8 @@ def test_stopped_at_any_moment_it_ends_without_a_traceback_and_leaves_nothing(
         told = [line for line in err.splitlines() if not line.startswith(("compiling", "stopping"))]
         assert told[-1:] in ([], ["dff-jax: interrupted"]) and "Traceback" not in err
         assert sorted(file.name for file in tmp_path.iterdir() if file.name != "cache") == ["stack"]
+
+
+def test_the_environment_is_set_before_jax_is_imported():
+    found = "import sys, dff_jax.cli; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", found], check=False).returncode == 0
