@@ -12,13 +12,12 @@ import numpy as np
 from dff_jax import focus_axis
 from dff_jax.data.files.distance_file import distance_files, read_distances
 from dff_jax.data.files.images import read_header
-from dff_jax.data.files.series import counts, spaced_stems
+from dff_jax.data.files.series import NUMBER, counts, spaced_stems
 from dff_jax.data.files.tiff import Pages
 from dff_jax.errors import InputError
 
 _DECIMAL = r"[+-]?[0-9]+[.,][0-9]+(?:[eE][+-]?[0-9]+)?"
 _NUMBER = r"[+-]?[0-9]+(?:[.,][0-9]+)?(?:[eE][+-]?[0-9]+)?"
-_SIGNED = r"(?:(?<![A-Za-z0-9])[+-])?[0-9]+(?:[.,][0-9]+)?"  # a hyphen behind a word is no sign
 _METRES = 1e-3, focus_axis.FARTHEST  # what a number in a name may be, if it is a distance
 _TIMESTAMP = 1e7  # a disparity is no such number; seconds since 1970 and dates are
 
@@ -85,8 +84,7 @@ def focus_settings(
         values, usual, origin = exif, "metre", "EXIF (SubjectDistance)"
     else:
         return _index(files[0], count, unit, reverse, said)
-    if unit in focus_axis.LENGTHS and usual in focus_axis.LENGTHS:
-        values = values * (focus_axis.LENGTHS[usual] / focus_axis.LENGTHS[unit])
+    values = _in_unit(values, usual, unit)
     notes.insert(
         0, f"focus settings from {origin}, {f'in {unit}' if unit else f'taken as {usual}; --unit says otherwise'}"
     )
@@ -101,11 +99,18 @@ def focus_settings(
     return FocusSettings(values, usual, tuple(notes))
 
 
+def _in_unit(values: np.ndarray, own: str, unit: str | None) -> np.ndarray:
+    """Lengths [Z] in `own` as lengths in `unit`; other values as they are."""
+    if unit in focus_axis.LENGTHS and own in focus_axis.LENGTHS:
+        return values * (focus_axis.LENGTHS[own] / focus_axis.LENGTHS[unit])
+    return values
+
+
 def _odd_unit(values: np.ndarray, unit: str) -> tuple[str, ...]:
     """A note on metres or diopters that look like something else."""
     here = np.abs(values[np.isfinite(values)])
     if unit == "metre" and here.size and here.min() > 50:
-        return (f"all settings lie beyond {here.min():g} m: if they are millimetres, write mm in the distance file",)
+        return (f"all settings lie beyond {here.min():g} m: if they are millimetres, divide them by 1000",)
     if unit == "metre" and here.size and here.max() < 1e-3 or unit == "diopter" and here.max(initial=0) > 1000:
         return (f"settings up to {here.max():g} {unit}s are unusual: is the unit right?",)
     return ()
@@ -127,7 +132,7 @@ def _numbers(files: Sequence[Path], unit: str | None) -> tuple[np.ndarray | None
         if unit is None and counts([re.split("[.,eE]", text)[1] for text in texts if text.lower() != "inf"]):
             return None, "", ("the numbers in the file names are taken as a counter, not as focus",)
         return values, usual, ()
-    if unit in focus_axis.POSITIONS and all(texts := _match(files, rf".*?({_SIGNED})")):
+    if unit in focus_axis.POSITIONS and all(texts := _match(files, rf".*?({NUMBER})")):
         return np.array([float(text.replace(",", ".")) for text in texts]), unit or "", ()
     count = sum(bool(text) for text in _match(files, rf"(?:.*_)?({_DECIMAL})"))
     said = f"{count} of {len(files)} file names end in a decimal number: taken as a counter, not as focus"
@@ -160,8 +165,7 @@ def labelled_settings(files: Sequence[Path], unit: str | None = None) -> np.ndar
     InputError if neither, or if the file says another unit.
     """
     if texts := _distance_files(files):
-        values, own = _listed(texts[0], files, unit)
-        return values if unit is None or own == unit else values * (focus_axis.LENGTHS[own] / focus_axis.LENGTHS[unit])
+        return _in_unit(*_listed(texts[0], files, unit), unit)
     values = []
     for file in files:
         match = re.fullmatch(rf"({_NUMBER})|.*_({_DECIMAL})", file.stem)

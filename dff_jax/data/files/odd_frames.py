@@ -39,8 +39,8 @@ def plain_frames(looks: Sequence[Look]) -> dict[int, str]:
     plain = {z: "black" for z, one in enumerate(looks) if one.most <= _PLAIN * top}
     plain |= {z: "white" for z, one in enumerate(looks) if one.least >= (1 - _PLAIN) * top}
     others = [one for z, one in enumerate(looks) if z not in plain]
-    few = len(others) >= max(2, len(plain))
-    return plain if few and min(one.most - one.least for one in others) > 0.05 * top else {}
+    enough = len(others) >= max(2, len(plain))
+    return plain if enough and min(one.most - one.least for one in others) > 0.05 * top else {}
 
 
 def remarks(looks: Sequence[Look], names: Sequence[str]) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ _RESULTS = re.compile(
     r"(?<![a-z])(depth ?map|depth|d ?map|p ?max|aif|all ?in ?focus|edof|fused|fusion|stacked|results?|output|merged|"
     r"composite|confidence|overview|disparity|disp|disagreement|mask|zerene|helicon)(?![a-z])"
 )
+NUMBER = r"(?:(?<![A-Za-z0-9])[+-])?[0-9]+(?:[.,][0-9]+)?"  # a hyphen behind a word is no sign
 _SHARE = 2 / 3  # of the files that must be named alike for the others to stand out
 
 
@@ -67,8 +68,7 @@ def by_counter(files: list[Path]) -> tuple[list[Path], tuple[str, ...]]:
 
     A camera's counter goes from 9999 to 0001, or starts again in the next folder.
     """
-    number = r"((?:(?<![A-Za-z0-9])[+-])?[0-9]+(?:[.,][0-9]+)?)"  # decimal numbers are settings
-    parts = [re.split(number, stem) for stem in spaced_stems(files)]
+    parts = [re.split(f"({NUMBER})", stem) for stem in spaced_stems(files)]  # decimal numbers are settings
     columns = list(zip(*parts, strict=True)) if len({len(part) for part in parts}) == 1 else []
     varying = [column for column in columns if len(set(column)) > 1]
     if len(files) < 3 or len(varying) != 1 or not all(re.fullmatch("[+-]?[0-9]+", text) for text in varying[0]):
