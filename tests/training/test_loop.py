@@ -29,16 +29,6 @@ from dff_jax.types import Batch
 pytestmark = pytest.mark.usefixtures("default_signals")
 
 
-@pytest.fixture(scope="module")
-def stacks(tmp_path_factory):
-    return fakes.write_stacks(tmp_path_factory.mktemp("stacks"))
-
-
-@pytest.fixture
-def network(monkeypatch):
-    monkeypatch.setattr(estimators, "build", fakes.build)
-
-
 def without_times(lines):
     times = ("step_seconds", "stacks_per_second", "seconds")
     return [{k: v for k, v in line.items() if k not in times} for line in lines]

@@ -19,16 +19,6 @@ from dff_jax.training.step import make_update
 from dff_jax.types import Batch
 
 
-@pytest.fixture(scope="module")
-def stacks(tmp_path_factory):
-    return fakes.write_stacks(tmp_path_factory.mktemp("stacks"))
-
-
-@pytest.fixture
-def network(monkeypatch):
-    monkeypatch.setattr(estimators, "build", fakes.build)
-
-
 def run(stacks, output, **training):
     """The batch statistics of the last weights of 4 steps, flat."""
     config = fakes.small_config(stacks, **{"num_steps": 4, "eval_every": 2, "statistics": 5} | training)
