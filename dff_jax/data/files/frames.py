@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dff_jax.data.files import odd_frames
 from dff_jax.data.files.frame_store import Allocate, release_pages
 from dff_jax.data.files.images import Header, Picture, read_header, read_picture
 from dff_jax.data.files.reading import other_size
@@ -63,12 +62,12 @@ def of_files(files: Sequence[Path]) -> tuple[list[Frame], tuple[str, ...]]:
 
 def decode(
     frames: Sequence[Frame], max_size: int | None = None, allocate: Allocate = np.empty
-) -> tuple[np.ndarray, list[Picture], list[odd_frames.Look]]:
-    """Pixels [Z,H,W,3], all else of the pictures (without pixels), and a look at each."""
+) -> tuple[np.ndarray, list[Picture]]:
+    """Pixels [Z,H,W,3] uint8 or uint16, and all else of the pictures (without pixels)."""
     height, width = frames[0].size
     if min(height, width) < MIN_SIDE:
         raise InputError(f"{frames[0].name}: {width} x {height} pixels; each side needs {MIN_SIDE}")
-    pixels, pictures, looks = np.empty((0,)), [], []
+    pixels, pictures = np.empty((0,)), []
     for z, frame in enumerate(frames):
         picture = frame.read(max_size=max_size)
         image = picture.pixels
@@ -80,10 +79,9 @@ def decode(
                 pixels[k] = _widen(narrow[k])
                 release_pages(pixels)
         pixels[z] = image if image.dtype == pixels.dtype else _widen(image)
-        looks.append(odd_frames.look(image))
         pictures.append(picture._replace(pixels=pixels[:0]))
         release_pages(pixels)
-    return pixels, pictures, looks
+    return pixels, pictures
 
 
 def _widen(image: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from dff_jax import focus_axis
 from dff_jax.data.files import odd_frames
 from dff_jax.data.files.focus_settings import focus_settings
 from dff_jax.data.files.folder import Source, find, is_frame
-from dff_jax.data.files.frame_store import Allocate
+from dff_jax.data.files.frame_store import Allocate, release_pages
 from dff_jax.data.files.frames import MIN_SIDE, Frame, decode, fill, of_files, stretch
 from dff_jax.data.files.images import decoding_bytes, read_header, read_pages, read_picture
 from dff_jax.data.files.series import natural_order
@@ -100,7 +100,11 @@ def read_stack(
         )
     order = focus_axis.sort_order(settings.values, settings.unit, [frame.label for frame in frames])
     frames, values = [frames[i] for i in order], settings.values[order]
-    pixels, pictures, looks = decode(frames, max_size, allocate)
+    pixels, pictures = decode(frames, max_size, allocate)
+    looks = []
+    for frame in pixels:
+        looks.append(odd_frames.look(frame))
+        release_pages(pixels)
     notes = list(settings.notes)
     if plain := odd_frames.plain_frames(looks):
         said = ", ".join(f"{frames[z].name} is {what}" for z, what in plain.items())
