@@ -92,6 +92,10 @@ DATASETS = [
         description="192 x 192, 15 frames; made in about a minute on two cores.",
     ),
     Procedural(
+        name="procedural/five_frames", sizes=(480, 12, 48), world=WorldConfig(height=192, width=192, num_frames=5),
+        description="192 x 192, 5 frames: the comparison of networks on a small budget.",
+    ),
+    Procedural(
         name="procedural/standard", sizes=(1000, 50, 100), world=WorldConfig(height=256, width=256),
         description="256 x 256, 15 frames, as many stacks as FlyingThings3D's focal stacks.",
     ),
