@@ -69,8 +69,9 @@ class Comparison(Checked):
     """Stacks of the main table."""
     zero_shot: tuple[TestSet, ...] = ()
     """Further stacks, on which nothing is trained. A set that is missing is left out, and the table says so."""
-    ratio: tuple[str, str] | None = None
-    """Labels of two methods of the first recipe; the table states the ratio of their MAE."""
+    ratio: tuple[str, ...] = ()
+    """Labels of methods: the table states the MAE of the first divided by that of each other, and of the best compared
+    network."""
     figure_stacks: int = 4
 
     def _check(self) -> None:
@@ -84,6 +85,6 @@ class Comparison(Checked):
         ):
             if twice := sorted({name for name in names if names.count(name) > 1}):
                 raise ConfigError(f"comparison.{what}: {', '.join(twice)} is there more than once")
-        missing = [label for label in self.ratio or () if label not in [method.label for method in self.methods]]
+        missing = [label for label in self.ratio if label not in [method.label for method in self.methods]]
         if missing:
             raise ConfigError(f"comparison.ratio: no method is called {missing[0]!r}")

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -208,6 +208,14 @@ def sheet(
                 _draw_bar(page, (x - 4, top + 5, x + 12, top + image.height - 5), panel.bar, size - 2)
                 x += round(panel_width * bar_share)
     return np.array(page)
+
+
+_COLOURS = "#1b1b1b #3b6fb6 #e0913a #3f9b5b #c0504d #8064a2 #7f7f7f #2aa5a5 #b5a02c #d667a8".split()
+
+
+def line_style(i: int) -> dict[str, Any]:
+    """Colour and dashes of line `i` of a chart."""
+    return {"color": _COLOURS[i % len(_COLOURS)], "linestyle": ("-", "--", ":")[i // len(_COLOURS) % 3]}
 
 
 def new_figure(width: float, height: float) -> Figure:

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 FILES = ("iterates.png", "weights.png", "convergence.png")
 ROLES = ("best", "median", "worst")  # of the stacks drawn, by MAE of the answer
 _ITERATES = (0, 1, 3, 5)  # of Figure 3, and D(0)
-_COLOURS = "#1b1b1b #3b6fb6 #e0913a #3f9b5b #c0504d #8064a2 #7f7f7f #2aa5a5 #b5a02c #d667a8".split()
 
 
 class Shown(NamedTuple):
@@ -148,8 +147,8 @@ def convergence(courses: dict[str, dict[str, Any]], unit: str, title: str, train
     for axes, (key, label, first, least) in zip(figure.subplots(2, 2).flat, quantities, strict=True):
         for i, (name, course) in enumerate(courses.items()):
             values = [math.nan if v is None or (least and v < least) else v for v in course.get(key, ())]
-            style = {"color": _COLOURS[i % len(_COLOURS)], "linestyle": ("-", "--", ":")[i // len(_COLOURS) % 3]}
-            axes.plot(range(first, first + len(values)), values, marker=".", ms=4, lw=1.3, label=name, **style)
+            steps, style = range(first, first + len(values)), panels.line_style(i)
+            axes.plot(steps, values, marker=".", ms=4, lw=1.3, label=name, **style)
         axes.xaxis.get_major_locator().set_params(integer=True)
         if least and any(np.isfinite(line.get_ydata()).any() for line in axes.lines):
             axes.set_yscale("log")

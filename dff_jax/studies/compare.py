@@ -5,7 +5,7 @@ Each step leaves its result in a file, and a step whose result is there is not r
     <output>/<method>/seed<n>/            a run folder of `training.loop`
     <output>/<method>/seed<n>/<test>.json what `measure` found, with the checksum of the weights
     <output>/costs.json                   parameters, FLOPs, memory and times of all methods
-    <output>/table.md, table.json, per_stack.csv, figure.png
+    <output>/table.md, table.json, per_stack.csv, curves.png, figure.png
 """
 
 from __future__ import annotations
@@ -30,13 +30,16 @@ from dff_jax.estimators import weights
 from dff_jax.evaluation import conventions, paper
 from dff_jax.evaluation.evaluate import evaluated
 from dff_jax.evaluation.rows import gather
+from dff_jax.pictures import panels
 from dff_jax.runtime.files import check_apart, check_output, finite, staged_output
 from dff_jax.runtime.progress import ProgressBar, say
 from dff_jax.studies import compare_report as report
-from dff_jax.studies import costs
+from dff_jax.studies import costs, curves
 from dff_jax.studies.costs import Trained
+from dff_jax.training.statistics import Population
+from dff_jax.types import Variables
 
-VERSION = 1
+VERSION = 2
 """Of the files that `measure` leaves: raise it when their contents change."""
 
 
@@ -80,18 +83,28 @@ def compare(
             if train(_config(one), one.folder)["interrupted"]:
                 return None
     limits = {test.name: test.limit for test in (comparison.test, *comparison.zero_shot)}
-    found = {one: {name: measure(one, name, sets[name], limits[name]) for name in sets} for one in ready}
+    found = {
+        one: {name: measure(one, name, sets[name], limits[name], name == comparison.test.name) for name in sets}
+        for one in ready
+    }
     spent = costs.measure_all(_distinct(ready), main, output / "costs.json")
-    table = report.table(comparison, found, spent, notes)
+    table = report.table(comparison, found, spent, curves.collect(ready), notes)
     with staged_output(output, last="table.json", overwrite=overwrite) as staging:
         report.write(staging, table, found)
         columns = list(_columns(_distinct(ready), main, comparison))
+        panels.save_figure(staging / "curves.png", curves.chart(table["curves"], spent, main.unit))
         paper.save(staging / "figure.png", paper.PREDICTIONS._replace(title=comparison.test.name), columns)
     return table
 
 
-def measure(one: Trained, test: str, source: StackSource, limit: int | None) -> dict[str, Any]:
+def measure(
+    one: Trained, test: str, source: StackSource, limit: int | None, trained_on_it: bool = True
+) -> dict[str, Any]:
     """Metrics of every row of one method on one test set, from its file if that is of the same weights.
+
+    Args:
+      trained_on_it: False: stacks of another kind than in training, for which a network with BatchNorm gets its
+        statistics anew (`_at_size_of`).
 
     Returns:
       `rows` (as `evaluation.rows.Evaluation`), `per_stack` (of the answer) and `literature`; or, of a method that
@@ -111,9 +124,10 @@ def measure(one: Trained, test: str, source: StackSource, limit: int | None) -> 
     else:
         convention, parts = conventions.find(source.convention, source.unit), []
         batches = pipeline.evaluation_batches(source, 1, limit)
+        variables = loaded.variables if trained_on_it else _at_size_of(one, loaded, source)
         with ProgressBar(f"{one.name} on {test}", min(len(source), limit or len(source))) as bar:
             for measured, _, _ in evaluated(
-                loaded.estimator, loaded.variables, batches, unit=source.unit, baselines=False, convention=convention
+                loaded.estimator, variables, batches, unit=source.unit, baselines=False, convention=convention
             ):
                 parts.append(measured)
                 bar.advance(measured.count)
@@ -124,6 +138,20 @@ def measure(one: Trained, test: str, source: StackSource, limit: int | None) -> 
     with staged_output(path.parent, overwrite=True) as staging:
         (staging / path.name).write_text(json.dumps(result, allow_nan=False) + "\n")
     return result
+
+
+def _at_size_of(one: Trained, loaded: weights.LoadedEstimator, source: StackSource) -> Variables:
+    """The weights with batch statistics of training worlds that have as many frames and pixels as the test's stacks.
+
+    Nothing of the test set itself is used but its shape. A method that was not trained here stays as it is.
+    """
+    config = one.method.config
+    if config is None:
+        return loaded.variables
+    world = dataclasses.replace(config.data.world, num_frames=len(source[0].focus))
+    data = dataclasses.replace(config.data, source="procedural_live", world=world, frames=None, mixture=())
+    population = Population(dataclasses.replace(config, data=data), loaded.estimator, source)
+    return population(0, loaded.variables)
 
 
 def _restricted(comparison: Comparison, only: Sequence[str] | None, output: Path) -> Comparison:
@@ -140,7 +168,7 @@ def _restricted(comparison: Comparison, only: Sequence[str] | None, output: Path
         if {method.label, method.folder} & set(only) or all(_is_ready(run) for run in runs if run.method == method)
     )  # fmt: skip
     labels = {method.label for method in chosen}
-    ratio = comparison.ratio if comparison.ratio and labels.issuperset(comparison.ratio) else None
+    ratio = comparison.ratio if labels.issuperset(comparison.ratio) else ()
     return dataclasses.replace(comparison, methods=chosen, ratio=ratio)
 
 

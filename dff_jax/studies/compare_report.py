@@ -7,19 +7,24 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dff_jax.config import Comparison
+from dff_jax.config import Comparison, Method
+from dff_jax.config.methods import ComparedNetwork
 from dff_jax.evaluation.metrics import COUNTS, LARGER_IS_BETTER, METRICS
 from dff_jax.evaluation.tables import FORMATS
 from dff_jax.runtime import markdown as texts
 from dff_jax.runtime.files import finite, write_text
 from dff_jax.studies.costs import Trained
+from dff_jax.studies.curves import table as curve_table
 
-FILES = ("table.md", "table.json", "per_stack.csv", "figure.png")
+FILES = ("table.md", "table.json", "per_stack.csv", "curves.png", "figure.png")
+SAME = 0.2
+"""Seeds further apart than this share of their mean are named in a note."""
 TRANSFER = ("MAE", "RMS", "AbsRel", "Acc_1")
 STAGES = ("expected", "D(0)", "D(1)", "D(3)", "refined")
 """Of the answer's own stages, those that the table of stages shows where a method has them."""
@@ -33,17 +38,23 @@ Values = dict[str, dict[str, float | None] | None]
 
 
 def table(
-    comparison: Comparison, found: dict[Trained, dict[str, dict[str, Any]]], costs: dict[str, Any], notes: list[str]
+    comparison: Comparison,
+    found: dict[Trained, dict[str, dict[str, Any]]],
+    costs: dict[str, Any],
+    curves: list[dict[str, Any]],
+    notes: list[str],
 ) -> dict[str, Any]:
     """The contents of `table.json`.
 
     Args:
       found: of each trained method and test set, what `compare.measure` gave.
       costs: what `costs.measure_all` gave.
+      curves: what `curves.collect` gave.
 
     Returns:
       {"name", "unit", "rows": [{"label", "recipe", "seeds", "tests": {test: {"refused"} or {"all": Values,
-      "in_range": Values, "stages": {stage: Values}}}}], "ratio", "costs", "notes", "test", "zero_shot"}.
+      "in_range": Values, "stages": {stage: Values}}}}], "ratios": [{"labels", "MAE", "spread"}], "costs", "curves",
+      "notes", "test", "zero_shot"}.
     """
     rows = []
     for method in comparison.methods:
@@ -51,21 +62,67 @@ def table(
         tests = {name: _joined([results[name] for results in runs]) for name in runs[0]}
         rows.append({"label": method.label, "recipe": method.recipe, "seeds": len(runs), "tests": tests})
     main = comparison.test.name
-    result: dict[str, Any] = {
-        "name": comparison.name,
-        "unit": next(iter(found.values()))[main]["unit"],
-        "test": main,
-        "zero_shot": [name for name in rows[0]["tests"] if name != main],
-        "rows": rows,
-        "costs": costs,
-        "notes": notes,
-    }
-    if comparison.ratio is not None:
-        of = [next(row for row in rows if row["label"] == label) for label in comparison.ratio]
-        above, below = ((row["tests"][main].get("all") or {}).get("MAE") for row in of)
-        value = above["mean"] / below["mean"] if above and below and below["mean"] else None
-        result["ratio"] = {"labels": list(comparison.ratio), "MAE": value}
-    return finite(result)
+    mae = {one: _mae(found[one][main]) for one in found}
+    notes = [*notes, *_far_apart(comparison, mae)]
+    return finite(
+        {
+            "name": comparison.name,
+            "unit": next(iter(found.values()))[main]["unit"],
+            "test": main,
+            "zero_shot": [name for name in rows[0]["tests"] if name != main],
+            "rows": rows,
+            "ratios": list(_ratios(comparison, mae)),
+            "costs": costs,
+            "curves": curves,
+            "notes": notes,
+        }
+    )
+
+
+def _mae(measured: dict[str, Any]) -> float | None:
+    return measured["rows"]["final"]["MAE"] if "rows" in measured else None
+
+
+def _by_seed(method: Method, mae: dict[Trained, float | None]) -> list[float]:
+    """MAE of each run of a method; [] if one is undefined."""
+    values = [value for one, value in mae.items() if one.method == method]
+    return [] if None in values else values  # pyright: ignore[reportReturnType]
+
+
+def _ratios(comparison: Comparison, mae: dict[Trained, float | None]) -> Iterator[dict[str, Any]]:
+    """MAE of the first label of `ratio` divided by that of the others and of the best compared network.
+
+    The spread is half the distance between the extremes over all pairs of seeds.
+    """
+    if not comparison.ratio:
+        return
+    first, *others = (next(m for m in comparison.methods if m.label == label) for label in comparison.ratio)
+    above = _by_seed(first, mae)
+    rivals = [m for m in comparison.methods if m.config is not None and isinstance(m.config.model, ComparedNetwork)]
+    means = {m.folder: float(np.mean(values)) for m in rivals if (values := _by_seed(m, mae))}
+    best = min((m for m in rivals if m.folder in means), key=lambda m: means[m.folder], default=None)
+    for other in dict.fromkeys([*others, *([best] if best else [])]):
+        below = _by_seed(other, mae)
+        if not above or not below or not min(below):
+            yield {"labels": [first.label, other.label], "MAE": None, "spread": None}
+            continue
+        extremes = min(above) / max(below), max(above) / min(below)
+        yield {
+            "labels": [first.label, other.label + (" (the best compared network)" if other == best else "")],
+            "MAE": float(np.mean(above) / np.mean(below)),
+            "spread": (extremes[1] - extremes[0]) / 2,
+        }
+
+
+def _far_apart(comparison: Comparison, mae: dict[Trained, float | None]) -> list[str]:
+    """Names the methods whose seeds differ too much for two of them to tell."""
+    found = []
+    for method in comparison.methods:
+        values = _by_seed(method, mae)
+        if len(values) > 1 and (apart := (max(values) - min(values)) / np.mean(values)) > SAME:
+            each = ", ".join(format(value, ".4g") for value in values)
+            found.append(f"{method.label}: its seeds have an MAE of {each}, {apart:.0%} of their mean apart")
+    return found
 
 
 def _joined(runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -115,10 +172,12 @@ def markdown(result: dict[str, Any]) -> str:
     lines += [f"Metrics of each stack, averaged over stacks, in {unit}{spread}. Acc in percent. Best in bold.", ""]
     for region, title in (("all", "all valid pixels"), ("in_range", "pixels within the focus range")):
         lines += [f"## {main}: {title}", "", *_table(rows, main, [(region, metric) for metric in METRICS]), ""]
-    if result.get("ratio"):
-        first, second = result["ratio"]["labels"]
-        ratio = result["ratio"]["MAE"]
-        lines += [f"MAE of {first} / MAE of {second}: {'-' if ratio is None else format(ratio, '.3f')}", ""]
+    for ratio in result["ratios"]:
+        first, second = ratio["labels"]
+        value = "-" if ratio["MAE"] is None else f"{ratio['MAE']:.3f} ± {ratio['spread']:.2g}"
+        lines += [f"MAE of {first} / MAE of {second}: {value}", ""]
+    if learned := curve_table(result["curves"]):
+        lines += ["## How they learned", "", *learned, ""]
     if stages := _stages(rows, main):
         lines += ["## What its stages contribute", "", *stages, ""]
     transfer = [(region, metric) for region in ("all", "in_range") for metric in TRANSFER]
