@@ -2,6 +2,8 @@
 
     dff-jax compare configs/compare_procedural.py           # a quarter of the width: two hours on two cores
     dff-jax compare configs/compare_procedural.py:full      # as published, for an accelerator
+    dff-jax compare configs/compare_procedural.py:ladder    # from `paper` to `physical`, one switch after the other
+    dff-jax compare configs/compare_procedural.py:iterations        # `paper` trained with K = 1, 3 and 5
 
 Equal budget: the same data, steps, batch, crop and schedule for all; the loss is each method's own. Two seeds each.
 Published recipe (`full` only): also optimizer, schedule, clipping and augmentation as far as they are published, for as
@@ -9,6 +11,7 @@ many steps.
 """
 
 import dataclasses
+from typing import Any
 
 from dff_jax.config import (
     AiFDNet,
@@ -138,3 +141,46 @@ def full() -> Comparison:
         TrainingConfig(num_steps=20000, log_every=100, eval_every=2000, save_every=2000),
         _zero_shot((5, 10, 30), None, None), published=True,
     )  # fmt: skip
+
+
+RUNGS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("unit coordinate, focus planes", {"planes": "focus", "coordinate": "unit", "num_planes": 15}),
+    ("residual prox", {"prox_output": "residual"}),
+    ("softplus weights", {"weight_norm": "softplus"}),
+    ("guide", {"guide": "all_in_focus"}),
+    ("measure prior", {"measure_prior": "log_sml"}),
+    ("sequence loss", {}),
+    ("prox levels and lookup", {"prox_levels": 3, "prox_inputs": "with_lookup"}),
+)
+
+
+def ladder() -> Comparison:
+    """What each departure from the paper is worth: every row has the switches of the rows above it, too.
+
+    The last row is `physical`, which also has a bounded step, leaky ReLU and flax's BatchNorm.
+    """
+    models, losses, now = {"paper": small()["paper"]}, {"paper": LOSSES["paper"]}, small()["paper"]
+    for label, change in RUNGS:
+        now = dataclasses.replace(now, **change)
+        losses[label] = LOSSES["physical"] if label == "sequence loss" else losses[[*losses][-1]]
+        models[label] = now
+    models["physical"], losses["physical"] = small()["physical"], LOSSES["physical"]
+    return _alone("ladder", models, losses, _zero_shot((), None, 3))
+
+
+def iterations() -> Comparison:
+    """Whether iterations help `paper` when it is trained with them."""
+    models = {f"paper, K = {k}": dataclasses.replace(small()["paper"], num_iterations=k) for k in (1, 3, 5)}
+    return _alone("iterations", models, dict.fromkeys(models, LOSSES["paper"]), ())
+
+
+def _alone(
+    name: str, models: dict[str, ModelConfig], losses: dict[str, LossConfig], zero_shot: tuple[TestSet, ...]
+) -> Comparison:
+    """One seed, and nothing else to compare with."""
+    methods = tuple(
+        Method(label, "", Config(model=model, loss=losses[label], optimizer=OPTIMIZER, data=DATA, training=TRAINING))
+        for label, model in models.items()
+    )
+    test = TestSet(name="procedural test set", dataset=DATA.dataset)
+    return Comparison(name=name, methods=methods, seeds=(0,), test=test, zero_shot=zero_shot)
