@@ -24,8 +24,12 @@ def check_value(where: str, value: Any, hint: Any) -> None:
     elif origin in (typing.Union, types.UnionType):
         if value is None and type(None) in args:
             return
-        rest = [a for a in args if a is not type(None)]
-        check_value(where, value, rest[0])
+        first, *others = (a for a in args if a is not type(None))
+        try:
+            check_value(where, value, first)
+        except ConfigError:
+            if not any(_fits(value, other) for other in others):
+                raise
     elif origin is tuple:
         variadic = len(args) == 2 and args[1] is Ellipsis
         if not isinstance(value, tuple) or not (variadic or len(value) == len(args)):
@@ -42,6 +46,14 @@ def check_value(where: str, value: Any, hint: Any) -> None:
             raise ConfigError(f"{where}: must lie within {-MOST} and {MOST}, got {one_line(value, 40)}")
     elif isinstance(hint, type) and not isinstance(value, hint):
         raise ConfigError(f"{where}: expected {hint.__name__}, got {value!r}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    try:
+        check_value("", value, hint)
+    except ConfigError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)

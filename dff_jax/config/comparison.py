@@ -72,10 +72,17 @@ class Comparison(Checked):
     ratio: tuple[str, ...] = ()
     """Labels of methods: the table states the MAE of the first divided by that of each other, and of the best compared
     network."""
-    figure_stacks: int = 4
+    figure_stacks: int | tuple[int, ...] = 4
+    """Stacks of the figure of depth maps (the paper's Figure 7): their numbers in the test set, from 0; or how many,
+    then evenly spread."""
+    chart_stack: int | None = None
+    """Number of the stack of the chart of metrics (Figure 8); None: the first of the figure."""
 
     def _check(self) -> None:
-        self._at_least(1, "figure_stacks")
+        if isinstance(self.figure_stacks, int):
+            self._at_least(1, "figure_stacks")
+        elif not self.figure_stacks:
+            raise ConfigError("comparison.figure_stacks: give at least one number, from 0")
         if not self.methods or not self.seeds:
             raise ConfigError("comparison: needs at least one method and one seed")
         for what, names in (

@@ -6,8 +6,8 @@ augments on the host, in a thread or another process, and `finish` runs in the t
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
@@ -39,6 +39,11 @@ class StackSource:
         if not 0 <= index < self.length:
             raise IndexError(f"stack {index} of {self.length} in {self.name}")
         return self.read(index)
+
+    def only(self, numbers: Sequence[int]) -> StackSource:
+        """The stacks of these numbers, in this order."""
+        shapes = tuple(self.shapes[number] for number in numbers) if self.shapes else ()
+        return replace(self, length=len(numbers), read=lambda index: self.read(numbers[index]), shapes=shapes)
 
 
 class Share(NamedTuple):

@@ -145,8 +145,7 @@ def _measure(run: _Run, convention: conventions.Convention) -> Evaluation:
 def _draw_papers_figure(folder: Path, run: _Run, layout: paper.Layout, numbers: Sequence[int]) -> list[str]:
     """Draws these stacks as the paper does; returns their names."""
     columns = []
-    few = dataclasses.replace(run.source, length=len(numbers), read=lambda i: run.source.read(numbers[i]))
-    for _, name, batch, (answer, *others) in evaluate.answers_for(run.tasks, run.batches(few)):
+    for _, name, batch, (answer, *others) in evaluate.answers_for(run.tasks, run.batches(run.source.only(numbers))):
         depths = {other: one.depth for other, one in zip(BASELINES, others, strict=True)}
         columns.append(paper.column(name, batch, answer, depths, run.source.unit, run.label))
     paper.save(folder / layout.file, layout, columns)

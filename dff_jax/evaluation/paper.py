@@ -1,4 +1,4 @@
-"""Tables 1 to 3 and Figures 5, 6 and 9 of the paper, its own numbers as printed, with ours beside.
+"""Tables 1 to 3 and Figures 5, 6, 7 and 9 of the paper, its own numbers as printed, with ours beside.
 
 M. T. Mahmood, Learning Depth from Focus with Multi-Candidate Estimation and Proximal Refinement, Electronics 2026,
 15, 2548. It does not state its masks; its columns are those of DDL-GRU's evaluation, which takes every pixel with
@@ -120,7 +120,7 @@ def _ours(row: str, variant: str, found: dict[str, Any]) -> dict[str, Any]:
     return {"row": row, "from": f"ours: {variant}", "values": values, "text": text}
 
 
-# Figures 5, 6 and 9 ---------------------------------------------------------------------------------------------
+# Figures 5, 6, 7 and 9 ------------------------------------------------------------------------------------------
 #
 # The paper does not print its colours or scales. Here truth and answers of a column share one: that of the truth, or
 # of the focus range where there is no truth. Figure 9 shows our methods where the paper shows the compared ones.
@@ -217,6 +217,21 @@ def draw(layout: Layout, columns: Sequence[Column]) -> list[list[Panel]]:
     return found
 
 
+def draw_methods(columns: Sequence[Column]) -> list[list[Panel]]:
+    """Figure 7 as rows of panels: a stack in each row; input, truth if there is any, and the methods in columns."""
+    has_truth = any(one.truth is not None for one in columns)
+    rows: list[list[Panel]] = []
+    for one in columns:
+        maps = {"input": one.frame} | ({"ground truth": one.truth} if has_truth else {}) | one.answers
+        row = [_panel(one, values, name) for name, values in maps.items()]
+        if rows:  # the first row names the columns
+            row = [x if x.caption not in maps or maps[x.caption] is None else x._replace(caption="") for x in row]
+        row[0] = row[0]._replace(caption=f"{one.name}\n{row[0].caption}".strip())
+        row[-1] = row[-1]._replace(bar=panels.depth_bar(*_scale(one), one.unit)._replace(label=""))
+        rows.append(row)
+    return rows
+
+
 def _panel(one: Column, values: np.ndarray | None, name: str) -> Panel:
     if values is None:
         return Panel(np.full((*one.frame.shape[:2], 3), panels.HOLE, np.uint8), f"no {name}")
@@ -241,3 +256,9 @@ def save(path: Path, layout: Layout, columns: list[Column]) -> None:
     """Writes the figure as PNG."""
     rows = draw(layout, columns)
     panels.save_png(path, panels.sheet(rows, title=layout.title, width=max(600, 260 * len(columns))))
+
+
+def save_methods(path: Path, title: str, columns: list[Column]) -> None:
+    """Writes Figure 7 as PNG."""
+    rows = draw_methods(columns)
+    panels.save_png(path, panels.sheet(rows, title=title, width=max(800, 240 * len(rows[0]))))

@@ -5,7 +5,7 @@ Each step leaves its result in a file, and a step whose result is there is not r
     <output>/<method>/seed<n>/            a run folder of `training.loop`
     <output>/<method>/seed<n>/<test>.json what `measure` found, with the checksum of the weights
     <output>/costs.json                   parameters, FLOPs, memory and times of all methods
-    <output>/table.md, table.json, per_stack.csv, curves.png, figure.png
+    <output>/table.md, table.json, per_stack.csv, curves.png, figure.png, stack_metrics.png
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from dff_jax.evaluation.rows import gather
 from dff_jax.pictures import panels
 from dff_jax.runtime.files import check_apart, check_output, finite, staged_output
 from dff_jax.runtime.progress import ProgressBar, say
+from dff_jax.studies import compare_figures as figures
 from dff_jax.studies import compare_report as report
 from dff_jax.studies import costs, curves
 from dff_jax.studies.costs import Trained
@@ -65,8 +66,10 @@ def compare(
     comparison = _restricted(comparison, only, output)
     for test in (comparison.test, *comparison.zero_shot):
         check_apart(output, test.source)
-    check_output(output, (*report.FILES, "costs.json"), overwrite=overwrite)
+    check_output(output, (*report.FILES, *figures.FILES, "costs.json"), overwrite=overwrite)
     main, notes = pipeline.open_data(comparison.test), []
+    length = min(len(main), comparison.test.limit or len(main))
+    shown, chart = figures.choose(comparison, length)
     sets = {comparison.test.name: main}
     for test in comparison.zero_shot:
         try:
@@ -91,9 +94,11 @@ def compare(
     table = report.table(comparison, found, spent, curves.collect(ready), notes)
     with staged_output(output, last="table.json", overwrite=overwrite) as staging:
         report.write(staging, table, found)
-        columns = list(_columns(_distinct(ready), main, comparison))
         panels.save_figure(staging / "curves.png", curves.chart(table["curves"], spent, main.unit))
-        paper.save(staging / "figure.png", paper.PREDICTIONS._replace(title=comparison.test.name), columns)
+        columns = list(_columns(_distinct(ready), main, shown))
+        stack = main[chart].name
+        metrics = _of_stack(_distinct(ready), found, comparison.test.name, stack, main)
+        figures.write(staging, comparison.test.name, columns, stack, metrics)
     return table
 
 
@@ -206,18 +211,27 @@ def _distinct(ready: list[Trained]) -> list[Trained]:
     return list({one.method.label: one for one in reversed(ready)}.values())[::-1]
 
 
-def _columns(methods: list[Trained], source: StackSource, comparison: Comparison) -> Iterator[paper.Column]:
-    """The figure's columns: some stacks, evenly spread, with the answer of every method."""
-    length = min(len(source), comparison.test.limit or len(source))
-    numbers = sorted({int(x) for x in np.linspace(0, length - 1, min(comparison.figure_stacks, length)).round()})
-    few = dataclasses.replace(source, length=len(numbers), read=lambda i: source.read(numbers[i]))
+def _columns(methods: list[Trained], source: StackSource, numbers: list[int]) -> Iterator[paper.Column]:
+    """The stacks of these numbers with the answer of every method."""
     loaded = [costs.load(one.spec) for one in methods]
     first, *others = (one.method.label for one in methods)
-    for batch in pipeline.evaluation_batches(few, 1):
+    for number in numbers:
+        (batch,) = pipeline.evaluation_batches(source.only([number]), 1)
         frames, focus = jnp.asarray(batch.batch.frames), jnp.asarray(batch.batch.focus)
         ours, *theirs = [costs.infer(one.estimator)(one.variables, frames, focus) for one in loaded]
         depths = {label: np.asarray(one.depth) for label, one in zip(others, theirs, strict=True)}
         yield paper.column(batch.names[0], batch.batch, ours, depths, source.unit, first)
+
+
+def _of_stack(
+    methods: list[Trained], found: dict[Trained, dict[str, dict[str, Any]]], test: str, stack: str, source: StackSource
+) -> dict[str, dict[str, Any]]:
+    """Label -> metrics of one stack, as the literature measures where it does; without methods that have none."""
+    variants = conventions.find(source.convention, source.unit).variants
+    region = variants[0].label if variants else "all"
+    lines = {one.method.label: found[one][test].get("per_stack", ()) for one in methods}
+    wanted = {label: [x for x in of if (x["stack"], x["region"]) == (stack, region)] for label, of in lines.items()}
+    return {label: of[0] for label, of in wanted.items() if of}
 
 
 def _checksum(spec: str) -> str:

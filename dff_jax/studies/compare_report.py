@@ -22,7 +22,7 @@ from dff_jax.runtime.files import finite, write_text
 from dff_jax.studies.costs import Trained
 from dff_jax.studies.curves import table as curve_table
 
-FILES = ("table.md", "table.json", "per_stack.csv", "curves.png", "figure.png")
+FILES = ("table.md", "table.json", "per_stack.csv", "curves.png")
 SAME = 0.2
 """Seeds further apart than this share of their mean are named in a note."""
 TRANSFER = ("MAE", "RMS", "AbsRel", "Acc_1")

@@ -222,6 +222,19 @@ def test_a_column_without_truth_beside_one_with_it_says_so():
     assert (drawn[1][1].image == panels.HOLE).all()
 
 
+def test_figure_7_has_a_row_for_each_stack_and_a_column_for_each_method():
+    drawn = paper.draw_methods([column("a"), column("b"), column("c", False)])
+    heads = ["a\ninput", "ground truth", "mine", "classical", "sml"]
+    assert [panel.caption for panel in drawn[0]] == heads
+    assert [[panel.caption for panel in row] for row in drawn[1:]] == [
+        ["b", "", "", "", ""], ["c", "no ground truth", "", "", ""]
+    ]  # fmt: skip
+    for row, one in zip(drawn, [column("a"), column("b"), column("c", False)], strict=True):
+        assert [panel.bar is None for panel in row] == [True] * 4 + [False]
+        expected = panels.colorize(one.answers["sml"], row[-1].bar.low, row[-1].bar.high)
+        np.testing.assert_array_equal(row[-1].image, expected)
+
+
 def test_which_stacks_are_shown():
     hci, ddff = paper.LAYOUTS["hci"], paper.LAYOUTS["ddff12"]
     assert paper.choose("hci", True, 4) == (hci, [0, 1, 2, 3]) and paper.choose("hci", True, 2) == (hci, [0, 1])

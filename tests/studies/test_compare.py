@@ -13,6 +13,7 @@ from dff_jax import config as cfg
 from dff_jax.data import datasets
 from dff_jax.errors import ConfigError
 from dff_jax.studies import compare as module
+from dff_jax.studies import compare_figures as figures
 from dff_jax.studies import compare_report as report
 from dff_jax.studies.compare import compare
 
@@ -91,12 +92,36 @@ def test_text_and_picture(setting):
         if line.startswith("| ours"):
             assert line.count("|") == width
     assert text.count("**") % 2 == 0 and " ± " in text
-    assert (output / "figure.png").read_bytes()[:4] == b"\x89PNG"
+    for name in figures.FILES:
+        assert (output / name).read_bytes()[:4] == b"\x89PNG"
     methods = table["costs"]["methods"]
     assert methods["ours"]["parameters"] > 100 and methods["sml"]["parameters"] == 0
     assert methods["ours"]["step_GFLOPs"] > methods["ours"]["inference_GFLOPs"] > 0
     assert methods["sml"]["inference_s"] > 0
     assert methods["ours"]["step_shape"] == [2, 5, 32, 32]
+
+
+def test_stacks_of_the_figures():
+    one = cfg.Comparison(methods=(cfg.Method("ours", weights="sml"),))
+    assert figures.choose(one, 100) == ([0, 33, 66, 99], 0)
+    paper = dataclasses.replace(one, figure_stacks=(12, 28, 54), chart_stack=54)
+    assert figures.choose(paper, 100) == ([12, 28, 54], 54)
+    assert figures.choose(dataclasses.replace(one, figure_stacks=2, chart_stack=1), 2) == ([0, 1], 1)
+    with pytest.raises(ConfigError, match="figure_stacks: numbers from 0 to 49 of the test set, got 12 28 54"):
+        figures.choose(paper, 50)
+    with pytest.raises(ConfigError, match="comparison.chart_stack: numbers from 0 to 0 of the test set, got 5"):
+        figures.choose(dataclasses.replace(one, chart_stack=5), 1)
+
+
+def test_bars_are_shares_of_the_largest_value_and_carry_their_own():
+    found = {"a": dict.fromkeys(module.paper.COLUMNS), "b": dict.fromkeys(module.paper.COLUMNS)}
+    found["a"] |= {"MAE": 4.0, "Corr": -0.5}
+    found["b"] |= {"MAE": 1.0}
+    (axes,) = figures.metrics_chart("x", found).axes
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["MAE ↓", "Corr ↑"]
+    heights = [[bar.get_height() for bar in group] for group in axes.containers]
+    assert heights == [[1.0, 0.0], [0.25, 0.0]]  # a correlation below 0, and none
+    assert [text.get_text() for text in axes.texts] == ["4", "-0.5000", "1", "-"]
 
 
 def test_nothing_is_done_twice(setting, monkeypatch):
@@ -148,6 +173,9 @@ def test_a_method_that_cannot_take_the_stacks_is_named():
         ({"seeds": ()}, "one seed"),
         ({"seeds": (1, 1)}, "seeds: 1 is there more than once"),
         ({"ratio": ("ours", "nobody")}, "ratio: no method is called 'nobody'"),
+        ({"figure_stacks": 0}, "figure_stacks: must be at least 1"),
+        ({"figure_stacks": ()}, "figure_stacks: give at least one number"),
+        ({"figure_stacks": "all"}, "figure_stacks: expected a whole number, got 'all'"),
     ],
 )
 def test_errors_name_the_field(change, match):
