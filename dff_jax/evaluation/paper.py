@@ -105,6 +105,23 @@ def _table_3(rows: dict[str, dict[str, Any]], variant: str, meta: dict[str, Any]
     return _table(3, "methods, on FlyingThings3D", lines + mine, [f"ours: {variant}, which is probably the paper's"])
 
 
+def table_3(rows: Sequence[tuple[str, str, dict[str, Any]]], variant: str) -> dict[str, Any]:
+    """Table 3 with methods of a comparison, each below the paper's row of its name, as RFVR-like is below RFVR.
+
+    Args:
+      rows: label, recipe and metrics of each method.
+      variant: of the convention by which these were measured.
+    """
+    left, lines = list(rows), []
+    for method, printed in TABLE_3.items():
+        lines.append(_paper(method, printed))
+        mine = [one for one in left if one[0].lower().startswith(method.lower().removeprefix("the "))]
+        left = [one for one in left if one not in mine]
+        lines += [_ours(", ".join(filter(None, one[:2])), variant, one[2]) for one in mine]
+    lines += [_ours(", ".join(filter(None, one[:2])), variant, one[2]) for one in left]
+    return _table(3, "methods, on FlyingThings3D", lines, [f"ours: {variant}, which is probably the paper's"])
+
+
 def _table(number: int, title: str, rows: list[dict[str, Any]], notes: list[str]) -> dict[str, Any]:
     return {"number": number, "title": title, "rows": rows, "notes": notes}
 

@@ -81,10 +81,7 @@ def summary(report: dict[str, Any]) -> str:
         cells = [[labels[name], *(row[key] for key in (*METRICS, *_COUNTED))] for name, row in part.items()]
         lines += ["", f"## {title}", "", *markdown(cells, ["row", *METRICS, *_COUNTED.values()], best=best)]
     lines += _literature(report, rows, labels)
-    for table in report["paper"]:
-        lines += ["", f"## Table {table['number']} of the paper: {table['title']}", ""]
-        cells = [[row["row"], row["from"], *row["text"]] for row in table["rows"]]
-        lines += [*markdown(cells, ["row", "from", *paper.COLUMNS]), "", *(f"* {note}" for note in table["notes"])]
+    lines += papers(report["paper"])
     dynamics = report["dynamics"]
     if dynamics and dynamics["step"]:
         stages = {name: gain for name, gain in dynamics["gain"].items() if name.startswith(("D(", "refined"))}
@@ -100,6 +97,16 @@ def summary(report: dict[str, Any]) -> str:
     if meta["notes"]:
         lines += ["", "## Notes", "", *(f"* {note}" for note in meta["notes"])]
     return "\n".join(lines) + "\n"
+
+
+def papers(tables: list[dict[str, Any]]) -> list[str]:
+    """The paper's tables with ours, of `paper.tables` or `paper.table_3`."""
+    lines = []
+    for table in tables:
+        lines += ["", f"## Table {table['number']} of the paper: {table['title']}", ""]
+        cells = [[row["row"], row["from"], *row["text"]] for row in table["rows"]]
+        lines += [*markdown(cells, ["row", "from", *paper.COLUMNS]), "", *(f"* {note}" for note in table["notes"])]
+    return lines
 
 
 def _literature(report: dict[str, Any], rows: dict[str, dict[str, Any]], labels: dict[str, str]) -> list[str]:

@@ -79,6 +79,9 @@ def compare(
             say(f"note: {notes[-1]}")
     ready = list(_runs(comparison, output))
     for one in ready:
+        if one.method.weights is not None:  # a wrong path is told before anything is trained
+            costs.load(one.spec)
+    for one in ready:
         if one.method.config is not None and not _is_ready(one):
             from dff_jax.training.loop import train
 
@@ -92,6 +95,8 @@ def compare(
     }
     spent = costs.measure_all(_distinct(ready), main, output / "costs.json")
     table = report.table(comparison, found, spent, curves.collect(ready), notes)
+    if main.convention == "flyingthings":
+        table["paper"] = finite([report.table_3(found, comparison.test.name)])
     with staged_output(output, last="table.json", overwrite=overwrite) as staging:
         report.write(staging, table, found)
         panels.save_figure(staging / "curves.png", curves.chart(table["curves"], spent, main.unit))

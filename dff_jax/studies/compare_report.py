@@ -15,6 +15,7 @@ import numpy as np
 
 from dff_jax.config import Comparison, Method
 from dff_jax.config.methods import ComparedNetwork
+from dff_jax.evaluation import paper, tables
 from dff_jax.evaluation.metrics import COUNTS, LARGER_IS_BETTER, METRICS
 from dff_jax.evaluation.tables import FORMATS
 from dff_jax.runtime import markdown as texts
@@ -125,6 +126,21 @@ def _far_apart(comparison: Comparison, mae: dict[Trained, float | None]) -> list
     return found
 
 
+def table_3(found: dict[Trained, dict[str, dict[str, Any]]], test: str) -> dict[str, Any]:
+    """The paper's Table 3 with what `compare.measure` found on FlyingThings3D; means over seeds."""
+    measured: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    variant = ""
+    for one, tests in found.items():
+        if "literature" in tests[test]:
+            variant, rows = next(iter(tests[test]["literature"].items()))
+            measured.setdefault((one.method.label, one.method.recipe), []).append(rows["final"])
+    means = [
+        (*method, {name: value and value["mean"] for name, value in _values(of).items()})
+        for method, of in measured.items()
+    ]
+    return paper.table_3(means, variant)
+
+
 def _joined(runs: list[dict[str, Any]]) -> dict[str, Any]:
     refused = [run["refused"] for run in runs if "refused" in run]
     if refused:
@@ -176,6 +192,7 @@ def markdown(result: dict[str, Any]) -> str:
         first, second = ratio["labels"]
         value = "-" if ratio["MAE"] is None else f"{ratio['MAE']:.3f} ± {ratio['spread']:.2g}"
         lines += [f"MAE of {first} / MAE of {second}: {value}", ""]
+    lines += [*tables.papers(result["paper"])[1:], ""] if result.get("paper") else []
     if learned := curve_table(result["curves"]):
         lines += ["## How they learned", "", *learned, ""]
     if stages := _stages(rows, main):

@@ -3,19 +3,25 @@
 import csv
 import dataclasses
 import json
+import pathlib
 
 import numpy as np
 import pytest
 import training_fakes as fakes
+from dataset_samples import write_samples
+from PIL import Image
 
 from dff_jax import cli, estimators
 from dff_jax import config as cfg
+from dff_jax.config.load import load_config
 from dff_jax.data import datasets
-from dff_jax.errors import ConfigError
+from dff_jax.errors import ConfigError, InputError
 from dff_jax.studies import compare as module
 from dff_jax.studies import compare_figures as figures
 from dff_jax.studies import compare_report as report
 from dff_jax.studies.compare import compare
+
+CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 
 
 def _method(label, data_dir, **loss):
@@ -122,6 +128,42 @@ def test_bars_are_shares_of_the_largest_value_and_carry_their_own():
     heights = [[bar.get_height() for bar in group] for group in axes.containers]
     assert heights == [[1.0, 0.0], [0.25, 0.0]]  # a correlation below 0, and none
     assert [text.get_text() for text in axes.texts] == ["4", "-0.5000", "1", "-"]
+
+
+@pytest.mark.slow
+def test_table_3_on_sample_files(tmp_path):
+    """The config for FlyingThings3D with a method that needs no training in the place of each network."""
+    name, data_dir = "flyingthings/focal_stack", str(tmp_path / "data")
+    datasets.prepare(name, data_dir, source=write_samples(name, tmp_path / "files", (32, 40), train=1, held_out=3))
+    wanted = load_config(str(CONFIGS / "compare_ft.py"), cfg.Comparison)
+    wanted = dataclasses.replace(
+        wanted,
+        methods=tuple(cfg.Method(one.label, weights="sml") for one in wanted.methods),
+        test=dataclasses.replace(wanted.test, data_dir=data_dir), figure_stacks=(2, 0), chart_stack=1,
+    )  # fmt: skip
+    table = compare(wanted, tmp_path / "out")
+    (three,) = table["paper"]
+    rows = [(row["row"], row["from"]) for row in three["rows"]]
+    labels = [method.label for method in wanted.methods]
+    assert rows[:4] == [("RFVR", "paper"), ("RFVR-like", "ours: gt > 0"), ("AiFDNet", "paper"), (labels[1], rows[1][1])]
+    assert [row for row, source in rows if source != "paper"] == labels and rows[-3][0] == "the paper"
+    run = json.loads((tmp_path / "out" / "dfv-fv" / "flyingthings3d.json").read_text())
+    assert three["rows"][5]["values"]["RMS"] == run["literature"]["gt > 0"]["final"]["RMS"]
+    text = (tmp_path / "out" / "table.md").read_text()
+    assert "## Table 3 of the paper" in text and "| DFV-Diff | paper | 5.51 |" in text
+    for picture in figures.FILES:
+        assert np.asarray(Image.open(tmp_path / "out" / picture)).std() > 20
+
+
+def test_weights_that_are_not_there_are_told_before_anything_is_trained(setting, tmp_path, monkeypatch):
+    comparison, _, _ = setting
+    monkeypatch.setattr("dff_jax.training.loop.train", lambda *a, **k: pytest.fail("trained"))
+    imported = load_config(f"{CONFIGS / 'compare_ft.py'}:imported", cfg.Comparison).methods[1:5]
+    assert {method.weights for method in imported} == {
+        f"runs/imported/{name}.safetensors" for name in ("aifdnet", "dfv_fv", "dfv_diff", "dwild")
+    }
+    with pytest.raises(InputError, match="runs/imported/aifdnet.safetensors: neither one of"):
+        compare(dataclasses.replace(comparison, methods=(*comparison.methods, *imported)), tmp_path)
 
 
 def test_nothing_is_done_twice(setting, monkeypatch):
