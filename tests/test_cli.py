@@ -147,6 +147,8 @@ def test_photographs_in_other_formats_are_not_passed_over_in_silence(capsys, tmp
         ("evaluate sml --dataset d --output=o --report", {"spec": "sml", "output": "o", "report": 24}),
         ("evaluate sml --dataset d --output o --report 3 --resize 64 96", {"report": 3, "resize": (64, 96)}),
         ("evaluate sml --source d --output o --figure-stacks 2 1", {"report": 0, "figure_stacks": (2, 1)}),
+        ("evaluate sml --dataset d --output o --against a b", {"against": ("a", "b"), "figure_stacks": None}),
+        ("ablate a --dataset d --output o --figure-stacks 1 16 54", {"figure_stacks": (1, 16, 54)}),
         ("ablate a b --dataset d --output o --schemes --iterations 0 5", {"runs": ["a", "b"], "schemes": []}),
         ("prepare ddff12/test --source d --bgr", {"name": "ddff12/test", "bgr": True, "workers": None}),
         ("prepare stacks/mine --source d --align --no-bgr", {"align": "similarity", "bgr": False}),

@@ -141,6 +141,8 @@ class DataSpec(Checked):
     """Folder in which tfds keeps its files."""
     limit: int | None = None
     """Measure only the first so many stacks."""
+    leave_out: tuple[str, ...] = ()
+    """Names of stacks that are left out; tables say so. (The paper has 14 of Middlebury's 15 scenes.)"""
 
     def _check(self) -> None:
         self._at_least(1, "limit")

@@ -45,6 +45,23 @@ class StackSource:
         shapes = tuple(self.shapes[number] for number in numbers) if self.shapes else ()
         return replace(self, length=len(numbers), read=lambda index: self.read(numbers[index]), shapes=shapes)
 
+    def without(self, names: Sequence[str]) -> StackSource:
+        """All stacks but those of these names, whole or without the split before them; each is read once for its name.
+
+        Raises:
+          InputError: no stack has such a name, or none is left.
+        """
+        known = [(stack.name, stack.name.rpartition("/")[2]) for stack in map(self.read, range(self.length))]
+        absent = [name for name in names if not any(name in one for one in known)]
+        kept = [number for number, one in enumerate(known) if not set(one) & set(names)]
+        if absent or not kept:
+            told = f"no stack of {self.name} is called {absent[0]!r}" if absent else f"nothing is left of {self.name}"
+            choices = ", ".join(short for _, short in known[:20]) + (", ..." if len(known) > 20 else "")
+            raise InputError(f"leave_out: {told}; choose from {choices}")
+        without = f"without {', '.join(names)}"
+        source = self.only(kept)
+        return replace(source, name=f"{self.name} {without}", describe=f"{self.describe} {without}")
+
 
 class Share(NamedTuple):
     """This process's share of a part: of each global batch a run of `batch_size` stacks.

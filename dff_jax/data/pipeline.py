@@ -184,11 +184,13 @@ def open_source(data: DataConfig, split: Split) -> StackSource:
 
 
 def open_data(spec: DataSpec) -> StackSource:
-    """The stacks to measure on; `spec.limit` is for whoever reads them.
+    """The stacks to measure on, without those left out; `spec.limit` is for whoever reads them.
 
     Raises:
-      InputError: as `tfds_source` and `folder_source`.
+      InputError: as `tfds_source`, `folder_source` and `StackSource.without`.
     """
+    if spec.leave_out:
+        return open_data(dataclasses.replace(spec, leave_out=())).without(spec.leave_out)
     if spec.dataset is not None:
         return tfds_source(spec.dataset, spec.split, spec.data_dir)
     if spec.source is not None:

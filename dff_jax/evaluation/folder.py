@@ -28,6 +28,7 @@ class _Run(NamedTuple):
 
     label: str  # of the method
     tasks: list[Task]  # the method, then `rows.BASELINES`
+    others: dict[str, Task]  # methods beside it in the paper's figure, by what to call them
     source: StackSource
     batches: Callable[[StackSource], Iterator[LoadedBatch]]
 
@@ -42,6 +43,7 @@ def evaluate_to_folder(
     convention: str | None = None,
     resize: tuple[int, int] | None = None,
     figure_stacks: tuple[int, ...] | None = None,
+    against: tuple[str, ...] = (),
     report: int = 0,
     overwrite: bool = False,
 ) -> dict[str, Any]:
@@ -58,6 +60,8 @@ def evaluate_to_folder(
       convention: Dataset whose masks of the literature also measure; default the dataset's own.
       resize: Height and width to scale the frames to; truth keeps its values.
       figure_stacks: Numbers of the stacks in the paper's figure, from 0; default the paper's.
+      against: Methods to show beside it in the paper's figure, as in Figure 9: run folders, weights files, names. They
+        are not measured (compare does that).
       report: Also write report.html, a page with this many of the worst stacks; without a value 24.
       overwrite: Replace files in the output folder that this program did not write, too.
 
@@ -77,9 +81,10 @@ def evaluate_to_folder(
     check_output(output, (*tables.FILES, page.FILE, *drawings), overwrite=overwrite)
     check_output(Path(output) / FIGURES)
     loaded = weights.load_estimator(spec)
-    run = _open(loaded, data, resize, batch_size, iterations)
+    others = [weights.load_estimator(name) for name in against]
+    run = _open(loaded, others, data, resize, batch_size, iterations)
     measured_by = conventions.find(convention or run.source.convention, run.source.unit)
-    figure = paper.choose(measured_by.name, run.source.has_truth, len(run.source), figure_stacks)
+    figure = paper.choose(measured_by.name, run.source.has_truth, len(run.source), figure_stacks, bool(against))
 
     evaluation = _measure(run, measured_by) if run.source.has_truth else None
     as_built = loaded.model.num_iterations  # None: the method does not iterate
@@ -103,29 +108,46 @@ def evaluate_to_folder(
 
 def _open(
     loaded: weights.LoadedEstimator,
+    others: Sequence[weights.LoadedEstimator],
     data: config.DataSpec,
     resize: tuple[int, int] | None,
     batch_size: int,
     iterations: int | None,
 ) -> _Run:
-    """The method beside its baselines, and the first `data.limit` stacks."""
+    """The method beside its baselines and others, and the first `data.limit` stacks."""
     source = pipeline.open_data(data)
     for shape in source.shapes[: data.limit]:  # of others as they are read
-        weights.check_frames(loaded, shape[0])
+        for one in (loaded, *others):
+            weights.check_frames(one, shape[0])
     if resize is not None:
         source = resampling.resized(source, resize)
-    loaded.model.check_unit(source.unit)
-    method = loaded.model.method
-    estimator = evaluate.baseline(method) if method in BASELINES else loaded.estimator
-    tasks = [Task(estimator, loaded.variables, iterations), *(Task(evaluate.baseline(name)) for name in BASELINES)]
+    for one in (loaded, *others):
+        one.model.check_unit(source.unit)
+    tasks = [_task(loaded, iterations), *(Task(evaluate.baseline(name)) for name in BASELINES)]
+    shown: dict[str, Task] = dict(zip(BASELINES, tasks[1:], strict=True))
+    if others:
+        shown = {_name(other, [loaded, *others[:i]]): _task(other) for i, other in enumerate(others)}
 
     def batches(of: StackSource) -> Iterator[LoadedBatch]:
         for batch in pipeline.evaluation_batches(of, batch_size):
-            weights.check_frames(loaded, batch.batch.frames.shape[1])
+            for one in (loaded, *others):
+                weights.check_frames(one, batch.batch.frames.shape[1])
             yield batch
 
     first = dataclasses.replace(source, length=min(len(source), data.limit or len(source)))
-    return _Run(loaded.label, tasks, first, batches)
+    return _Run(loaded.label, tasks, shown, first, batches)
+
+
+def _task(loaded: weights.LoadedEstimator, iterations: int | None = None) -> Task:
+    method = loaded.model.method
+    estimator = evaluate.baseline(method) if method in BASELINES else loaded.estimator  # compiled once
+    return Task(estimator, loaded.variables, iterations)
+
+
+def _name(one: weights.LoadedEstimator, before: Sequence[weights.LoadedEstimator]) -> str:
+    """What to call it where others have names."""
+    same = sum(other.label == one.label for other in before)
+    return f"{one.label} ({same + 1})" if same else one.label
 
 
 def _measure(run: _Run, convention: conventions.Convention) -> Evaluation:
@@ -144,9 +166,9 @@ def _measure(run: _Run, convention: conventions.Convention) -> Evaluation:
 
 def _draw_papers_figure(folder: Path, run: _Run, layout: paper.Layout, numbers: Sequence[int]) -> list[str]:
     """Draws these stacks as the paper does; returns their names."""
-    columns = []
-    for _, name, batch, (answer, *others) in evaluate.answers_for(run.tasks, run.batches(run.source.only(numbers))):
-        depths = {other: one.depth for other, one in zip(BASELINES, others, strict=True)}
+    columns, tasks = [], [run.tasks[0], *(run.others.values() if layout.methods else ())]
+    for _, name, batch, (answer, *others) in evaluate.answers_for(tasks, run.batches(run.source.only(numbers))):
+        depths = {other: one.depth for other, one in zip(run.others, others, strict=False)}
         columns.append(paper.column(name, batch, answer, depths, run.source.unit, run.label))
     paper.save(folder / layout.file, layout, columns)
     return [one.name for one in columns]

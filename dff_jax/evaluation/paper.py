@@ -68,7 +68,8 @@ def tables(report: dict[str, Any]) -> list[dict[str, Any]]:
         notes = [
             "the paper's row is close to what a network gives that answers in FlyingThings3D's units (10 + 90 t where "
             "the truth is 10 + 50 t), as index planes do; 'mapped' converts such answers, and means nothing for others",
-            "the paper has 14 of the 15 scenes and does not say which is left out",
+            "the paper has 14 of the 15 scenes and does not say which is left out; "
+            f"ours: {report['meta']['stacks']} stacks of {report['meta']['dataset']}",
         ]
         if tuple(report["meta"].get("resize") or ()) != (512, 512):
             notes.append("the paper resizes the images to 512 x 512, this evaluation did not: --resize 512 512")
@@ -140,7 +141,7 @@ def _ours(row: str, variant: str, found: dict[str, Any]) -> dict[str, Any]:
 # Figures 5, 6, 7 and 9 ------------------------------------------------------------------------------------------
 #
 # The paper does not print its colours or scales. Here truth and answers of a column share one: that of the truth, or
-# of the focus range where there is no truth. Figure 9 shows our methods where the paper shows the compared ones.
+# of the focus range where there is no truth.
 
 
 class Layout(NamedTuple):
@@ -176,27 +177,34 @@ class Column(NamedTuple):
 
 
 def choose(
-    convention: str, has_truth: bool, length: int, asked: Sequence[int] | None = None
+    convention: str, has_truth: bool, length: int, asked: Sequence[int] | None = None, methods: bool = False
 ) -> tuple[Layout, list[int]] | None:
     """The figure that goes with a dataset, if any, and the numbers of the stacks in it.
 
     Args:
       length: stacks in the split.
       asked: numbers to show instead of the layout's; then any dataset has a figure.
+      methods: whether other methods are to be shown; then too.
 
     Raises:
       InputError: a number that was asked for and does not exist.
     """
-    if convention not in LAYOUTS and has_truth and asked is None:
+    if convention not in LAYOUTS and has_truth and asked is None and not methods:
         return None
     layout = LAYOUTS.get(convention, PREDICTIONS)
+    layout = layout._replace(methods=layout.methods or methods)
     if asked is not None:
-        if not asked or any(not 0 <= number < length for number in asked):
-            raise InputError(f"--figure-stacks: numbers from 0 to {length - 1}, got {' '.join(map(str, asked))}")
-        return layout, list(dict.fromkeys(asked))
+        return layout, numbers(asked, length)
     if layout.stacks is not None:
         return layout, [number for number in layout.stacks if number < length] or [0]
     return layout, sorted({int(x) for x in np.linspace(0, length - 1, min(_COLUMNS, length)).round()})
+
+
+def numbers(asked: Sequence[int], length: int) -> list[int]:
+    """Each number of a stack that was asked for, once; raises InputError for one that does not exist, or for none."""
+    if not asked or any(not 0 <= number < length for number in asked):
+        raise InputError(f"--figure-stacks: numbers from 0 to {length - 1}, got {' '.join(map(str, asked))}")
+    return list(dict.fromkeys(asked))
 
 
 def column(

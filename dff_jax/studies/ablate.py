@@ -59,6 +59,7 @@ def ablate(
     iterations: Sequence[int] = ITERATIONS,
     schemes: Sequence[str] | None = None,
     batch_size: int = 1,
+    figure_stacks: tuple[int, ...] | None = None,
     overwrite: bool = False,
 ) -> list[dict[str, Any]]:
     """Evaluates trained runs at every K and through every scheme, and writes tables and figures.
@@ -72,6 +73,8 @@ def ablate(
       iterations: Numbers of iterations K; the trained one is added.
       schemes: Schemes to run the parameters through, each `scheme` or `scheme+prox`; default those that suit the run.
       batch_size: Stacks at once.
+      figure_stacks: Numbers of the stacks in the figures, from 0 (the paper's Figure 4 has 1 16 54); default the best,
+        the median and the worst.
       overwrite: Replace files in the output folder that this program did not write, too.
 
     Returns:
@@ -90,6 +93,8 @@ def ablate(
     batches = functools.partial(pipeline.evaluation_batches, source, batch_size, data.limit)
     for run in opened:
         check_frames(run.loaded, source[0].frames.shape[0])
+    total = min(len(source), data.limit or len(source))
+    asked = None if figure_stacks is None else ablate_figures.named(source, figure_stacks, total)
     several = len(opened) > 1
     folders = [Path(output) / run.label if several else Path(output) for run in opened]
     check_apart(output, data.source)
@@ -99,10 +104,9 @@ def ablate(
         check_output(output, COMPARISON_FILES, overwrite=overwrite)
 
     reports: list[dict[str, Any]] = []
-    total = min(len(source), data.limit or len(source))
     for i, (run, folder) in enumerate(zip(opened, folders, strict=True), 1):
         label = f"ablate: {run.label}" + (f" ({i}/{len(opened)})" if several else "")
-        reports.append(_one_run(run, folder, batches, source, label, total, overwrite))
+        reports.append(_one_run(run, folder, batches, source, label, total, asked, overwrite))
     if several:
         with staged_output(output, last="comparison.json", overwrite=overwrite) as staging:
             ablate_report.write_comparison(staging, reports)
@@ -129,7 +133,7 @@ def _open(runs: Sequence[str | Path], iterations: Sequence[int], schemes: Sequen
 
 def _one_run(
     run: Run, folder: Path, batches: Callable[[], Iterator[LoadedBatch]], source: StackSource, label: str, total: int,
-    overwrite: bool,
+    asked: dict[str, str] | None, overwrite: bool,
 ) -> dict[str, Any]:
     """Evaluates one run and writes its folder; returns its report."""
     start = time.perf_counter()
@@ -151,10 +155,11 @@ def _one_run(
         trained=first.model.num_iterations, iterations=run.iterations, dataset=source.name, unit=source.unit,
         parameters=sum(x.size for x in jax.tree.leaves(variables["params"])), seconds=time.perf_counter() - start,
     )  # fmt: skip
-    chosen = ablate_figures.choose(own.evaluation, report["meta"]["answer"])
+    chosen = ablate_figures.choose(own.evaluation, report["meta"]["answer"], asked)
     again = answers_for([Task(as_trained, variables)], batches(), chosen)  # reads the data a second time
     shown = [ablate_figures.Shown(chosen[at], name, own.evaluation.of_stack(at), batch, prediction)
              for at, name, batch, (prediction,) in again]  # fmt: skip
+    shown.sort(key=lambda one: list(chosen.values()).index(one.role))
     with staged_output(folder, last="ablation.json", overwrite=overwrite) as staging:
         ablate_report.write(staging, report, passes)
         ablate_figures.write(staging, report, shown, own.mean_weights)

@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from dff_jax import focus_axis
+from dff_jax.data.parts import StackSource
+from dff_jax.errors import InputError
 from dff_jax.evaluation import figures
+from dff_jax.evaluation.paper import numbers
 from dff_jax.evaluation.rows import Evaluation
 from dff_jax.pictures import panels
 from dff_jax.pictures.panels import Bar, Panel
@@ -27,7 +30,7 @@ _ITERATES = (0, 1, 3, 5)  # of Figure 3, and D(0)
 class Shown(NamedTuple):
     """One stack to draw: arrays [1,...] in q, on the host."""
 
-    role: str
+    role: str  # one of ROLES, or "stack 16"
     name: str
     rows: dict[str, dict[str, Any]]  # row -> metrics
     batch: Batch
@@ -45,11 +48,26 @@ class Shown(NamedTuple):
         return self.prediction.history
 
 
-def choose(evaluation: Evaluation, answer: str) -> dict[int, str]:
-    """Position in `evaluation.stacks` -> role of the stacks to draw, by the row `answer`."""
+def named(source: StackSource, asked: Sequence[int], length: int) -> dict[str, str]:
+    """Name -> role of the stacks that were asked for, by their numbers in the `length` that are measured.
+
+    Raises:
+      InputError: a number that does not exist; a stack without ground truth.
+    """
+    found = {number: source[number] for number in numbers(asked, length)}
+    for number, stack in found.items():
+        if stack.mask is None or not stack.mask.any():
+            raise InputError(f"--figure-stacks: stack {number}, {stack.name}, has no ground truth; choose another")
+    return {stack.name: f"stack {number}" for number, stack in found.items()}
+
+
+def choose(evaluation: Evaluation, answer: str, asked: dict[str, str] | None = None) -> dict[int, str]:
+    """Position in `evaluation.stacks` -> role of the stacks to draw: those `asked`, or three by the row `answer`."""
+    if asked is not None:
+        return {evaluation.stacks.index(name): role for name, role in asked.items()}
     final = tuple(one | {"row": "final"} for one in evaluation.per_stack if one["row"] == answer)
     chosen = figures.choose(evaluation._replace(per_stack=final))
-    return {position: role for position, role in chosen.items() if role in ROLES}
+    return {position: role for role in ROLES for position, found in chosen.items() if found == role}
 
 
 def write(folder: Path, report: dict[str, Any], shown: Sequence[Shown], mean_weights: np.ndarray) -> None:
@@ -59,7 +77,6 @@ def write(folder: Path, report: dict[str, Any], shown: Sequence[Shown], mean_wei
       mean_weights: [H,W,N], over all stacks.
     """
     meta = report["meta"]
-    shown = sorted(shown, key=lambda one: ROLES.index(one.role))
     panels.save_png(folder / "iterates.png", iterates(meta, shown))
     panels.save_png(folder / "weights.png", attention(meta, shown, mean_weights))
     title = f"{meta['run']} on {meta['dataset']}: the same parameters through each scheme"
@@ -113,19 +130,22 @@ def _line(maps: dict[str, np.ndarray], bar: Bar, mask: np.ndarray | None = None)
 
 
 def attention(meta: dict[str, Any], shown: Sequence[Shown], mean_weights: np.ndarray) -> np.ndarray:
-    """Figure 4: W_i^2 of each candidate (a row, on a scale of its own) in a few stacks; last, its mean over all."""
+    """Figure 4: W_i^2 of each candidate (a row) in a few stacks, its mean over these, as in the paper, and over all; on
+    one scale."""
     sharp = [(one.title, panels.to_uint8(np.asarray(one.prediction.all_in_focus[0]))) for one in shown]
     rows = [[Panel(image, f"{title}: all in focus") for title, image in sharp]]
+    weights = [np.asarray(one.history.weights[0]) for one in shown]
+    drawn = {f"of {one.role}": values for one, values in zip(shown, weights, strict=True)}
+    if len(shown) > 1 and len({values.shape for values in weights}) == 1:
+        drawn["mean of these"] = np.mean(weights, 0)
+    drawn[f"mean of all {meta['stacks']} stacks"] = mean_weights
+    every = np.concatenate([values.ravel() for values in drawn.values()])
+    bar = panels.plain_bar(0.0, panels.robust_range(every, percentiles=(0.0, 99.5))[1], "", cmap="viridis")
     for i in range(mean_weights.shape[-1]):
-        maps = {}
-        for one in shown:
-            values = np.asarray(one.history.weights[0, ..., i])
-            maps[f"W²({i + 1}) of {one.role}  mean {values.mean():.3g}, sd {values.std():.2g}"] = values
-        mean = mean_weights[..., i]
-        maps[f"mean of {meta['stacks']} stacks {mean.mean():.3g}"] = mean
-        high = panels.robust_range(np.concatenate([x.ravel() for x in maps.values()]), percentiles=(0.0, 99.5))[1]
-        rows.append(_line(maps, panels.plain_bar(0.0, high, "", cmap="viridis")))
-    title = f"{meta['run']}: attention weights, each row on a scale of its own"
+        maps = {name: values[..., i] for name, values in drawn.items()}
+        told = {f"W²({i + 1}) {name}\n{x.mean():.3g}, sd {x.std():.2g}": x for name, x in maps.items()}
+        rows.append(_line(told, bar))
+    title = f"{meta['run']}: attention weights on one scale"
     return panels.sheet(rows, title=title, width=1500, columns=len(rows[-1]))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import functools
 import json
 import re
@@ -10,11 +11,12 @@ import re
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from dataset_samples import write_samples
 from PIL import Image
 
 from dff_jax import cli
 from dff_jax.config import DataSpec
-from dff_jax.data import pipeline
+from dff_jax.data import datasets, pipeline
 from dff_jax.data.parts import StackSource
 from dff_jax.errors import InputError
 from dff_jax.evaluation import evaluate as module
@@ -80,7 +82,8 @@ def fake_report(convention, rows, label="mine"):
         return {name: 0.1 * i + 0.01 * k for k, name in enumerate(paper.COLUMNS)}
 
     literature = {"first": {name: row(i) for i, name in enumerate(rows)}, "last": {name: row(9) for name in rows}}
-    return {"literature": literature, "meta": {"convention": convention, "label": label, "resize": None}}
+    meta = {"convention": convention, "label": label, "resize": None, "stacks": 14, "dataset": "x without y"}
+    return {"literature": literature, "meta": meta}
 
 
 def test_table_1_has_ours_under_each_of_the_papers_rows():
@@ -107,6 +110,7 @@ def test_table_2_names_what_cannot_be_compared():
     (table,) = paper.tables(fake_report("middlebury", ["final"]))
     assert [row["from"] for row in table["rows"]] == ["paper", "ours: first", "ours: last"]
     assert any("--resize 512 512" in note for note in table["notes"])
+    assert any("ours: 14 stacks of x without y" in note for note in table["notes"])
     report = fake_report("middlebury", ["final"])
     report["meta"]["resize"] = [512, 512]
     assert not any("--resize" in note for note in paper.tables(report)[0]["notes"])
@@ -173,6 +177,59 @@ def test_data_without_truth_give_figure_9_and_say_why_there_are_no_numbers(tmp_p
     text = (tmp_path / "out" / "table.md").read_text()
     assert "no ground truth" in text and "figures/paper_figure_9.png shows test/0" in text
     assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == report
+
+
+def test_figure_9_shows_other_methods_above_the_evaluated_one(tmp_path, monkeypatch):
+    opened(monkeypatch, "ddff12", 0.02, 0.28, 2, has_truth=False)
+    drawn = {}
+    monkeypatch.setattr(paper, "save", lambda path, layout, columns: drawn.update({path.name: (layout, columns)}))
+    evaluate_to_folder("sml", tmp_path / "out", X, against=("rdf", "sml", "rdf"))
+    ((name, (layout, columns)),) = drawn.items()
+    assert name == "paper_figure_9.png" and len(columns) == 2
+    assert [row[1].caption for row in paper.draw(layout, columns)[:-1]] == [
+        "test/1\nframe", "rdf", "sml (2)", "rdf (2)"
+    ]  # fmt: skip
+    # data with truth, which have no figure of their own, get one
+    opened(monkeypatch, "default", 10.0, 60.0, 3)
+    report = evaluate_to_folder("sml", tmp_path / "out", X, against=("rdf",))
+    assert report["meta"]["figure"]["stacks"] == ["test/0", "test/1", "test/2"]
+    assert list(drawn["predictions.png"][1][0].answers) == ["sml", "rdf"]
+    with pytest.raises(InputError, match="neither one of"):
+        evaluate_to_folder("sml", tmp_path / "other", X, against=("nowhere",))
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.slow
+def test_figures_and_tables_on_sample_files(tmp_path):
+    """Middlebury with a scene left out, and DDFF-12 without truth."""
+    specs = {}
+    for name in ("middlebury/focal_stack", "ddff12/test"):
+        source = write_samples(name, tmp_path / "files" / name, (40, 48), held_out=3)
+        datasets.prepare(name, tmp_path / "tfds", source=source)
+        specs[name] = DataSpec(dataset=name, data_dir=str(tmp_path / "tfds"))
+    data = dataclasses.replace(specs["middlebury/focal_stack"], leave_out=("ArtL",))
+    report = evaluate_to_folder("sml", tmp_path / "mb", data, resize=(32, 32))
+    assert report["meta"]["stacks"] == 2 and report["meta"]["figure"]["stacks"] == ["test/Adirondack", "test/Jadeplant"]
+    text = (tmp_path / "mb" / "table.md").read_text()
+    assert text.startswith("# sml on middlebury/focal_stack/test without ArtL\n")
+    assert "ours: 2 stacks of middlebury/focal_stack/test without ArtL" in text and "| 23.59 | 29.94 |" in text
+    report = evaluate_to_folder("sml", tmp_path / "ddff", specs["ddff12/test"], against=("rdf",), figure_stacks=(2, 0))
+    assert report["meta"]["figure"]["stacks"] == ["test/0002", "test/0000"]
+    for picture in ("mb/figures/paper_figure_5.png", "ddff/figures/paper_figure_9.png"):
+        assert np.asarray(Image.open(tmp_path / picture)).std() > 20
+
+
+def test_stacks_are_left_out_by_name(monkeypatch):
+    stacks = opened(monkeypatch, "default", 0.0, 1.0, 4)
+    source = dataclasses.replace(pipeline.open_data(X), shapes=tuple((Z, H, W + i) for i in range(4)))
+    rest = source.without(("1", "test/3"))
+    assert [one.name for one in map(rest.__getitem__, range(len(rest)))] == [stacks[0].name, stacks[2].name]
+    assert rest.name == "made up/test without 1, test/3" and rest.describe != source.describe
+    assert rest.shapes == ((Z, H, W), (Z, H, W + 2))
+    with pytest.raises(InputError, match="leave_out: no stack of made up/test is called '4'; choose from 0, 1, 2, 3"):
+        source.without(("0", "4"))
+    with pytest.raises(InputError, match="leave_out: nothing is left of made up/test"):
+        source.without(tuple("0123"))
 
 
 def test_the_command_line_passes_it_all_on(tmp_path, monkeypatch, capsys):
@@ -244,6 +301,7 @@ def test_which_stacks_are_shown():
     with pytest.raises(InputError, match="0 to 3"):
         paper.choose("hci", True, 4, [])
     assert paper.choose("default", True, 4) is None
+    assert paper.choose("hci", True, 1, methods=True) == (hci._replace(methods=True), [0])
     assert paper.choose("default", False, 2) == (paper.PREDICTIONS, [0, 1])
     assert paper.choose("default", True, 4, [2]) == (paper.PREDICTIONS, [2])
 

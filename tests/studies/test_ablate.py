@@ -8,18 +8,21 @@ import jax
 import numpy as np
 import pytest
 import training_fakes as fakes
+from dataset_samples import write_samples
 from networks import variables
 from PIL import Image
 
 from dff_jax import cli, estimators
 from dff_jax import config as configs
 from dff_jax.config import DataSpec
-from dff_jax.data import pipeline
+from dff_jax.data import datasets, pipeline
 from dff_jax.errors import InputError
 from dff_jax.estimators.weights import load_estimator, save_weights
 from dff_jax.evaluation import metrics
-from dff_jax.studies import ablate_report
+from dff_jax.pictures import panels
+from dff_jax.studies import ablate_figures, ablate_report
 from dff_jax.studies.ablate import COMPARISON_FILES, FILES, ablate
+from dff_jax.types import Batch, History, Prediction
 
 MODEL = fakes.small_model(prox_levels=1, measure_prior="none")
 
@@ -157,6 +160,50 @@ def test_runs_side_by_side(tmp_path, stacks, faked):
     text = (tmp_path / "out" / "comparison.md").read_text()
     (line,) = [line for line in text.splitlines() if line.startswith("| b_run") and "softmax" in line]
     assert line.endswith("| 7 | model.weight_norm = softmax |")
+
+
+@pytest.mark.slow
+def test_figures_3_and_4_on_sample_files_of_stacks_of_ones_choice(tmp_path, faked, monkeypatch):
+    name, shown = "flyingthings/focal_stack", []
+    datasets.prepare(name, tmp_path / "tfds", source=write_samples(name, tmp_path / "files", (32, 40), 1, held_out=3))
+    data, run = DataSpec(dataset=name, data_dir=str(tmp_path / "tfds")), tmp_path / "run"
+    save_run(run, MODEL, fakes.build(MODEL))
+    real = ablate_figures.attention
+    monkeypatch.setattr(ablate_figures, "attention", lambda *args: shown.append(args) or real(*args))
+    (report,) = ablate([run], tmp_path / "out", data, iterations=[5], schemes=[], figure_stacks=(2, 0))
+    ((_, stacks, _),) = shown
+    assert [(one.role, one.name) for one in stacks] == [("stack 2", "test/0002"), ("stack 0", "test/0000")]
+    with open(tmp_path / "out" / "per_stack.csv", newline="") as file:
+        wanted = {"stack": "test/0002", "row": "D(5)", "region": "all"}.items()
+        (line,) = (line for line in csv.DictReader(file) if wanted <= line.items())
+    assert stacks[0].rows["D(5)"]["MAE"] == pytest.approx(float(line["MAE"]))
+    for picture in ("iterates.png", "weights.png"):
+        assert np.asarray(Image.open(tmp_path / "out" / picture)).std() > 20
+    with pytest.raises(InputError, match="--figure-stacks: numbers from 0 to 1, got 2"):
+        ablate([run], tmp_path / "other", dataclasses.replace(data, limit=2), figure_stacks=(2,))
+    assert not (tmp_path / "other").exists()
+
+
+def test_attention_maps_share_one_scale(monkeypatch):
+    """And the mean of those shown is theirs."""
+    rng, rows = np.random.default_rng(0), []
+    weights = [rng.uniform(0, high, (1, 8, 8, 2)) for high in (1.0, 4.0)]
+    empty = np.zeros((1, 8, 8))
+    shown = []
+    for i, w in enumerate(weights):
+        history = History(empty, w, w, empty[:, None], empty[:, None])
+        prediction = Prediction(empty, empty, empty, np.zeros((1, 8, 8, 3)), history)
+        batch = Batch(np.zeros((1, 3, 8, 8, 3)), np.zeros((1, 3)), empty, empty)
+        shown.append(ablate_figures.Shown(f"stack {i}", f"test/{i}", {}, batch, prediction))
+    monkeypatch.setattr(panels, "sheet", lambda given, **kwargs: rows.extend(given))
+    ablate_figures.attention({"run": "r", "stacks": 9}, shown, rng.uniform(0, 9, (8, 8, 2)))
+    images, *maps = rows
+    assert len(images) == 2 and [len(row) for row in maps] == [4, 4]
+    (bar,) = {row[-1].bar for row in maps}
+    assert bar.low == 0 and 8 < bar.high < 9
+    mean = panels.colorize((weights[0] + weights[1])[0, ..., 1] / 2, bar.low, bar.high, cmap=bar.cmap)
+    np.testing.assert_array_equal(maps[1][2].image, mean)
+    assert maps[1][2].caption.startswith("W²(2) mean of these") and "mean of all 9 stacks" in maps[0][3].caption
 
 
 def test_a_run_without_refiner_answers_with_its_last_iterate(tmp_path, stacks, monkeypatch):
