@@ -3,7 +3,8 @@
     dff-jax prepare ddff12/trainval --source DIR
     dff-jax prepare ddff12/test --source DIR
     dff-jax train configs/paper_ddff.py
-    dff-jax evaluate runs/paper_ddff --dataset ddff12/test --output results/ddff
+    dff-jax evaluate runs/paper_ddff --dataset ddff12/test --output results/ddff \\
+        --against aifdnet.safetensors dfv_fv.safetensors dfv_diff.safetensors
 
 The paper prints no numbers here. For numbers, train on the scene-disjoint split of DFV, because the official validation
 patches share scenes with the training ones, and this run would have seen the test scenes of that split:

@@ -3,6 +3,7 @@
     dff-jax prepare flyingthings/focal_stack --source DIR
     dff-jax train configs/paper_ft.py
     dff-jax evaluate runs/paper_ft --dataset flyingthings/focal_stack --iterations 5 --output results/ft
+    dff-jax ablate runs/paper_ft --dataset flyingthings/focal_stack --figure-stacks 1 16 54 --output results/stages
     dff-jax prepare middlebury/focal_stack --source DIR           # zero-shot: Table 2 (MB), Figure 5
     dff-jax evaluate runs/paper_ft --dataset middlebury/focal_stack --resize 512 512 --output results/mb
 

@@ -201,7 +201,7 @@ def test_figure_9_shows_other_methods_above_the_evaluated_one(tmp_path, monkeypa
 
 @pytest.mark.slow
 def test_figures_and_tables_on_sample_files(tmp_path):
-    """Middlebury with a scene left out, and DDFF-12 without truth."""
+    """Middlebury with a scene left out; DDFF-12 and a folder of one's own, both without truth."""
     specs = {}
     for name in ("middlebury/focal_stack", "ddff12/test"):
         source = write_samples(name, tmp_path / "files" / name, (40, 48), held_out=3)
@@ -215,7 +215,13 @@ def test_figures_and_tables_on_sample_files(tmp_path):
     assert "ours: 2 stacks of middlebury/focal_stack/test without ArtL" in text and "| 23.59 | 29.94 |" in text
     report = evaluate_to_folder("sml", tmp_path / "ddff", specs["ddff12/test"], against=("rdf",), figure_stacks=(2, 0))
     assert report["meta"]["figure"]["stacks"] == ["test/0002", "test/0000"]
-    for picture in ("mb/figures/paper_figure_5.png", "ddff/figures/paper_figure_9.png"):
+    for truth in (tmp_path / "files").rglob("disp.exr"):
+        truth.unlink()
+    datasets.prepare("stacks/mine", tmp_path / "tfds", source=tmp_path / "files" / "middlebury" / "focal_stack")
+    mine = DataSpec(dataset="stacks/mine", data_dir=str(tmp_path / "tfds"))
+    evaluate_to_folder("sml", tmp_path / "mine", mine, against=("rdf",), resize=(32, 32))
+    pictures = "mb/figures/paper_figure_5.png", "ddff/figures/paper_figure_9.png", "mine/figures/predictions.png"
+    for picture in pictures:
         assert np.asarray(Image.open(tmp_path / picture)).std() > 20
 
 
