@@ -26,6 +26,7 @@ class FocalStack(NamedTuple):
     depth: np.ndarray | None = None  # [H,W] float32 ground truth, in `unit`
     mask: np.ndarray | None = None  # [H,W] bool, where `depth` holds
     name: str = ""
+    all_in_focus: np.ndarray | None = None  # [H,W,3], as `frames`: the data's own picture that is sharp everywhere
 
 
 class Batch(NamedTuple):
@@ -34,7 +35,8 @@ class Batch(NamedTuple):
     frames: Array  # [B,Z,H,W,3] float32 in [0,1], RGB as displayed (sRGB)
     focus: Array  # [B,Z] float32, q, strictly ascending
     depth: Array  # [B,H,W] float32 ground truth in q; 0 where `mask` is False
-    mask: Array  # [B,H,W] bool; all False marks a stack that only fills up the batch
+    mask: Array  # [B,H,W] bool; all False marks a stack that only fills up the batch, or has no ground truth
+    all_in_focus: Array | None = None  # [B,H,W,3] float32 in [0,1], the data's own sharp picture; None: not there
 
 
 class LoadedBatch(NamedTuple):

@@ -1,7 +1,8 @@
 """Random crops, flips, colour, noise, fewer frames, changed focus: pure functions of (stack, generator), on numpy.
 
-All frames of a stack are cropped, flipped and coloured alike, as if the scene had been so; only noise is
-drawn anew for every frame and pixel. A colour change is one curve a channel: integer frames just look it up.
+All frames of a stack are cropped, flipped and coloured alike, as if the scene had been so, and with them its
+all-in-focus picture, if there is one; only noise is drawn anew for every frame and pixel, and the picture has none.
+A colour change is one curve a channel: integer frames just look it up.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ def refocus(batch: Batch, turn: Any, shares: Any, xp: Any = np) -> Batch:
     focus = focus + shares * xp.minimum(steps[:, :-1], steps[:, 1:])
     frames = xp.where(turn[:, None, None, None, None], batch.frames[:, ::-1], batch.frames)
     depth = xp.where(turn[:, None, None] & batch.mask, ends[..., None] - batch.depth, batch.depth)
-    return Batch(frames, focus, depth, batch.mask)
+    return batch._replace(frames=frames, focus=focus, depth=depth)
 
 
 class View(NamedTuple):
@@ -207,9 +208,12 @@ def augment(
         frames=view.take(stack.frames, 1),
         depth=None if stack.depth is None else view.take(stack.depth),
         mask=None if stack.mask is None else view.take(stack.mask),
+        all_in_focus=None if stack.all_in_focus is None else view.take(stack.all_in_focus),
     )
     change = make_colour(rng.uniform(-1.0, 1.0, 6), colour) if colour else None
     frames = to_float(stack.frames, change)
+    if stack.all_in_focus is not None:
+        stack = stack._replace(all_in_focus=to_float(stack.all_in_focus, change))
     if noise:
         sigma = np.float32(rng.uniform(0.0, noise))
         frames = frames + np.take(sigma * _NORMAL, rng.integers(256, size=frames.shape, dtype=np.uint8))

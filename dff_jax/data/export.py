@@ -13,7 +13,8 @@ from dff_jax.runtime.files import check_output, staged_output
 
 
 def export_stacks(source: StackSource, output: str | Path, limit: int | None = None) -> list[Path]:
-    """Writes `<output>/<number>/<focus>.png ...` and `disp.npy` (0 = no truth) for the first `limit` stacks.
+    """Writes `<output>/<number>/<focus>.png ...`, `disp.npy` (0 = no truth) and, where the dataset has one, `AiF.png`
+    for the first `limit` stacks.
 
     File names carry the focus settings in the dataset's unit, so `evaluate --source` and `predict` read them back.
 
@@ -29,6 +30,8 @@ def export_stacks(source: StackSource, output: str | Path, limit: int | None = N
         with staged_output(folder) as staging:
             for frame, focus in zip(to_uint8(stack.frames), stack.focus, strict=True):
                 Image.fromarray(frame).save(staging / f"{np.float32(focus)!s}.png")
+            if stack.all_in_focus is not None:
+                Image.fromarray(to_uint8(stack.all_in_focus)).save(staging / "AiF.png")
             if stack.depth is not None:
                 depth = stack.depth if stack.mask is None else np.where(stack.mask, stack.depth, 0)
                 np.save(staging / "disp.npy", depth.astype(np.float32))

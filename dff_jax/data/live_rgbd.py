@@ -21,7 +21,7 @@ from dff_jax.data.augment import check_crop, draw_focus, draw_frame_count, draw_
 from dff_jax.data.files.depth_maps import LOOKED_AT, outside_note
 from dff_jax.data.files.images import image_size
 from dff_jax.data.files.rgbd import SceneFiles, read_scene
-from dff_jax.data.live import PERFECT, augment_frames, map_stacks, refocus_batch
+from dff_jax.data.live import PERFECT, augment_frames, map_stacks, recolour, refocus_batch, to_8_bits
 from dff_jax.data.parts import EpochOrder, Share
 from dff_jax.errors import InputError
 from dff_jax.focus_axis import to_q
@@ -131,13 +131,19 @@ def take_view(scene: SharpScene, data: DataConfig, count: int | None, rng: np.ra
     )
 
 
-@partial(jax.jit, static_argnames=("margin", "num_layers", "colour", "noise", "camera"))
+@partial(jax.jit, static_argnames=("margin", "num_layers", "colour", "noise", "camera", "all_in_focus"))
 def photograph_batch(
-    views: Views, margin: int, num_layers: int, colour: float = 0.0, noise: float = 0.0, camera: CameraConfig = PERFECT
+    views: Views,
+    margin: int,
+    num_layers: int,
+    colour: float = 0.0,
+    noise: float = 0.0,
+    camera: CameraConfig = PERFECT,
+    all_in_focus: bool = False,
 ) -> Batch:
     """The batch that `views` show, 8-bit frames as in a file, then recoloured and made noisier. Pure and jitted.
 
-    `margin` is the largest blur radius too.
+    `margin` is the largest blur radius too. With `all_in_focus` it has the scenes' own pictures, recoloured alike.
     """
     inside = (slice(margin, -margin), slice(margin, -margin))
 
@@ -147,9 +153,10 @@ def photograph_batch(
         rgb = rgb.astype(jnp.float32) / 255
         frames = render_stack(rgb, q, focus, blur_per_q=blur_per_q, max_radius=margin, num_layers=num_layers)
         frames = add_sensor_noise(k_noise, frames, sigma)
-        frames = jnp.round(frames[:, *inside] * 255) / 255
+        frames = to_8_bits(frames[:, *inside])
         depth = jnp.where(mask, q[inside], 0.0)
-        return Batch(augment_frames(others, frames, colour, noise, camera), focus, depth, mask)
+        picture = recolour(others[0], rgb[inside], colour) if all_in_focus else None
+        return Batch(augment_frames(others, frames, colour, noise, camera), focus, depth, mask, picture)
 
     return map_stacks(one, views)
 
@@ -172,8 +179,9 @@ class RgbdPart:
 
     reads = True
 
-    def __init__(self, data: DataConfig, files: Sequence[SceneFiles], share: Share):
+    def __init__(self, data: DataConfig, files: Sequence[SceneFiles], share: Share, all_in_focus: bool = False):
         check_scenes(data, files)
+        self._all_in_focus = all_in_focus
         self._data, self._scenes, self._share = data, SceneCache(files), share
         self._order = EpochOrder(len(files), share.seed)
 
@@ -191,7 +199,9 @@ class RgbdPart:
         views, names = prepared
         data = self._data
         lens = data.lens
-        batch = photograph_batch(views, lens.max_blur_radius, lens.num_layers, data.colour, data.noise, data.camera)
+        batch = photograph_batch(
+            views, lens.max_blur_radius, lens.num_layers, data.colour, data.noise, data.camera, self._all_in_focus
+        )
         if data.reverse or data.focus_jitter:
             batch = refocus_batch(batch, views.turn, views.shares)
         return LoadedBatch(batch, names)
@@ -218,9 +228,10 @@ def held_out_stacks(data: DataConfig, files: Sequence[SceneFiles]) -> tuple[str,
     def read(index: int) -> FocalStack:
         scene = scenes[index]
         view = take_view(scene, data, None, np.random.default_rng([_HELD_OUT_SEED, index]))
-        batch = photograph_batch(Views(*(x[None] for x in view)), data.lens.max_blur_radius, data.lens.num_layers)
-        frames, focus, depth, mask = (x[0] for x in jax.device_get(batch))
-        frames = np.round(frames * 255).astype(np.uint8)
-        return FocalStack(frames, focus.astype(np.float64), unit, depth, mask, scene.name)
+        views, lens = Views(*(x[None] for x in view)), data.lens
+        batch = photograph_batch(views, lens.max_blur_radius, lens.num_layers, all_in_focus=True)
+        frames, focus, depth, mask, sharp = (x[0] for x in jax.device_get(batch))
+        frames, sharp = (np.round(image * 255).astype(np.uint8) for image in (frames, sharp))
+        return FocalStack(frames, focus.astype(np.float64), unit, depth, mask, scene.name, sharp)
 
     return unit, read

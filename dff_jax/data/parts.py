@@ -31,6 +31,7 @@ class StackSource:
     convention: str = "default"  # of the literature, a key of `evaluation.conventions.CONVENTIONS`
     has_truth: bool = True
     shapes: tuple[tuple[int, int, int], ...] = ()  # Z, H, W of each stack, where they are known before it is read
+    has_all_in_focus: bool = False  # whether each stack has an all-in-focus picture; else none shows one
 
     def __len__(self) -> int:
         return self.length
@@ -61,6 +62,16 @@ class StackSource:
         without = f"without {', '.join(names)}"
         source = self.only(kept)
         return replace(source, name=f"{self.name} {without}", describe=f"{self.describe} {without}")
+
+
+class Wanted(NamedTuple):
+    """What a training objective needs of a batch beside frames and focus settings."""
+
+    depth: bool = True  # else ground truth may be missing
+    all_in_focus: bool = False  # else batches have no pictures
+
+
+DEPTH = Wanted()
 
 
 class Share(NamedTuple):
@@ -128,8 +139,10 @@ class FilePart:
 
     reads = True
 
-    def __init__(self, data: DataConfig, source: StackSource, share: Share, fit: bool = False):
-        self._data, self._source, self._share, self._fit = data, source, share, fit
+    def __init__(
+        self, data: DataConfig, source: StackSource, share: Share, fit: bool = False, wanted: Wanted = DEPTH
+    ):
+        self._data, self._source, self._share, self._fit, self._wanted = data, source, share, fit, wanted
         self._order = EpochOrder(len(source), share.seed)
 
     def prepare(self, number: int) -> LoadedBatch:
@@ -146,7 +159,9 @@ class FilePart:
         """The augmented stack, and what `refocus` needs for it."""
         data, rng = self._data, self._share.generator(number)
         stack = self._source[self._order[number]]
-        if stack.depth is None or (stack.mask is not None and not stack.mask.any()):
+        if not self._wanted.all_in_focus:
+            stack = stack._replace(all_in_focus=None)
+        if self._wanted.depth and (stack.depth is None or (stack.mask is not None and not stack.mask.any())):
             raise InputError(f"{self._source.name}: stack {stack.name!r} has no ground truth to train on")
         if count is not None:
             stack = thin_frames(stack, count, rng)
@@ -175,7 +190,7 @@ def collate(items: list[FocalStack]) -> LoadedBatch:
 def to_batch(stacks: list[FocalStack]) -> Batch:
     """Stacks of one shape to a Batch of numpy arrays: sorted, in q, frames float32 in [0,1].
 
-    Without truth, depth is 0 and the mask False everywhere.
+    Without truth, depth is 0 and the mask False everywhere. There are pictures only if all of the stacks have one.
 
     Raises:
       InputError: focus settings that cannot be sorted (see `focus_axis.sort_order`).
@@ -194,4 +209,6 @@ def to_batch(stacks: list[FocalStack]) -> Batch:
         if stack.depth is not None:
             mask[i] = np.isfinite(stack.depth) if stack.mask is None else stack.mask
             depth[i] = np.where(mask[i], to_q(np.where(mask[i], stack.depth, 1.0), stack.unit), 0.0)
-    return Batch(*cast(tuple[Array, Array, Array, Array], (frames, focus, depth, mask)))
+    pictures = [to_float(stack.all_in_focus) for stack in stacks if stack.all_in_focus is not None]
+    sharp = np.stack(pictures) if len(pictures) == size else None
+    return Batch(*cast(tuple[Array, Array, Array, Array, Array | None], (frames, focus, depth, mask, sharp)))

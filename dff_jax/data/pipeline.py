@@ -18,7 +18,7 @@ import numpy as np
 
 from dff_jax.config import DataConfig, DataSpec, to_json
 from dff_jax.data.augment import check_crop
-from dff_jax.data.parts import FilePart, Part, Share, StackSource, to_batch
+from dff_jax.data.parts import DEPTH, FilePart, Part, Share, StackSource, Wanted, to_batch
 from dff_jax.errors import ConfigError, InputError, one_line
 from dff_jax.focus_axis import check_unit
 from dff_jax.types import FocalStack, LoadedBatch
@@ -81,7 +81,11 @@ def tfds_source(name: str, split: Split, data_dir: str | os.PathLike | None = No
     describe = f"{len(records)} stacks in {builder.data_path}"
     read = partial(_read_record, records, unit, f"{builder.data_path}, {split}")
     convention, has_truth = facts.get("convention", "default"), facts.get("has_truth", True)
-    return StackSource(f"{name}/{split}", unit, describe, len(records), read, convention, has_truth)
+    features: Any = builder.info.features or ()
+    sharp = "all_in_focus" in features
+    return StackSource(
+        f"{name}/{split}", unit, describe, len(records), read, convention, has_truth, has_all_in_focus=sharp
+    )
 
 
 def _read_record(records: Any, unit: str, where: str, index: int) -> FocalStack:
@@ -90,7 +94,8 @@ def _read_record(records: Any, unit: str, where: str, index: int) -> FocalStack:
         depth = record["depth"]
         mask = record.get("mask", np.isfinite(depth) & (depth > 0))
         focus = record["focus"].astype(np.float64)
-        return FocalStack(record["stack"], focus, unit, depth, mask, record["name"].decode())
+        sharp = record.get("all_in_focus")
+        return FocalStack(record["stack"], focus, unit, depth, mask, record["name"].decode(), sharp)
     except Exception as error:  # array_record raises bare RuntimeErrors, which name no file
         raise InputError(f"{where}: record {index} cannot be read ({one_line(error)}); {_AGAIN}") from None
 
@@ -104,16 +109,19 @@ def folder_source(root: str | os.PathLike, split: Split, unit: str) -> StackSour
       InputError: no such folder, or none for that split, or no stacks in it; as `check_labelled`.
     """
     from dff_jax.data.datasets.frames import check_labelled
-    from dff_jax.data.files.folder import list_stacks, read_labelled_stack
+    from dff_jax.data.files.folder import list_stacks, picture_file, read_labelled_stack
 
     place, name = _split_place(root, split, "focal stacks", whole=split != "train")
     stacks = list_stacks(place)
     check_unit(unit)
     describe = f"{len(stacks)} stacks in {place}"
     shapes = check_labelled(name, place, stacks, unit)
-    return StackSource(
-        name, unit, describe, len(stacks), lambda index: read_labelled_stack(stacks[index], unit), shapes=shapes
-    )
+    sharp = all(map(picture_file, stacks))
+
+    def read(index: int) -> FocalStack:
+        return read_labelled_stack(stacks[index], unit, picture=sharp)
+
+    return StackSource(name, unit, describe, len(stacks), read, shapes=shapes, has_all_in_focus=sharp)
 
 
 def _split_place(root: str | os.PathLike, split: Split, what: str, *, whole: bool) -> tuple[Path, str]:
@@ -152,7 +160,8 @@ def rgbd_source(data: DataConfig, split: Split) -> StackSource:
 
     name, files = scene_files(data.dataset, split)
     unit, read = held_out_stacks(data, files)
-    return StackSource(name, unit, f"{len(files)} scenes, photographed here", len(files), cache(read))
+    describe = f"{len(files)} scenes, photographed here"
+    return StackSource(name, unit, describe, len(files), cache(read), has_all_in_focus=True)
 
 
 def live_source(split: Split, data: DataConfig) -> StackSource:
@@ -165,7 +174,8 @@ def live_source(split: Split, data: DataConfig) -> StackSource:
     if split not in HELD_OUT:
         raise InputError(f"split: procedural_live has no {split!r} stacks; choose {', '.join(HELD_OUT)}")
     length, read = HELD_OUT[split], cache(lambda index: held_out_stack(split, index, data.world))
-    return StackSource(f"procedural_live/{split}", "disparity", f"{length} rendered worlds", length, read)
+    name, describe = f"procedural_live/{split}", f"{length} rendered worlds"
+    return StackSource(name, "disparity", describe, length, read, has_all_in_focus=True)
 
 
 def open_source(data: DataConfig, split: Split) -> StackSource:
@@ -216,7 +226,13 @@ def describe_folders(data: DataConfig) -> dict[str, str]:
 
 
 def training_loader(
-    data: DataConfig, seed: int, *, process_index: int = 0, process_count: int = 1, fit: bool = False
+    data: DataConfig,
+    seed: int,
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+    fit: bool = False,
+    wanted: Wanted = DEPTH,
 ) -> Loader:
     """Endless augmented batches of `data.batch_size` stacks for this process, equal for equal arguments.
 
@@ -225,13 +241,14 @@ def training_loader(
     (procedural_live, rgbd) are on the device, others numpy. With `fit` a crop shrinks to a stack that is smaller.
 
     Raises:
+      ConfigError: all-in-focus pictures are `wanted`, and a part has none.
       InputError: as `open_source`, or, from the iterator (for a mixture at once, as far as a first batch of each part
         shows it), a stack that cannot be read, has no truth, too few frames, or is smaller than `data.crop`.
     """
     from dff_jax.data.loading import PartLoader
 
     shares = [Share.of_part(seed, i, data.batch_size, process_index, process_count) for i in range(len(data.parts()))]
-    parts = [_open_part(part, share, fit) for part, share in zip(data.parts(), shares, strict=True)]
+    parts = [_open_part(part, share, fit, wanted) for part, share in zip(data.parts(), shares, strict=True)]
     if len(parts) > 1:
         for i, part in enumerate(parts):
             try:
@@ -244,16 +261,21 @@ def training_loader(
     return PartLoader(parts, weights, num_threads=data.num_threads, num_workers=data.num_workers)
 
 
-def _open_part(data: DataConfig, share: Share, fit: bool) -> Part:
+def _open_part(data: DataConfig, share: Share, fit: bool, wanted: Wanted) -> Part:
     if data.source == "procedural_live":
         from dff_jax.data.live import LivePart
 
-        return LivePart(data, share)
+        return LivePart(data, share, wanted.all_in_focus)
     if data.source == "rgbd":
         from dff_jax.data.live_rgbd import RgbdPart
 
-        return RgbdPart(data, scene_files(data.dataset, "train")[1], share)
+        return RgbdPart(data, scene_files(data.dataset, "train")[1], share, wanted.all_in_focus)
     source = open_source(data, "train")
+    if wanted.all_in_focus and not source.has_all_in_focus:
+        advice = "each stack needs an AiF.png"
+        if data.source == "tfds":
+            advice = f"make it anew by dff-jax prepare {data.dataset} --overwrite, with a picture for each stack"
+        raise ConfigError(f"loss.image: {source.name} has no all-in-focus pictures; {advice}")
     for frames, *size in dict.fromkeys(source.shapes):
         if not fit:
             check_crop(data.crop, size, f"a stack of {source.name}")
@@ -261,7 +283,7 @@ def _open_part(data: DataConfig, share: Share, fit: bool) -> Part:
             raise ConfigError(
                 f"data.frames: {data.frames[1]} are asked for, but a stack of {source.name} has {frames}; ask for fewer"
             )
-    return FilePart(data, source, share, fit)
+    return FilePart(data, source, share, fit, wanted)
 
 
 def evaluation_batches(

@@ -21,6 +21,7 @@ from flax.traverse_util import unflatten_dict
 
 from dff_jax.config import CameraConfig, Config
 from dff_jax.data import pipeline
+from dff_jax.data.parts import Wanted
 from dff_jax.network.layers import TorchBatchNorm
 from dff_jax.runtime.compile import jit
 from dff_jax.types import Array, Estimator, Variables
@@ -89,7 +90,7 @@ class Population:
             return dataclasses.replace(part, crop=crop, **plain)
 
         data = dataclasses.replace(shown(data), batch_size=1, num_workers=0, mixture=tuple(map(shown, data.mixture)))
-        return pipeline.training_loader(data, self._config.seed, fit=True)
+        return pipeline.training_loader(data, self._config.seed, fit=True, wanted=Wanted(depth=False))
 
 
 def inputs_of_norms(estimator: Estimator, variables: Variables, frames: Array, focus: Array) -> dict[str, Array]:

@@ -65,6 +65,20 @@ def test_one_colour_change_for_all_frames():
     assert np.abs(out.frames - other.frames).mean() > 0.01  # the next stack gets another one
 
 
+def test_the_picture_goes_with_the_frames_but_has_no_noise():
+    rng = np.random.default_rng(4)
+    picture = rng.integers(0, 256, (24, 30, 3), np.uint8)
+    focus = np.arange(3.0)
+    stack = FocalStack(np.repeat(picture[None], 3, 0), focus, "index", name="sharp", all_in_focus=picture)
+    for _ in range(20):
+        out = augment(stack, rng, crop=(16, 20), colour=0.3)
+        assert out.all_in_focus.shape == (16, 20, 3) and out.all_in_focus.dtype == np.float32
+        np.testing.assert_array_equal(out.frames, np.repeat(out.all_in_focus[None], 3, 0))
+    noisy = augment(stack, np.random.default_rng(1), crop=(24, 30), flips=False, noise=0.1)
+    np.testing.assert_array_equal(noisy.all_in_focus, picture.astype(np.float32) / np.float32(255))
+    assert (noisy.frames != noisy.all_in_focus).mean() > 0.9
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_looking_up_equals_computing_and_jax_equals_numpy(dtype):
     rng = np.random.default_rng(2)

@@ -13,6 +13,7 @@ import pytest
 
 from dff_jax.config import DataConfig, WorldConfig
 from dff_jax.data import datasets, live, pipeline
+from dff_jax.data.parts import Wanted
 from dff_jax.errors import ConfigError, InputError
 from dff_jax.optics.scenes import RenderedStack
 
@@ -52,10 +53,11 @@ def test_a_record_is_the_world_of_its_key(root):
     from dff_jax.data.datasets.procedural import _photograph, stack_key
 
     world = datasets.find(NAME).world
-    frames, _, depth = _photograph(stack_key(0, "test", 1), world)
+    frames, _, depth, sharp = _photograph(stack_key(0, "test", 1), world)
     record = _read(root, "test")[1]
     np.testing.assert_array_equal(record["depth"], depth)
     np.testing.assert_array_equal(record["stack"], frames)
+    np.testing.assert_array_equal(record["all_in_focus"], sharp)
 
 
 def test_the_same_machine_makes_the_same_data_and_splits_differ(root, tmp_path):
@@ -140,7 +142,7 @@ def test_data_of_other_settings_is_refused_and_can_be_replaced(root, tmp_path, m
 
 def test_wrong_names_and_places_are_one_clear_line(tmp_path):
     for name in ("procedural/huge", "flying", "procedural", "procedural/"):
-        with pytest.raises(InputError, match="choose one of procedural/quickstart, procedural/standard"):
+        with pytest.raises(InputError, match="choose one of procedural/quickstart, procedural/five_frames"):
             datasets.prepare(name, tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="file is a file"):
@@ -235,6 +237,20 @@ def test_live_colour_is_one_change_for_all_frames(blobs):
     assert (abs(change) > 0.005).all() and float(abs(change[0] - change[1])) > 0.005  # another one each
     noisy = live.make_batch(keys, WORLD, 0.0, 0.05).frames - plain
     assert 0 < float(noisy.std()) < 0.05 and float(abs(noisy[:, 0] - noisy[:, 1]).mean()) > 0
+
+
+def test_live_pictures_have_the_colour_of_the_frames(blobs):
+    plain = next(pipeline.training_loader(LIVE, seed=1))
+    sharp = next(pipeline.training_loader(LIVE, seed=1, wanted=Wanted(all_in_focus=True)))
+    assert plain.batch.all_in_focus is None
+    np.testing.assert_array_equal(sharp.batch.frames, plain.batch.frames)
+    keys = jax.random.split(jax.random.key(0), 2)
+    noisy = live.make_batch(keys, WORLD, 0.3, 0.05, all_in_focus=True)
+    clean = live.make_batch(keys, WORLD, 0.3)
+    np.testing.assert_allclose(noisy.all_in_focus, clean.frames[:, 0], atol=1e-6)
+    held_out = pipeline.open_source(LIVE, "test")
+    assert held_out.has_all_in_focus
+    np.testing.assert_array_equal(held_out[0].all_in_focus, held_out[0].frames[0])
 
 
 @pytest.mark.slow

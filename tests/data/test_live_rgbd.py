@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 import training_fakes as fakes
+from PIL import Image
 
 from dff_jax import config as configs
 from dff_jax import estimators
@@ -113,7 +114,7 @@ def test_what_is_in_focus_is_sharp(scenes):
     lens = dataclasses.replace(LENS, focus_range=(20.0, 50.0), noise=(0.0, 0.0))
     seen = []
     for loaded in _load(scenes, 4, lens=lens, crop=(20, 36), flips=False, reverse=True):
-        frames, focus, depth, mask = loaded.batch
+        frames, focus, depth, mask, _ = loaded.batch
         np.testing.assert_allclose(focus, np.tile(np.linspace(20, 50, 4), (2, 1)), rtol=1e-6)
         grey = frames.mean(-1)
         sharp = np.abs(np.diff(grey, axis=3))[..., 2:-2, 2:-2]
@@ -133,6 +134,10 @@ def test_held_out_scenes_are_photographed_once_and_for_all(scenes, tmp_path):
     again = pipeline.open_source(dataclasses.replace(data, flips=False, colour=0.0, frames=(2, 3)), "validation")[1]
     np.testing.assert_array_equal(stack.frames, again.frames)
     np.testing.assert_array_equal(stack.depth, again.depth)
+    rgb = np.asarray(Image.open(scenes / "val/scene1/rgb.png"))
+    windows = np.lib.stride_tricks.sliding_window_view(rgb, (20, 24), (0, 1))
+    assert source.has_all_in_focus  # it is the scene's own picture, cut out
+    assert (np.moveaxis(windows, 2, -1) == stack.all_in_focus).all((2, 3, 4)).sum() == 1
 
     metres = write_scenes(tmp_path / "metres", (("train", 1), ("val", 1)), kind="depth")
     source = pipeline.open_source(dataclasses.replace(data, dataset=str(metres)), "validation")

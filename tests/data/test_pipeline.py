@@ -13,6 +13,7 @@ from PIL import Image
 
 from dff_jax.config import DataConfig, DataSpec
 from dff_jax.data import pipeline
+from dff_jax.data.parts import Wanted
 from dff_jax.errors import ConfigError, InputError, SourceError
 from dff_jax.types import FocalStack
 
@@ -46,6 +47,40 @@ def _take(loader, count):
         return list(itertools.islice(loader, count))
     finally:
         loader.close()
+
+
+def test_pictures_are_in_batches_of_those_who_ask(monkeypatch):
+    stacks = [stack._replace(all_in_focus=stack.frames[i % 3]) for i, stack in enumerate(map(_stack, range(4)))]
+    source = dataclasses.replace(_source(stacks), has_all_in_focus=True)
+    monkeypatch.setattr(pipeline, "open_source", lambda data, split: source)
+    data = dataclasses.replace(DATA, noise=0.0, reverse=True)
+    (plain,) = _take(pipeline.training_loader(data, 0), 1)
+    (asked,) = _take(pipeline.training_loader(data, 0, wanted=Wanted(all_in_focus=True)), 1)
+    assert plain.batch.all_in_focus is None
+    np.testing.assert_array_equal(plain.batch.frames, asked.batch.frames)
+    assert asked.batch.all_in_focus.dtype == np.float32
+    for frames, picture in zip(asked.batch.frames, asked.batch.all_in_focus, strict=True):
+        assert (frames == picture).all((1, 2, 3)).sum() == 1  # one of the frames, exactly
+
+    batches = list(pipeline.evaluation_batches(source, 3))
+    assert [batch.all_in_focus.shape for batch, _ in batches] == [(3, 24, 28, 3)] * 2
+    np.testing.assert_allclose(batches[1].batch.all_in_focus[0], stacks[3].all_in_focus / 255, rtol=1e-6)
+    stacks[1] = stacks[1]._replace(all_in_focus=None)
+    assert next(pipeline.evaluation_batches(source, 2)).batch.all_in_focus is None
+
+
+def test_without_pictures_that_are_asked_for_nothing_begins(five):
+    with pytest.raises(ConfigError, match=r"loss\.image: made up has no all-in-focus pictures; make it anew by"):
+        pipeline.training_loader(DATA, 0, wanted=Wanted(all_in_focus=True))
+
+
+def test_ground_truth_may_be_missing_where_it_is_not_asked_for(monkeypatch):
+    source = _source([_stack(i)._replace(depth=None, mask=None) for i in range(2)])
+    monkeypatch.setattr(pipeline, "open_source", lambda data, split: source)
+    with pytest.raises(InputError, match="no ground truth to train on"):
+        _take(pipeline.training_loader(DATA, 0), 1)
+    (loaded,) = _take(pipeline.training_loader(DATA, 0, wanted=Wanted(depth=False)), 1)
+    assert not loaded.batch.mask.any() and not loaded.batch.depth.any()
 
 
 def test_a_resumed_loader_sees_the_same_batches_across_an_epoch_end(five):

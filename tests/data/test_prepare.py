@@ -17,7 +17,7 @@ from dataset_files import flyingthings, fod500
 from PIL import Image
 
 from dff_jax import cli
-from dff_jax.data import datasets
+from dff_jax.data import datasets, pipeline
 from dff_jax.data.datasets import preparing, reading, writing
 from dff_jax.data.datasets.base import Item
 from dff_jax.data.datasets.records import read_record
@@ -206,6 +206,30 @@ def test_many_files_keep_the_order_and_their_number_is_known_to_tfds(monkeypatch
     assert names == [b"train/0000", b"train/0001", b"train/0002"]
 
 
+def test_records_have_a_picture_if_every_stack_has_one(capsys, tmp_path, own_source):
+    (own_source / "val/focal_stack/0000/AiF.png").rename(tmp_path / "AiF.png")
+    datasets.prepare(FT, tmp_path / "without", source=own_source)
+    assert "all-in-focus pictures are left out: only 3 of 4 stacks have one" in capsys.readouterr().err
+    (tmp_path / "AiF.png").rename(own_source / "val/focal_stack/0000/AiF.png")
+    datasets.prepare(FT, tmp_path / "with", source=own_source)
+    for split, folder in (("train", "train/focal_stack/0002"), ("test", "val/focal_stack/0000")):
+        without, sharp = (pipeline.tfds_source(FT, split, tmp_path / name) for name in ("without", "with"))
+        assert (without.has_all_in_focus, sharp.has_all_in_focus) == (False, True)
+        assert without[len(sharp) - 1].all_in_focus is None
+        stack = sharp[len(sharp) - 1]
+        np.testing.assert_array_equal(stack.all_in_focus, np.asarray(Image.open(own_source / folder / "AiF.png")))
+        np.testing.assert_array_equal(stack.frames, without[len(sharp) - 1].frames)
+    plain = own_source / "train/focal_stack"
+    found = pipeline.folder_source(plain, "test", "disparity")
+    np.testing.assert_array_equal(found[0].all_in_focus, np.asarray(Image.open(plain / "0000/AiF.png")))
+    (plain / "0001/AiF.png").unlink()
+    found = pipeline.folder_source(plain, "test", "disparity")
+    assert not found.has_all_in_focus and found[0].all_in_focus is None
+    Image.new("RGB", (7, 9)).save(plain / "0000/AiF.png")
+    with pytest.raises(SourceError, match=r"0000/AiF\.png"):
+        pipeline.folder_source(plain, "test", "disparity")
+
+
 def _bad_stack(what):
     frames, focus = np.zeros((3, 4, 5, 3), np.uint8), np.array([1.0, 2.0, 3.0])
     depth, mask = np.ones((4, 5), np.float32), np.ones((4, 5), bool)
@@ -218,6 +242,7 @@ def _bad_stack(what):
         "count": stack._replace(focus=focus[:2]),
         "size": stack._replace(depth=np.ones((5, 4), np.float32)),
         "nan": stack._replace(depth=depth * np.nan),
+        "picture": stack._replace(all_in_focus=frames[0, 1:]),
         "zero": stack._replace(mask=np.zeros((4, 5), bool)),
     }[what]
 
@@ -231,6 +256,9 @@ def test_a_reader_that_breaks_its_promise_is_stopped():
     for what, match in matches.items():
         with pytest.raises(ValueError, match=match):
             reading.read_one(Item("a", partial(_bad_stack, what)))
+    for what, match in {"picture": r"picture is uint8 \(3, 5, 3\)", "good": "picture was promised"}.items():
+        with pytest.raises(ValueError, match=match):
+            reading.read_one(Item("a", partial(_bad_stack, what), True))
 
 
 def test_workers_by_default():

@@ -43,6 +43,7 @@ class Item(NamedTuple):
     # ascends, focus [Z] float64 in the dataset's unit, and depth [H,W] float32 (0 where mask is False) with mask
     # [H,W] bool, or both None without truth. Raises InputError for a damaged file.
     read: functools.partial[FocalStack]
+    all_in_focus: bool = False  # whether it gives that picture too, [H,W,3] uint8; else it may give one for nothing
 
 
 class Inventory:
@@ -60,10 +61,13 @@ class Inventory:
         """Those of all splits."""
         return [item for items in self.splits.values() for item in items]
 
-    def add(self, name: str, shape: tuple[int, int, int], read: functools.partial[FocalStack]) -> None:
+    def add(
+        self, name: str, shape: tuple[int, int, int], read: functools.partial[FocalStack], all_in_focus: bool = False
+    ) -> None:
         """One more stack, of Z, H, W; see `Item`."""
-        self.splits.setdefault(name.partition("/")[0], []).append(Item(name, read))
+        self.splits.setdefault(name.partition("/")[0], []).append(Item(name, read, all_in_focus))
         z, h, w = shape
+        z += all_in_focus
         self.bytes_needed += h * w * (3 * z + 4 + 1) + 4 * z + 256  # frames, depth, mask, and a little for the rest
 
 
@@ -71,8 +75,9 @@ class Inventory:
 class Dataset:
     """One dataset. The fields that a subclass adds are its options, which `dff-jax prepare` takes.
 
-    Records: stack uint8 [Z,H,W,3], focus float32 [Z], depth float32 [H,W], mask bool [H,W], name. Frames are sorted so
-    that q ascends; depth is 0 and mask False where, or if, there is no truth. Z, H and W may differ between records.
+    Records: stack uint8 [Z,H,W,3], focus float32 [Z], depth float32 [H,W], mask bool [H,W], name; and all_in_focus
+    uint8 [H,W,3] if every stack of the dataset has that picture. Frames are sorted so that q ascends; depth is 0 and
+    mask False where, or if, there is no truth. Z, H and W may differ between records.
     """
 
     needs_source: ClassVar[bool] = True

@@ -13,7 +13,7 @@ import numpy as np
 from dff_jax.data.datasets.base import Inventory
 from dff_jax.data.files.depth_maps import LOOKED_AT, map_size, outside_note, read_truth
 from dff_jax.data.files.focus_settings import labelled_settings
-from dff_jax.data.files.folder import labelled_files
+from dff_jax.data.files.folder import labelled_files, picture_file, read_sharp
 from dff_jax.data.files.frames import read_frames
 from dff_jax.data.files.images import image_size
 from dff_jax.data.files.reading import collecting, other_size
@@ -33,6 +33,7 @@ class StackFiles(NamedTuple):
     truth: Path | None
     unit: str
     positive: bool = True  # whether truth holds only above 0; else wherever it is not 0
+    sharp: Path | None = None  # the all-in-focus picture
 
 
 def add_stack(
@@ -51,7 +52,7 @@ def add_stack(
     order = np.arange(0)
     with collecting(found.problems):
         order = sort_order(stack.focus, stack.unit, [str(path) for path in stack.frames])
-    for path in stack.frames:
+    for path in (*stack.frames, *filter(None, [stack.sharp])):
         with collecting(found.problems):
             sizes[path] = image_size(path)
     if stack.truth is not None:
@@ -63,7 +64,8 @@ def add_stack(
     if len(found.problems) == before:
         frames, focus = tuple(stack.frames[i] for i in order), tuple(float(stack.focus[i]) for i in order)
         ordered = stack._replace(frames=frames, focus=focus)
-        found.add(stack.name, (len(frames), height, width), functools.partial(read or read_files, ordered))
+        shape, reader = (len(frames), height, width), functools.partial(read or read_files, ordered)
+        found.add(stack.name, shape, reader, stack.sharp is not None)
     return len(stack.frames), height, width
 
 
@@ -81,7 +83,8 @@ def check_labelled(name: str, place: Path, folders: list[Path], unit: str) -> tu
         with collecting(found.problems):
             files, truth = labelled_files(folder)
             focus, before = tuple(labelled_settings(files, unit)), len(found.problems)
-            z, height, width = add_stack(found, StackFiles(folder.name, tuple(files), focus, truth, unit))
+            stack = StackFiles(folder.name, tuple(files), focus, truth, unit, sharp=picture_file(folder))
+            z, height, width = add_stack(found, stack)
             shapes.append((z, height, width))
             if i in looked_at and len(found.problems) == before:
                 depth, mask = read_truth(truth, (height, width))
@@ -103,4 +106,5 @@ def read_files(stack: StackFiles) -> FocalStack:
     depth = mask = None
     if stack.truth is not None:
         depth, mask = read_truth(stack.truth, size, positive=stack.positive)
-    return FocalStack(to_uint8(frames), np.array(stack.focus), stack.unit, depth, mask, stack.name)
+    sharp = None if stack.sharp is None else to_uint8(read_sharp(stack.sharp, size))
+    return FocalStack(to_uint8(frames), np.array(stack.focus), stack.unit, depth, mask, stack.name, sharp)

@@ -62,7 +62,8 @@ class LightFields(Dataset):
             if known.setdefault(scene_name, folder) is not folder:
                 found.problems.append(f"{folder}: the same scene as {known[scene_name]}; remove one")
             name = f"{'test' if scene_name in TEST else 'train'}/{scene_name}"
-            found.add(name, (self.frames, *scene.size), functools.partial(refocused_stack, scene, settings, name))
+            read = functools.partial(refocused_stack, scene, settings, name)
+            found.add(name, (self.frames, *scene.size), read, all_in_focus=True)
         for items in found.splits.values():
             items.sort(key=lambda item: item.name)
         return found
@@ -92,7 +93,8 @@ class PublishedStacks(Dataset):
             with collecting(found.problems):
                 focus = _focus(file)
             for split, key in (("train", "train"), ("test", "val")):
-                part = Part(split, f"stack_{key}", f"disp_{key}", focus)
+                sharp = f"AiF_{key}" if f"AiF_{key}" in file else None
+                part = Part(split, f"stack_{key}", f"disp_{key}", focus, sharp=sharp)
                 add_part(found, file, part, functools.partial(_names, file, f"name_{key}"))
         found.facts = self.facts._replace(focus_range=(min(focus), max(focus)))
         return found

@@ -31,6 +31,7 @@ class Part(NamedTuple):
     focus: tuple[float, ...]  # [Z] disparities in the order of the file
     bgr: bool = False  # whether the file has blue first
     zero_is_none: bool = False  # whether truth holds only above 0; else wherever it is finite
+    sharp: str | None = None  # the key of the all-in-focus pictures
 
 
 def find_h5(source: Path, names: Sequence[str], what: str) -> Path:
@@ -75,12 +76,18 @@ def add_part(
             other = need(file, part.truth, (None, None, None), "f").shape
             if n and other != (n, h, w):
                 raise InputError(f"has shape {other} where {part.stack} has {(n, z, h, w, 3)}; copy the file again")
+    if part.sharp is not None:
+        with collecting(found.problems), reading(f"{file.filename}: {part.sharp}"):
+            other = need(file, part.sharp, (None, None, None, 3), "uif").shape
+            if n and other != (n, h, w, 3):
+                raise InputError(f"has shape {other} where {part.stack} has {(n, z, h, w, 3)}; copy the file again")
     if len(found.problems) > before:
         return None
     with collecting(found.problems):
         for index, name in enumerate(names(n) if names else [f"{index:04d}" for index in range(n)]):
             name = f"{part.split}/{name}"
-            found.add(name, (z, h, w), functools.partial(read_packed, Path(file.filename), part, index, name))
+            read = functools.partial(read_packed, Path(file.filename), part, index, name)
+            found.add(name, (z, h, w), read, part.sharp is not None)
     return h, w
 
 
@@ -90,7 +97,7 @@ def read_packed(path: Path, part: Part, index: int, name: str) -> FocalStack:
     Raises:
       InputError: damaged, or frames that are not in 0..255.
     """
-    depth = mask = None
+    depth = mask = sharp = None
     with open_h5(path) as file:
         with reading(f"{path}: {part.stack}[{index}]", "array"):
             frames = to_bytes(np.asarray(stored_array(file, part.stack)[index]))
@@ -99,9 +106,13 @@ def read_packed(path: Path, part: Part, index: int, name: str) -> FocalStack:
                 depth = np.asarray(stored_array(file, part.truth)[index]).astype(np.float32)
                 mask = np.isfinite(depth) & (depth > 0) if part.zero_is_none else np.isfinite(depth)
                 depth = np.where(mask, depth, np.float32(0))
+        if part.sharp is not None:
+            with reading(f"{path}: {part.sharp}[{index}]", "array"):
+                sharp = to_bytes(np.asarray(stored_array(file, part.sharp)[index]))
+                sharp = np.ascontiguousarray(sharp[..., ::-1] if part.bgr else sharp)
     order = np.argsort(part.focus)
     frames = np.ascontiguousarray(frames[order][..., ::-1] if part.bgr else frames[order])
-    return FocalStack(frames, np.array(part.focus)[order], "disparity", depth, mask, name)
+    return FocalStack(frames, np.array(part.focus)[order], "disparity", depth, mask, name, sharp)
 
 
 def to_bytes(frames: np.ndarray) -> np.ndarray:

@@ -40,6 +40,13 @@ def make(dataset: Dataset, path: Path, source: Path, workers: int) -> None:
         raise SourceError(dataset.name, source, tuple(found.problems))
     if not found.items:
         raise InputError(f"{dataset.name}: no stack in {source}; {dataset.facts.where}")
+    with_picture = sum(item.all_in_focus for item in found.items)
+    if with_picture < len(found.items):
+        if with_picture:
+            found.notes.append(
+                f"all-in-focus pictures are left out: only {with_picture} of {len(found.items)} stacks have one"
+            )
+        found.splits = {s: [i._replace(all_in_focus=False) for i in items] for s, items in found.splits.items()}
     splits = {split: found.splits[split] for split in SPLITS if found.splits.get(split)}
     counts = {split: len(splits.get(split, ())) for split in SPLITS}
     listed = ", ".join(f"{counts[split]} in {split}" for split in splits)
@@ -84,7 +91,8 @@ def _write(
         ]
     if problems:
         raise SourceError(dataset.name, source, tuple(problems))
-    write_description(folder, dataset, facts, written)
+    sharp = any(item.all_in_focus for items in splits.values() for item in items)
+    write_description(folder, dataset, facts, written, sharp)
     summary.write(folder)
 
 

@@ -69,20 +69,22 @@ class Procedural(Dataset):
         for split, size in zip(SPLITS, self.sizes, strict=True):
             for index in range(size):
                 read = partial(render_world, self.world, self.seed, split, index)
-                found.add(f"{split}/{index:05d}", shape, read)
+                found.add(f"{split}/{index:05d}", shape, read, all_in_focus=True)
         return found
 
 
 def render_world(world: WorldConfig, seed: int, split: str, index: int) -> FocalStack:
-    """World `index` of a split, frames uint8."""
-    frames, focus, depth = jax.device_get(_photograph(stack_key(seed, split, index), world))
-    return FocalStack(frames, focus.astype(np.float64), "disparity", depth, np.ones(depth.shape, bool))
+    """World `index` of a split, frames and all-in-focus picture uint8."""
+    frames, focus, depth, sharp = jax.device_get(_photograph(stack_key(seed, split, index), world))
+    mask = np.ones(depth.shape, bool)
+    return FocalStack(frames, focus.astype(np.float64), "disparity", depth, mask, all_in_focus=sharp)
 
 
 @partial(jax.jit, static_argnames="world")
-def _photograph(key: jax.Array, world: WorldConfig) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _photograph(key: jax.Array, world: WorldConfig) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     stack = make_stack(key, world)
-    return jnp.round(stack.frames * 255).astype(jnp.uint8), stack.focus, stack.depth
+    frames, sharp = (jnp.round(image * 255).astype(jnp.uint8) for image in (stack.frames, stack.all_in_focus))
+    return frames, stack.focus, stack.depth, sharp
 
 
 # The one table of sizes: stacks in train, validation, test; pixels and frames are the world's.

@@ -53,7 +53,12 @@ def read_items(splits: dict[str, list[Item]], label: str, workers: int) -> Gener
 def read_one(item: Item) -> bytes | InputError:
     """Reads one item, checks that it is as promised, and makes its record, which takes half as long as reading."""
     try:
-        return write_record(item.read(), item.name)
+        stack = item.read()
+        if not item.all_in_focus:
+            stack = stack._replace(all_in_focus=None)
+        elif stack.all_in_focus is None:
+            raise ValueError(f"{item.name}: an all-in-focus picture was promised")
+        return write_record(stack, item.name)
     except InputError as error:
         return InputError(str(error))  # of this class exactly: others need not survive pickling
 

@@ -14,8 +14,9 @@ from dff_jax.types import FocalStack
 
 
 @functools.cache
-def record_features() -> tfds.features.FeaturesDict:
-    """The layout of every record. Z, H and W may differ from one to the next."""
+def record_features(all_in_focus: bool = False) -> tfds.features.FeaturesDict:
+    """The layout of every record, with an all-in-focus picture or without. Z, H and W may differ between records."""
+    image = tfds.features.Tensor(shape=(None, None, 3), dtype=np.uint8, encoding="bytes")
     # Raw bytes: array_record compresses them, and faster than tfds does.
     return tfds.features.FeaturesDict({
         "stack": tfds.features.Tensor(shape=(None, None, None, 3), dtype=np.uint8, encoding="bytes"),
@@ -23,11 +24,12 @@ def record_features() -> tfds.features.FeaturesDict:
         "depth": tfds.features.Tensor(shape=(None, None), dtype=np.float32, encoding="bytes"),
         "mask": tfds.features.Tensor(shape=(None, None), dtype=np.bool_, encoding="bytes"),
         "name": tfds.features.Text(),
+        **({"all_in_focus": image} if all_in_focus else {}),
     })  # fmt: skip
 
 
 def read_record(record: bytes) -> dict[str, Any]:
-    """The arrays of a record, and its name as bytes."""
+    """The arrays of a record but its all-in-focus picture, and its name as bytes."""
     return cast(dict[str, Any], record_features().deserialize_example_np(record))
 
 
@@ -52,7 +54,12 @@ def write_record(stack: FocalStack, name: str) -> bytes:
         raise ValueError(f"{name}: depth {depth.shape}, mask {mask.dtype} {mask.shape}, frames {size}")
     if not np.isfinite(depth).all() or depth[~mask].any():
         raise ValueError(f"{name}: depth must be finite, and 0 where the mask is False")
+    sharp = stack.all_in_focus
+    if sharp is not None and (sharp.dtype != np.uint8 or sharp.shape != (*size, 3)):
+        raise ValueError(f"{name}: its all-in-focus picture is {sharp.dtype} {sharp.shape}, frames {size}")
+    features = record_features(sharp is not None)
     example = {"stack": frames, "focus": focus.astype(np.float32), "depth": depth.astype(np.float32), "mask": mask}
-    specs: Any = record_features().get_serialized_info()  # a dict, by any name
-    message = ExampleSerializer(specs).get_tf_example(record_features().encode_example(example | {"name": name}))
+    example |= {"name": name} | ({} if sharp is None else {"all_in_focus": sharp})
+    specs: Any = features.get_serialized_info()  # a dict, by any name
+    message = ExampleSerializer(specs).get_tf_example(features.encode_example(example))
     return message.SerializeToString(deterministic=True)  # else its fields come in any order

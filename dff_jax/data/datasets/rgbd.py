@@ -57,7 +57,7 @@ class Rgbd(Dataset):
         for split, scene in scenes:
             with collecting(found.problems):
                 read = functools.partial(render_scene, scene, settings, blur, self.noise, self.seed)
-                found.add(f"{split}/{scene.name}", (self.frames, *image_size(scene.rgb)), read)
+                found.add(f"{split}/{scene.name}", (self.frames, *image_size(scene.rgb)), read, all_in_focus=True)
         scaled = ", ".join(f"{scene.name}: {scene.scale:.4g}" for _, scene in scenes if scene.scale != 1.0)
         if scaled and self.scale is None:
             found.notes.append(f"stored values are scaled to {unit} ({scaled})")
@@ -78,6 +78,7 @@ def render_scene(
 
     Returns:
       frames [Z,H,W,3] uint8, depth and mask as the file has them; what lies in holes is invented, but not called truth.
+      The all-in-focus picture is the scene's own.
 
     Raises:
       InputError: as `data.rgbd.read_scene`.
@@ -100,7 +101,7 @@ def render_scene(
         )  # fmt: skip
         made = add_sensor_noise(jax.random.fold_in(key, start), sharp, noise)
         frames.append(np.asarray(jnp.round(made * 255).astype(jnp.uint8))[: len(some)])
-    return FocalStack(np.concatenate(frames), focus, scene.unit, scene.depth, scene.mask, files.name)
+    return FocalStack(np.concatenate(frames), focus, scene.unit, scene.depth, scene.mask, files.name, scene.rgb)
 
 
 def _check(config: Rgbd) -> tuple[float, float]:

@@ -16,7 +16,7 @@ import numpy as np
 from dff_jax.data.datasets.base import Dataset, Facts, Inventory
 from dff_jax.data.datasets.frames import StackFiles, add_stack
 from dff_jax.data.files.focus_settings import labelled_settings
-from dff_jax.data.files.folder import find, folder_entries, truth_file
+from dff_jax.data.files.folder import find, folder_entries, picture_file, truth_file
 from dff_jax.data.files.reading import collecting
 from dff_jax.errors import InputError
 
@@ -73,7 +73,8 @@ def survey_folders(places: dict[str, Path], published: Sequence[float]) -> Inven
                 files = find(folder).files
                 focus = tuple(labelled_settings(files))
                 if truth is not None:
-                    stacks.append(StackFiles(f"{split}/{folder.name}", tuple(files), focus, truth, "disparity"))
+                    name, sharp = f"{split}/{folder.name}", picture_file(folder)
+                    stacks.append(StackFiles(name, tuple(files), focus, truth, "disparity", sharp=sharp))
         if not folders:
             found.problems.append(f"{root}: no stack in it; each is a folder of frames such as 10.0.png and {TRUTH}")
 

@@ -18,7 +18,7 @@ from dff_jax.data.datasets.base import Dataset, Facts, Inventory, one_unit, spli
 from dff_jax.data.datasets.frames import StackFiles, add_stack, read_files
 from dff_jax.data.files.align import align_stack, check_model, remarks
 from dff_jax.data.files.focus_settings import focus_settings, labelled_settings
-from dff_jax.data.files.folder import find, labelled_files, list_stacks, truth_file
+from dff_jax.data.files.folder import find, labelled_files, list_stacks, picture_file, truth_file
 from dff_jax.data.files.frames import MIN_SIDE
 from dff_jax.data.files.reading import collecting
 from dff_jax.data.files.scaling import downscale
@@ -80,13 +80,16 @@ def _find(name: str, folder: Path, config: UserStacks) -> tuple[StackFiles, tupl
             raise InputError(f"{truth}: --{option} is for stacks without truth; leave it out, or prepare them apart")
         unit = config.unit or ("metre" if truth.stem.lower() == "depth" else "disparity")
         focus, notes = labelled_settings(files, unit), ()
-    return StackFiles(name, tuple(files), tuple(focus), truth, unit, unit == "metre"), notes
+    sharp = picture_file(folder)
+    return StackFiles(name, tuple(files), tuple(focus), truth, unit, unit == "metre", sharp), notes
 
 
 def _read(files: StackFiles, max_size: int | None, model: str | None) -> FocalStack:
     """A stack, scaled down and aligned; says if a frame would not align."""
     stack = read_files(files)
     stack = stack._replace(frames=np.stack([downscale(frame, max_size) for frame in stack.frames]))
+    if stack.all_in_focus is not None:
+        stack = stack._replace(all_in_focus=downscale(stack.all_in_focus, max_size))
     if model is None:
         return stack
     aligned = align_stack(stack.frames, model)

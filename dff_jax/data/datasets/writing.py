@@ -51,15 +51,21 @@ def write_split(folder: Path, family: str, split: str, records: Iterable[bytes])
     return tfds.core.SplitInfo(name=split, shard_lengths=lengths, num_bytes=total, filename_template=template)
 
 
-def write_description(folder: Path, dataset: Dataset, facts: Facts, splits: list[tfds.core.SplitInfo]) -> None:
-    """Writes tfds's own description beside the records, so that tfds alone can open `folder`."""
+def write_description(
+    folder: Path, dataset: Dataset, facts: Facts, splits: list[tfds.core.SplitInfo], all_in_focus: bool = False
+) -> None:
+    """Writes tfds's own description beside the records, so that tfds alone can open `folder`.
+
+    Args:
+      all_in_focus: whether the records have that picture.
+    """
     family, _, config = dataset.name.partition("/")
     options = json.dumps(dataset.options, sort_keys=True)
     identity = DatasetIdentity(family, tfds.core.Version(VERSION), str(folder), __package__ or "", config)
     info = tfds.core.DatasetInfo(
         builder=identity,
         description=dataset.description,
-        features=record_features(),
+        features=record_features(all_in_focus),
         metadata=tfds.core.MetadataDict(**facts._asdict(), options=options, **dataset.fingerprint),
         license=facts.licence,
         citation=facts.citation,

@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from dff_jax import focus_axis
 from dff_jax.data.files.depth_maps import DEPTH_SUFFIXES, read_truth
 from dff_jax.data.files.focus_settings import labelled_settings
 from dff_jax.data.files.frames import read_frames
-from dff_jax.data.files.images import IMAGE_SUFFIXES, OTHER_SUFFIXES, read_header
-from dff_jax.data.files.reading import reading
+from dff_jax.data.files.images import IMAGE_SUFFIXES, OTHER_SUFFIXES, read_header, read_image
+from dff_jax.data.files.reading import other_size, reading
 from dff_jax.data.files.series import by_counter, misfits, natural_key, natural_order
 from dff_jax.errors import InputError
 from dff_jax.types import FocalStack
@@ -27,19 +29,20 @@ _TRUTHS = [stem + suffix for stem in TRUTH_STEMS for suffix in DEPTH_SUFFIXES]
 Source = str | Path | Sequence[str | Path]
 
 
-def read_labelled_stack(folder: Path, unit: str) -> FocalStack:
+def read_labelled_stack(folder: Path, unit: str, picture: bool = False) -> FocalStack:
     """Reads one stack with ground truth, laid out like FlyingThings3D's.
 
     Args:
       folder: holds `<focus>.png` ..., `disp.*` or `depth.*` as `depth_maps.read_truth` reads it, and perhaps
         `AiF.png`. A distance file or `*_0.35.jpg` names serve instead of `<focus>.png`.
       unit: of the focus settings and of the truth.
+      picture: reads `AiF.png` too, if it is there.
 
     Returns:
       FocalStack, frames sorted so that q ascends, depth [H,W] float32 (0 where mask is False), mask [H,W].
 
     Raises:
-      InputError: as `read_stack`; no focus settings; no truth, or of another size, nowhere valid.
+      InputError: as `read_stack`; no focus settings; no truth, or of another size, nowhere valid; as `read_sharp`.
     """
     focus_axis.check_unit(unit)
     folder = Path(folder)
@@ -52,7 +55,26 @@ def read_labelled_stack(folder: Path, unit: str) -> FocalStack:
         raise InputError(f"{truth}: holds negative distances in metres; is the unit right?")
     if not mask.any():
         raise InputError(f"{truth}: is 0 (no truth) everywhere")
-    return FocalStack(frames, values[order], unit, depth, mask, name=folder.name)
+    sharp = picture_file(folder) if picture else None
+    all_in_focus = None if sharp is None else read_sharp(sharp, size)
+    return FocalStack(frames, values[order], unit, depth, mask, folder.name, all_in_focus)
+
+
+def picture_file(folder: Path) -> Path | None:
+    """The all-in-focus picture of a stack folder, `AiF.png` or in another format, if it has one."""
+    return next((path for path in folder_entries(folder) if _is_picture(path)), None)
+
+
+def _is_picture(path: Path) -> bool:
+    return path.stem.lower() == "aif" and path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+
+
+def read_sharp(path: Path, size: tuple[int, int]) -> np.ndarray:
+    """An all-in-focus picture [H,W,3] uint8 or uint16; raises InputError if it is damaged, or not of `size` H, W."""
+    image = read_image(path)
+    if image.shape[:2] != size:
+        raise other_size(path, image.shape[:2], size, "the frames are")
+    return image
 
 
 def labelled_files(folder: Path) -> tuple[list[Path], Path]:

@@ -105,7 +105,7 @@ def read_views(scene: LightField) -> np.ndarray:
 
 
 def refocused_stack(scene: LightField, settings: tuple[float, ...], name: str) -> FocalStack:
-    """Refocuses one scene at the settings [Z], ascending; frames uint8, rounded.
+    """Refocuses one scene at the settings [Z], ascending; frames uint8, rounded. The centre view is its sharp picture.
 
     Raises:
       InputError: as `read_views` and `depth_maps.read_depth_map`; truth of another size than the views.
@@ -120,4 +120,5 @@ def refocused_stack(scene: LightField, settings: tuple[float, ...], name: str) -
         raise other_size(scene.folder / TRUTH, truth.shape, scene.size, "the views are")
     frames = np.asarray(jnp.round(refocus(views, jnp.asarray(settings)) * 255).astype(jnp.uint8))
     depth = np.where(mask, truth, 0).astype(np.float32)
-    return FocalStack(frames, np.asarray(settings, np.float64), "disparity", depth, mask, name)
+    centre = views[scene.rows // 2, scene.columns // 2]
+    return FocalStack(frames, np.asarray(settings, np.float64), "disparity", depth, mask, name, centre)
