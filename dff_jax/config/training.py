@@ -31,10 +31,20 @@ class LossConfig(Checked):
     """Pixels that count: all with ground truth, or those with truth inside the focus range of the stack."""
     uncertainty: float = 0.0
     """Weight of the negative log likelihood of the answer's error, which trains model.uncertainty=learned."""
+    image: float = 0.0
+    """Weight of the mean absolute error of the all-in-focus image, against the data's own picture (w_a of AiFDNet)."""
+    smoothness: float = 0.0
+    """Weight of the slopes of the depth where the data's picture has no edges (w_s of AiFDNet)."""
+    depth: float = 1.0
+    """Weight of all that compares depths (w_d of AiFDNet); 0: training without ground truth, by the picture alone."""
 
     def _check(self) -> None:
         self._positive("gamma")
-        self._at_least(0, "uncertainty")
+        self._at_least(0, "uncertainty", "image", "smoothness", "depth")
+        if not self.depth and not self.image:
+            raise ConfigError("loss.depth: 0 leaves nothing to learn from; give loss.image a weight, such as 1")
+        if not self.depth and self.uncertainty:
+            raise ConfigError("loss.uncertainty: learns from errors of the depth; it needs loss.depth above 0")
         if not self.scale_weights or min(self.scale_weights) < 0 or not sum(self.scale_weights) > 0:
             raise ConfigError(f"loss.scale_weights: needs weights of 0 or more, not all 0, got {self.scale_weights}")
 
@@ -156,6 +166,9 @@ class Config(Checked):
                 has_no_effect(model, "refiner_steps=0", "refiner_inputs")
             if model.prox == "identity":
                 has_no_effect(model, "prox=identity", "regularization", "regularization_init")
+        if not loss.depth:
+            has_no_effect(loss, "depth=0", "kind", "gamma", "scale_weights", "penalty", "region")
+            loss = LossConfig()
         if loss.kind == "mse_final" and loss.penalty != "mse":
             has_no_effect(loss, "kind=mse_final is squared", "penalty")
         if loss.kind != "sequence":

@@ -275,7 +275,7 @@ def _open_part(data: DataConfig, share: Share, fit: bool, wanted: Wanted) -> Par
         advice = "each stack needs an AiF.png"
         if data.source == "tfds":
             advice = f"make it anew by dff-jax prepare {data.dataset} --overwrite, with a picture for each stack"
-        raise ConfigError(f"loss.image: {source.name} has no all-in-focus pictures; {advice}")
+        raise ConfigError(f"loss.image and loss.smoothness: {source.name} has no all-in-focus pictures; {advice}")
     for frames, *size in dict.fromkeys(source.shapes):
         if not fit:
             check_crop(data.crop, size, f"a stack of {source.name}")

@@ -29,7 +29,7 @@ from dff_jax.runtime.files import check_output, locked, staged_output, writing
 from dff_jax.runtime.progress import ProgressBar, say
 from dff_jax.runtime.replacing import is_own
 from dff_jax.runtime.stopping import stop_on_signal
-from dff_jax.training import checkpoint, optimizer, parallel, state, statistics, validation
+from dff_jax.training import checkpoint, objective, optimizer, parallel, state, statistics, validation
 from dff_jax.training import logging as logs
 from dff_jax.training.initial_weights import load_encoder, load_matching
 from dff_jax.training.step import Update, make_update
@@ -110,10 +110,12 @@ def train(config: Config, output: str | Path, *, resume: bool = True) -> dict[st
             estimator = estimators.build(config.model)  # finds a wrong prox before data is made
             number, count = jax.process_index(), jax.process_count()
             share = dataclasses.replace(config.data, batch_size=config.data.batch_size // count)
-            loader = pipeline.training_loader(share, config.seed, process_index=number, process_count=count)
+            loader = pipeline.training_loader(
+                share, config.seed, process_index=number, process_count=count, wanted=objective.wanted(config.loss)
+            )
             stack.enter_context(closing(loader))
             shapes = _first_shapes(loader)
-            sources = _evaluation_sources(config)
+            sources = validation.open_sources(config)
             stack.enter_context(_run_folder(output))
         manager = stack.enter_context(checkpoint.open_manager(output, plan.keep))
         with processes.together():
@@ -269,15 +271,6 @@ def _first_shapes(loader: pipeline.Loader) -> tuple[jax.ShapeDtypeStruct, jax.Sh
     loader.set_state(start)
     frames, focus = (jax.ShapeDtypeStruct((1, *x.shape[1:]), np.float32) for x in (batch.frames, batch.focus))
     return frames, focus
-
-
-def _evaluation_sources(config: Config) -> dict[str, pipeline.StackSource]:
-    sources = {"validation": pipeline.open_source(config.data, "validation")}
-    if (transfer := config.training.transfer) is not None:
-        sources["transfer"] = pipeline.open_data(configs.DataSpec(source=transfer, unit=config.data.unit))
-    for source in sources.values():
-        config.model.check_unit(source.unit)
-    return sources
 
 
 @contextmanager

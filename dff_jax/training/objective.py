@@ -4,6 +4,9 @@
 Dbar, D(0)..D(K), Dhat(1)..Dhat(T), by gamma^(n-1-i), normalised to one, so that the last stage weighs most.
 `multi_scale` is the loss of the compared networks: errors of the depths at several scales (`Prediction.scales`, the
 answer first), each with its weight, not normalised.
+
+Beside depth or in its place (`loss.image`, `loss.smoothness`) the data's all-in-focus picture can teach: AiFDNet's
+losses A_FS and DA_FS (Wang et al., ICCV 2021). These are means over all pixels, with ground truth or without.
 """
 
 from __future__ import annotations
@@ -14,11 +17,14 @@ import jax.numpy as jnp
 from jax import lax
 
 from dff_jax import focus_axis
+from dff_jax.classical import sharp_composite
 from dff_jax.config import LossConfig
+from dff_jax.data.parts import Wanted
 from dff_jax.errors import ConfigError
 from dff_jax.types import Array, Batch, Prediction, error_of_confidence
 
 LOG_SCALE = 0.1  # the error at which the gradient of log_l1 is half as large as that of a small error
+EDGE_SHARPNESS, SLOPE_EPSILON = 150.0, 1e-6  # of AiFDNet's smoothness
 CHARBONNIER_EPSILON = 1e-3  # in the unit of the error: a thousandth of the focus range in coordinate `unit`
 
 
@@ -27,6 +33,19 @@ class Sums(NamedTuple):
 
     loss: Array  # [] of the penalised, weighted errors, over the pixels of `loss_mask`
     errors: dict[str, Array]  # [] each: of |error| in q over the valid pixels, by the name under which it is logged
+    images: dict[str, Array] = {}  # [] each, over all pixels: `image` and `smoothness`, where they have a weight
+
+    def mean_loss(self, config: LossConfig, count: Array, pixels: Array) -> Array:
+        """The loss []: `count` [] pixels of `loss_mask`, and `pixels` [] in all."""
+        loss = self.loss / count
+        for name, total in self.images.items():
+            loss += getattr(config, name) * total / pixels
+        return loss
+
+
+def wanted(config: LossConfig) -> Wanted:
+    """What the loss needs of its batches."""
+    return Wanted(depth=config.depth > 0, all_in_focus=config.image > 0 or config.smoothness > 0)
 
 
 def objective(prediction: Prediction, batch: Batch, config: LossConfig, coordinate: str) -> Sums:
@@ -58,13 +77,13 @@ def objective(prediction: Prediction, batch: Batch, config: LossConfig, coordina
     penalty = "mse" if config.kind == "mse_final" else config.penalty
     scale = span if coordinate == "unit" else 1.0
     loss = jnp.float32(0.0)
-    for weight, depth in weighted_depths(prediction, config):
-        loss += weight * total(penalize(error(depth, counts) / scale, penalty), counts)
+    for weight, depth in weighted_depths(prediction, config) if config.depth else ():
+        loss += config.depth * weight * total(penalize(error(depth, counts) / scale, penalty), counts)
     if config.uncertainty:
         expected = error_of_confidence(prediction.confidence)
         seen = jnp.abs(lax.stop_gradient(error(prediction.depth, counts))) / span
         # negative log likelihood of a Laplace distribution, whose scale is the mean absolute error
-        loss += config.uncertainty * total(seen / expected + jnp.log(expected), counts)
+        loss += config.depth * config.uncertainty * total(seen / expected + jnp.log(expected), counts)
 
     logged = {"mae": prediction.depth}
     history = prediction.history
@@ -75,7 +94,43 @@ def objective(prediction: Prediction, batch: Batch, config: LossConfig, coordina
     errors = {name: total(jnp.abs(error(depth))) for name, depth in logged.items()}
     if history is not None and history.iterates.shape[1] > 1:
         errors["update"] = total(jnp.mean(jnp.abs(jnp.diff(history.iterates, axis=1)), axis=1))
-    return Sums(loss, errors)
+    images: dict[str, Array] = {}
+    if config.image:
+        images["image"] = image_error(prediction, batch)
+    if config.smoothness:
+        assert batch.all_in_focus is not None
+        images["smoothness"] = smoothness(prediction.depth / scale, batch.all_in_focus)
+    return Sums(loss, errors, images)
+
+
+def image_error(prediction: Prediction, batch: Batch) -> Array:
+    """Sum [] over all pixels of the error of the all-in-focus image, the mean over its channels of |I - I_gt|.
+
+    The image of a method is the frames weighted by its attention, and teaches that alone. Where candidates and an
+    unroll follow, the frames read at the answer (between two frames linearly) are a second image, and the error is the
+    mean of both.
+    """
+    assert batch.all_in_focus is not None
+    images = [prediction.all_in_focus]
+    if prediction.history is not None:
+        images.append(sharp_composite(batch.frames, prediction.depth, batch.focus))
+    errors = [jnp.sum(jnp.mean(jnp.abs(image - batch.all_in_focus), -1)) for image in images]
+    return sum(errors[1:], errors[0]) / len(errors)
+
+
+def smoothness(depth: Array, picture: Array) -> Array:
+    """AiFDNet's term: B H W times half the sum over both axes of mean(exp(-mean_c (150 dI)^2) sqrt(dd^2 + 1e-6)).
+
+    Args:
+      depth: [B,H,W]; dd are its forward differences.
+      picture: [B,H,W,3] in [0,1]; dI are its forward differences.
+    """
+    total = jnp.float32(0.0)
+    for axis in (1, 2):
+        flat = jnp.exp(-jnp.mean(jnp.square(EDGE_SHARPNESS * jnp.diff(picture, axis=axis)), -1))
+        slopes = jnp.sqrt(jnp.square(jnp.diff(depth, axis=axis)) + SLOPE_EPSILON)
+        total += 0.5 * depth.size * jnp.mean(flat * slopes)
+    return total
 
 
 def loss_mask(batch: Batch, config: LossConfig) -> Array:

@@ -30,7 +30,8 @@ def make_update(
     """The pure update (state, batch) -> (state, metrics).
 
     Under jit the batch is the global one and the compiler reduces over devices. Under pmap over DEVICE_AXIS it is this
-    device's share, and the update sums over that axis. Both divide the global sum by the global count of valid pixels.
+    device's share, and the update sums over that axis. Both divide the global sum by the global count of valid pixels,
+    and the sums of pictures by that of all pixels.
 
     Args:
       coordinate: "unit" or "raw", see `objective`.
@@ -39,8 +40,8 @@ def make_update(
         those of each part, and move once a part.
       average: decay with which `TrainState.average` follows the weights and batch statistics; 0: none is kept.
 
-    The metrics, all []: `loss`, the errors of `objective` in q, `grad_norm` (before clipping), `update_norm`,
-    `param_norm`, `learning_rate`, `beta1`.
+    The metrics, all []: `loss`, the errors of `objective` in q and of pictures, `grad_norm` (before clipping),
+    `update_norm`, `param_norm`, `learning_rate`, `beta1`.
     """
 
     def over_devices(tree):
@@ -49,14 +50,14 @@ def make_update(
 
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         masks = batch.mask, loss_mask(batch, loss)
-        sizes = over_devices([jnp.sum(mask, dtype=jnp.float32) for mask in masks])
-        valid, count = (jnp.maximum(size, 1.0) for size in sizes)
+        sizes = over_devices([*(jnp.sum(mask, dtype=jnp.float32) for mask in masks), jnp.float32(batch.mask.size)])
+        valid, count, pixels = (jnp.maximum(size, 1.0) for size in sizes)
 
         def mean_loss(params, batch_stats, part):
             given = variables(state._replace(params=params, batch_stats=batch_stats))
             prediction, batch_stats = estimator.apply(given, part.frames, part.focus, train=True)
             sums = objective(prediction, part, loss, coordinate)
-            return sums.loss / count, (sums, batch_stats)
+            return sums.mean_loss(loss, count, pixels), (sums, batch_stats)
 
         gradient = jax.grad(mean_loss, has_aux=True)
 
@@ -79,7 +80,9 @@ def make_update(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
 
-        metrics = {"loss": sums.loss / count} | {name: total / valid for name, total in sums.errors.items()}
+        metrics = {"loss": sums.mean_loss(loss, count, pixels)}
+        metrics |= {name: total / valid for name, total in sums.errors.items()}
+        metrics |= {name: total / pixels for name, total in sums.images.items()}
         metrics |= {"grad_norm": optax.global_norm(grads), "update_norm": optax.global_norm(updates)}
         metrics |= {"param_norm": optax.global_norm(params)} | hyperparameters(opt_state)
         # The norms contain every gradient and parameter, so a single bad number is noticed at its own step.

@@ -17,6 +17,7 @@ import numpy as np
 from dff_jax import config as configs
 from dff_jax.config import Config
 from dff_jax.data import pipeline
+from dff_jax.errors import ConfigError
 from dff_jax.estimators import weights
 from dff_jax.evaluation.evaluate import evaluated
 from dff_jax.evaluation.metrics import Sums
@@ -31,6 +32,26 @@ from dff_jax.types import Estimator, Variables
 
 BEST_WEIGHTS = weights.FILE_NAME
 LAST_WEIGHTS = "weights_last.safetensors"
+
+
+def open_sources(config: Config) -> dict[str, pipeline.StackSource]:
+    """The stacks to evaluate on: "validation", and "transfer" if wanted.
+
+    Raises:
+      ConfigError: no ground truth, which an evaluation needs also where training does not; as `check_unit`.
+      InputError: as `pipeline.open_source`.
+    """
+    sources = {"validation": pipeline.open_source(config.data, "validation")}
+    if (transfer := config.training.transfer) is not None:
+        sources["transfer"] = pipeline.open_data(configs.DataSpec(source=transfer, unit=config.data.unit))
+    for source in sources.values():
+        config.model.check_unit(source.unit)
+        if not source.has_truth:
+            raise ConfigError(
+                f"data.dataset: {source.name} has no ground truth, by which the best weights are chosen; give the "
+                "validation split of a few stacks with disp.* or depth.*"
+            )
+    return sources
 
 
 class Validator(NamedTuple):

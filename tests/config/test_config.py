@@ -77,6 +77,8 @@ def test_unknown_preset_lists_the_choices():
         ({}, {"kind": "mse_final", "penalty": "l1", "gamma": 0.3}, {}, ["loss.penalty", "loss.gamma"]),
         ({}, {"kind": "mse_final", "penalty": "mse"}, {}, []),
         ({}, {"scale_weights": (1.0, 0.5)}, {}, ["loss.scale_weights"]),
+        ({}, {"depth": 0.0, "image": 1.0, "gamma": 0.3, "penalty": "l1"}, {}, ["loss.gamma", "loss.penalty"]),
+        ({}, {"image": 1.0, "smoothness": 0.1}, {}, []),
         ({}, {}, {"schedule": "constant", "warmup_share": 0.1}, ["optimizer.warmup_share"]),
     ],
 )

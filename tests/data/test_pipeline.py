@@ -70,7 +70,7 @@ def test_pictures_are_in_batches_of_those_who_ask(monkeypatch):
 
 
 def test_without_pictures_that_are_asked_for_nothing_begins(five):
-    with pytest.raises(ConfigError, match=r"loss\.image: made up has no all-in-focus pictures; make it anew by"):
+    with pytest.raises(ConfigError, match=r"loss\.image and .*: made up has no all-in-focus pictures; make it anew by"):
         pipeline.training_loader(DATA, 0, wanted=Wanted(all_in_focus=True))
 
 

@@ -128,7 +128,7 @@ def batch(size: int, seed: int = 0, num_frames: int = FRAMES, side: int = 16) ->
     return Batch(frames, focus, depth, mask)
 
 
-def write_stacks(root, train: int = 5, val: int = 3):
+def write_stacks(root, train: int = 5, val: int = 3, pictures: bool = False):
     """Stack folders laid out like FlyingThings3D's: noise that is sharpest where the frame's focus is the depth."""
     import imagecodecs  # which an accelerator's bare image has not, and `build` does not need
 
@@ -144,6 +144,9 @@ def write_stacks(root, train: int = 5, val: int = 3):
                 near = np.exp(-(((depth - q) / 30) ** 2))[..., None]
                 picture = np.uint8(np.clip(127 + 120 * near * texture, 0, 255))
                 (folder / f"{q:.1f}.png").write_bytes(imagecodecs.png_encode(picture))
+            sharp = np.uint8(np.clip(127 + 120 * texture, 0, 255))
+            if pictures:
+                (folder / "AiF.png").write_bytes(imagecodecs.png_encode(sharp))
             np.save(folder / "disp.npy", depth.astype(np.float32))
     return root
 

@@ -9,7 +9,9 @@ import pytest
 import training_fakes as fakes
 
 from dff_jax.config import LossConfig
-from dff_jax.training.objective import objective, stage_weights, stages
+from dff_jax.data.parts import Wanted
+from dff_jax.training import logging, loop
+from dff_jax.training.objective import objective, smoothness, stage_weights, stages, wanted
 from dff_jax.types import Batch, History, Prediction
 
 BATCH = jax.tree.map(jnp.asarray, fakes.batch(3))
@@ -146,3 +148,64 @@ def test_estimator_without_history_has_one_stage():
     a, b = objective(found, BATCH, config, "unit"), objective(found, BATCH, final, "unit")
     np.testing.assert_allclose(a.loss, b.loss, rtol=1e-6)
     assert set(a.errors) == {"mae"}
+
+
+def flat(image: float = 0.5) -> Batch:
+    """BATCH with the same picture everywhere."""
+    return BATCH._replace(all_in_focus=jnp.full((*BATCH.depth.shape, 3), image))
+
+
+def test_picture_is_compared_with_the_attentions_and_with_the_answers():
+    batch, found = flat(), prediction(BATCH)
+    found = found._replace(all_in_focus=batch.all_in_focus + jnp.array([0.1, -0.2, 0.3]).reshape(1, 1, 1, 3))
+    config = LossConfig(image=2.0, depth=0.0)
+    bare = objective(found._replace(history=None), batch, config, "unit")
+    np.testing.assert_allclose(bare.images["image"] / batch.depth.size, 0.2, rtol=1e-5)
+    np.testing.assert_allclose(bare.mean_loss(config, 1.0, batch.depth.size), 0.4, rtol=1e-5)  # no depth in it
+    # the answer lies on the second frame, which then is the image, and outside the range, where it is the last
+    for depth, frame in ((batch.focus[:, 1], batch.frames[:, 1]), (batch.focus[:, -1] + 9, batch.frames[:, -1])):
+        on_frame = found._replace(depth=jnp.broadcast_to(depth[:, None, None], batch.depth.shape))
+        both = objective(on_frame, batch, config, "unit").images["image"] / batch.depth.size
+        np.testing.assert_allclose(both, (0.2 + jnp.abs(frame - 0.5).mean()) / 2, rtol=1e-4)
+
+
+def test_picture_and_depth_together_are_their_sum():
+    batch, found = flat(), prediction(BATCH)
+    config = LossConfig(image=0.5, smoothness=0.25, depth=3.0)
+    sums, depth = objective(found, batch, config, "unit"), objective(found, BATCH, LossConfig(), "unit")
+    assert set(sums.images) == {"image", "smoothness"} and depth.images == {}
+    want = 3 * depth.loss / 7 + (0.5 * sums.images["image"] + 0.25 * sums.images["smoothness"]) / 11
+    np.testing.assert_allclose(sums.mean_loss(config, 7.0, 11.0), want, rtol=1e-5)
+
+
+def test_smoothness_counts_slopes_except_at_edges():
+    """Slopes 0.3 along x and 0 along y, with an edge of the picture between two columns."""
+    y, x = jnp.mgrid[:6, :9]
+    depth, picture = jnp.tile(0.3 * x, (2, 1, 1)), jnp.zeros((2, 6, 9, 3))
+    plain = (jnp.sqrt(0.3**2 + 1e-6) + 1e-3) / 2
+    np.testing.assert_allclose(smoothness(depth, picture) / depth.size, plain, rtol=1e-5)
+    edge = picture.at[:, :, 4:].set(1.0)
+    want = (jnp.sqrt(0.3**2 + 1e-6) * 7 / 8 + 1e-3) / 2
+    np.testing.assert_allclose(smoothness(depth, edge) / depth.size, want, rtol=1e-5)
+    faint = picture.at[:, :, 4:, 0].set(0.01)  # (150 x 0.01)^2 / 3 channels
+    want = (jnp.sqrt(0.3**2 + 1e-6) * (7 + jnp.exp(-0.75)) / 8 + 1e-3) / 2
+    np.testing.assert_allclose(smoothness(depth, faint) / depth.size, want, rtol=1e-5)
+
+
+def test_what_a_loss_needs_of_its_batches():
+    assert wanted(LossConfig()) == Wanted(depth=True, all_in_focus=False)
+    assert wanted(LossConfig(smoothness=0.1)) == Wanted(depth=True, all_in_focus=True)
+    assert wanted(LossConfig(image=1.0, depth=0.0)) == Wanted(depth=False, all_in_focus=True)
+
+
+def test_depth_is_learned_without_depth(network, tmp_path):
+    """A_FS: stacks whose sharp picture is known, and whose truth the training never sees."""
+    loss = LossConfig(image=1.0, depth=0.0)
+    stacks = fakes.write_stacks(tmp_path / "stacks", pictures=True)
+    config = fakes.small_config(stacks, num_steps=120, eval_every=60, save_every=120)
+    optimizer = dataclasses.replace(config.optimizer, peak_learning_rate=3e-2)
+    loop.train(dataclasses.replace(config, loss=loss, optimizer=optimizer), tmp_path / "run")
+    lines = logging.read_log(tmp_path / "run")
+    first, *_, last = (line for line in lines if line["kind"] == "train")
+    assert last["image"] < 0.8 * first["image"] and last["loss"] < 0.8 * first["loss"]
+    assert last["mae"] < 0.8 * first["mae"]

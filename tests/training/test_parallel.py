@@ -18,14 +18,14 @@ from dff_jax.training import optimizer, parallel, state
 from dff_jax.training.step import make_update
 
 
-def run_updates(build, model, *, mode, num_devices, batches, peak=1e-4, accumulate=1):
+def run_updates(build, model, *, mode, num_devices, batches, peak=1e-4, accumulate=1, loss=configs.LossConfig()):  # noqa: B008
     """The state after one update on each batch, and each update's metrics, on the host."""
     training = configs.TrainingConfig(parallel=mode, num_devices=num_devices)
     devices = parallel.choose_devices(training, batches[0].frames.shape[0])
     tx = optimizer.build(configs.OptimizerConfig(peak_learning_rate=peak), 100)
     estimator = build(model)
     now = parallel.to_devices(devices, state.begin(variables(estimator, batches[0].frames), tx))
-    update = make_update(estimator, tx, configs.LossConfig(), model.coordinate, accumulate)
+    update = make_update(estimator, tx, loss, model.coordinate, accumulate)
     compiled = parallel.compile_update(devices, update)
     logged = []
     for batch in batches:
@@ -92,6 +92,22 @@ def test_accumulated_parts_make_one_update(mode, num_devices):
     for name in logged_whole[0]:
         assert_same([m[name] for m in logged_parts], [m[name] for m in logged_whole], 1e-5)
     assert_same(parts.params, whole.params, 1e-6)
+
+
+def test_pictures_teach_without_ground_truth_on_any_devices():
+    batch = fakes.batch(4, seed=3)
+    picture = np.random.default_rng(0).random(batch.frames[:, 0].shape, np.float32)
+    batch = batch._replace(mask=np.zeros_like(batch.mask), all_in_focus=picture)
+    loss = configs.LossConfig(image=1.0, smoothness=0.1, depth=0.0)
+    options = {"batches": [batch, batch], "loss": loss, "peak": 1e-2}
+    one, logged = run_updates(fakes.build, FAKE, mode="jit", num_devices=1, **options)
+    two, logged_two = run_updates(fakes.build, FAKE, mode="pmap", num_devices=2, **options)
+    assert_same(logged, logged_two, 1e-4)
+    assert_same_gradients(one, two, 1e-4)
+    both = [m["image"] + 0.1 * m["smoothness"] for m in logged]
+    np.testing.assert_allclose([m["loss"] for m in logged], both, rtol=1e-6)
+    assert 0.1 < logged[0]["image"] < 0.5 and logged[0]["grad_norm"] > 0
+    assert logged[1]["loss"] < logged[0]["loss"]
 
 
 def test_accumulated_statistics_move_with_each_part():
