@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from dff_jax import config, estimators, focus_axis
+from dff_jax.evaluation import images
 from dff_jax.evaluation.conventions import CONVENTIONS, Convention
 from dff_jax.evaluation.programs import Task, compile_for, measure, placed, predict, split_over_devices
 from dff_jax.evaluation.rows import BASELINES, Measured, row_names
@@ -40,6 +41,7 @@ def evaluated(
             parts.append(measured)  # `break` stops early
         evaluation = gather(parts, unit)
 
+    Where the data have an all-in-focus picture, the images of the answer and of the baselines are measured too.
     Each shape of batch is compiled for once, before its first run, also over repeated calls with the same estimator
     object. A batch that divides evenly over the devices of this process is split over them.
 
@@ -80,8 +82,11 @@ def evaluated(
             answers.append(jax.block_until_ready(predict(*task.arguments(batch))))
             seconds[name] = time.perf_counter() - start
         found = measure(answers[0], [answers[i].depth for i in rows], batch, unit, convention)
+        sharp = None
+        if batch.all_in_focus is not None:
+            sharp = images.measure([answers[i].all_in_focus for i in (0, *rows)], batch.all_in_focus)
         following = next(coming, None)  # read while the device measures
-        sums, changes, confident = jax.device_get(found)  # the one transfer of this batch
+        (sums, changes, confident), sharp = jax.device_get((found, sharp))  # the one transfer of this batch
         keep = np.array([bool(name) for name in loaded.names]) & (sums[0].pixels[0] > 0)
         measured = Measured(
             row_names(answers[0], baselines),
@@ -92,6 +97,7 @@ def evaluated(
             confident,
             loaded.batch.frames.shape,
             seconds | {"total": time.perf_counter() - began},
+            None if sharp is None else sharp[..., keep],
         )
         yield measured, loaded, answers[0]
         began = time.perf_counter()

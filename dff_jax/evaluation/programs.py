@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dff_jax import focus_axis
-from dff_jax.evaluation import calibration, conventions, metrics
+from dff_jax.evaluation import calibration, conventions, images, metrics
 from dff_jax.evaluation.rows import row_maps
 from dff_jax.runtime.compile import jit
 from dff_jax.types import Array, Batch, Estimator, LoadedBatch, Prediction, Variables
@@ -89,6 +89,8 @@ def compile_for(
         lowered.compile()
         found.append(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), lowered.out_info))
     measure.lower(found[0], [found[i].depth for i in baselines], batch, unit, convention).compile()
+    if batch.all_in_focus is not None:
+        images.measure.lower([found[i].all_in_focus for i in (0, *baselines)], batch.all_in_focus).compile()
 
 
 def split_over_devices(stacks: int) -> NamedSharding | None:

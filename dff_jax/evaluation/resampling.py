@@ -15,7 +15,8 @@ SMALLEST, LARGEST = 16, 16384  # pixels
 
 
 def resized(source: StackSource, size: tuple[int, int]) -> StackSource:
-    """Frames scaled to [H,W] (bilinear, antialiased), truth by the nearest pixel, its values and the focus unchanged.
+    """Frames and picture scaled to [H,W] (bilinear, antialiased), truth by the nearest pixel, its values unchanged, as
+    is the focus.
 
     The values stay because these stacks were rendered in the stated units: truth is what the frames' blur says, and
     that does not change when the image is made narrower.
@@ -33,6 +34,8 @@ def resize_stack(stack: FocalStack, size: tuple[int, int]) -> FocalStack:
     if stack.frames.shape[1:3] == tuple(size):
         return stack
     frames = np.stack([_resize_frame(frame, size) for frame in stack.frames])
+    if stack.all_in_focus is not None:
+        stack = stack._replace(all_in_focus=_resize_frame(stack.all_in_focus, size))
     if stack.depth is None:
         return stack._replace(frames=frames)
     rows, columns = (_nearest(old, new) for old, new in zip(stack.depth.shape, size, strict=True))

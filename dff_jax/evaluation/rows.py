@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from dff_jax.errors import InputError
-from dff_jax.evaluation import calibration, metrics
+from dff_jax.evaluation import calibration, images, metrics
 from dff_jax.evaluation.conventions import CONVENTIONS, Convention
 from dff_jax.types import Array, Prediction
 
@@ -41,6 +41,7 @@ class Evaluation(NamedTuple):
     convention: Convention
     literature: dict[str, dict[str, dict[str, Any]]]
     calibration: dict[str, Any] = {}  # of the answer's confidence, see `calibration.summarize`
+    all_in_focus: dict[str, Any] = {}  # "final" and the baselines -> PSNR, SSIM, stacks; none without true pictures
 
     def of_stack(self, position: int, region: str = "all") -> dict[str, dict[str, Any]]:
         """Row -> metrics of one stack, by its position in `stacks`."""
@@ -84,6 +85,7 @@ class Measured(NamedTuple):
     confidence: np.ndarray  # `calibration.histogram` of the answer
     shape: tuple[int, ...]  # of the frames
     seconds: dict[str, float]  # "total", "compilation", and what each method took: "answer", "classical", "sml"
+    images: np.ndarray | None = None  # `images.measure` of the answer and the baselines; None without true pictures
 
     @property
     def count(self) -> int:
@@ -105,6 +107,7 @@ def gather(parts: Sequence[Measured], unit: str, convention: Convention = CONVEN
     if not stacks:
         raise InputError(f"evaluation data: none of its {len(excluded)} stacks has ground truth to evaluate against")
     names, changes = parts[0].rows, [part.changes for part in parts if part.changes is not None]
+    sharp = [part.images for part in parts if part.images is not None]
     variants = convention.variants
     regions = (*metrics.Regions._fields, *(variant.label for variant in variants))
     ratios = (*[not convention.signed] * 2, *(variant.ratios for variant in variants))
@@ -134,6 +137,7 @@ def gather(parts: Sequence[Measured], unit: str, convention: Convention = CONVEN
     return Evaluation(
         rows, dynamics, tuple(per_stack), tuple(stacks), tuple(excluded), unit, _seconds(parts), notes, convention,
         literature, calibration.summarize([part.confidence for part in parts]),
+        images.summarize(("final", *filter(BASELINES.__contains__, names)), sharp),
     )  # fmt: skip
 
 

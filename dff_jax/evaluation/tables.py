@@ -8,21 +8,21 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dff_jax.evaluation import conventions, paper
+from dff_jax.evaluation import conventions, images, paper
 from dff_jax.evaluation.metrics import COUNTS, LARGER_IS_BETTER, METRICS
 from dff_jax.evaluation.rows import BASELINES, Evaluation
 from dff_jax.runtime import markdown as texts
 from dff_jax.runtime.files import finite, machine, write_text
 
 FILES = ("metrics.json", "per_stack.csv", "table.md")
-FORMATS = {"Acc_1": ".2f", "Acc_2": ".2f", "Acc_3": ".2f", "Corr": ".4f", "BadPix": ".2f"}
+FORMATS = {"Acc_1": ".2f", "Acc_2": ".2f", "Acc_3": ".2f", "Corr": ".4f", "BadPix": ".2f", "PSNR": ".2f", "SSIM": ".4f"}
 """How metrics are written; the others have four digits."""
 markdown = functools.partial(texts.table, formats=FORMATS)
 _COUNTED = {"valid_pixels": "valid pixels", "clipped_pixels": "clipped"}  # column of a row -> heading
 
 
 def report(evaluation: Evaluation | None, **meta: Any) -> dict[str, Any]:
-    """The contents of `metrics.json`: `rows`, `dynamics`, `literature`, `calibration`, `paper` and `meta`.
+    """What `metrics.json` has: `rows`, `dynamics`, `literature`, `calibration`, `all_in_focus`, `paper` and `meta`.
 
     Metrics are at `rows.<name>.<metric>`, `.in_range.<metric>`, `.pooled.<metric>` and `.in_range.pooled.<metric>`, by
     a variant of the literature at `literature.<variant>.<row>.<metric>`; `paper` holds the tables of `paper.tables`.
@@ -32,7 +32,7 @@ def report(evaluation: Evaluation | None, **meta: Any) -> dict[str, Any]:
       evaluation: None: the data have no ground truth, and only `meta` says anything.
       meta: what to say of the run: at least label, dataset, unit and iterations.
     """
-    out: dict[str, Any] = {"rows": {}, "dynamics": {}, "literature": {}, "calibration": {}}
+    out: dict[str, Any] = {"rows": {}, "dynamics": {}, "literature": {}, "calibration": {}, "all_in_focus": {}}
     if evaluation is None:
         notes = ["the dataset has no ground truth: there is nothing to measure, only figures to look at"]
         meta |= {"stacks": 0, "excluded": [], "notes": notes}
@@ -88,6 +88,10 @@ def summary(report: dict[str, Any]) -> str:
         cells = [[name, dynamics["step"].get(name), gain] for name, gain in stages.items()]
         columns = ["row", "mean change from the stage before", "MAE gained over D(0)"]
         lines += ["", "## What each step does", "", *markdown(cells, columns)]
+    if sharp := report["all_in_focus"]:
+        cells = [[name, *(row[metric] for metric in images.METRICS)] for name, row in sharp.items()]
+        lines += ["", "## All-in-focus image", ""]
+        lines += markdown(cells, ["image of", *images.METRICS], best=dict.fromkeys(images.METRICS, max))
     half = report["calibration"].get("half")
     if half is not None:
         lines += ["", f"The most confident half of all pixels has {half:.2f} times the mean error of all."]

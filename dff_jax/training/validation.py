@@ -19,6 +19,7 @@ from dff_jax.config import Config
 from dff_jax.data import pipeline
 from dff_jax.errors import ConfigError
 from dff_jax.estimators import weights
+from dff_jax.evaluation import images
 from dff_jax.evaluation.evaluate import evaluated
 from dff_jax.evaluation.metrics import Sums
 from dff_jax.evaluation.rows import Evaluation, Measured, gather
@@ -145,6 +146,7 @@ def _rebuilt(part: Sequence[Any]) -> Measured:
         sums=tuple(Sums(*map(np.asarray, sums)) for sums in one.sums),
         changes=None if one.changes is None else np.asarray(one.changes),
         confidence=np.asarray(one.confidence), shape=tuple(one.shape),
+        images=None if one.images is None else np.asarray(one.images),
     )  # fmt: skip
 
 
@@ -165,12 +167,13 @@ def in_words(name: str, evaluation: Evaluation, constant: float) -> str:
 
 
 def flatten(evaluation: Evaluation) -> dict[str, float]:
-    """One level of numbers: `<metric>` of the answer, `MAE/<row>`, `step/<stage>` = mean |D(k) - D(k-1)|,
-    `gain/<row>`.
+    """One level of numbers: `<metric>` of the answer and of its all-in-focus image, `MAE/<row>`,
+    `step/<stage>` = mean |D(k) - D(k-1)|, `gain/<row>`.
 
     Only `step` and `gain` show that a proximal network no longer changes anything.
     """
     numbers: dict[str, Any] = dict(evaluation.rows["final"])
+    numbers |= {name: evaluation.all_in_focus["final"][name] for name in images.METRICS if evaluation.all_in_focus}
     numbers |= {f"MAE/{row}": metrics["MAE"] for row, metrics in evaluation.rows.items() if row != "final"}
     for kind, by_name in evaluation.dynamics.items():
         numbers |= {f"{kind}/{name}": value for name, value in by_name.items()}

@@ -51,6 +51,26 @@ def test_a_batch_is_split_over_the_devices_it_divides_over():
             assert value == (other[name] if isinstance(value, str) else pytest.approx(other[name], rel=1e-5, abs=1e-6))
 
 
+def test_all_in_focus_images_are_measured_where_there_is_a_picture():
+    estimator, _ = fake_estimator()  # whose image is the first frame
+    loaded, other = loaded_batch(["a", "", "c"]), loaded_batch(["d"], height=30)
+
+    def with_picture(one, error):
+        return one._replace(batch=one.batch._replace(all_in_focus=one.batch.frames[:, 0] + np.float32(error)))
+
+    assert evaluate(estimator, VARIABLES, [loaded], baselines=False).all_in_focus == {}
+    given = [with_picture(loaded, 0.1), with_picture(other, 0.01)]
+    found = evaluate(estimator, VARIABLES, given)
+    assert list(found.all_in_focus) == ["final", "classical", "sml"]
+    final = found.all_in_focus["final"]
+    assert final["stacks"] == 3 and final["PSNR"] == pytest.approx((20 + 20 + 40) / 3, rel=1e-3)
+    assert 0.9 < final["SSIM"] < 1 and all(final["SSIM"] > found.all_in_focus[b]["SSIM"] for b in ("classical", "sml"))
+    report = tables.report(found, label="fake", dataset="noise", iterations=None, unit="disparity")
+    assert json.loads(json.dumps(report, allow_nan=False))["all_in_focus"]["final"] == final
+    text = tables.summary(report)
+    assert "## All-in-focus image" in text and f"| final | **{final['PSNR']:.2f}** |" in text
+
+
 def test_iterations_pass_through_and_stages_that_do_not_exist_have_no_row():
     estimator, _ = fake_estimator(refiner_steps=0)
     found = evaluate(estimator, VARIABLES, [loaded_batch(["a"])], num_iterations=0, baselines=False)

@@ -339,7 +339,7 @@ def test_resizing_scales_frames_and_leaves_truth_its_values():
 def test_a_single_held_out_split_serves_to_validate_and_to_test(monkeypatch):
     class Builder:
         info = type("Info", (), {"splits": {"train": 0, "test": 0}, "metadata": {
-            "unit": "metre", "convention": "fod500", "has_truth": False}})  # fmt: skip
+            "unit": "metre", "convention": "fod500", "has_truth": False}, "features": {}})  # fmt: skip
         data_path = "somewhere"
 
         def as_data_source(self, split):
