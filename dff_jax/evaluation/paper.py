@@ -169,7 +169,8 @@ class Column(NamedTuple):
 
     name: str
     frame: np.ndarray  # [H,W,3], the middle one
-    all_in_focus: np.ndarray  # [H,W,3], estimated
+    all_in_focus: np.ndarray  # [H,W,3], of `sharp`
+    about: str  # whose it is, of `sharp`
     truth: np.ndarray | None
     answers: dict[str, np.ndarray]  # of the evaluated method, then of others
     focus_range: tuple[float, float]  # in q
@@ -221,8 +222,14 @@ def column(
     answers = {label: np.asarray(prediction.depth[0])}
     answers |= {other: np.asarray(depth[0]) for other, depth in others.items() if other != label}
     focus_range = float(batch.focus[0, 0]), float(batch.focus[0, -1])
-    sharp = np.asarray(prediction.all_in_focus[0])
-    return Column(name, frames[len(frames) // 2], sharp, truth, answers, focus_range, unit)
+    return Column(name, frames[len(frames) // 2], *sharp(batch, prediction), truth, answers, focus_range, unit)
+
+
+def sharp(batch: Batch, prediction: Prediction) -> tuple[np.ndarray, str]:
+    """The all-in-focus picture [H,W,3] of the first stack, and what to call it: the data's own, or the estimate."""
+    if batch.all_in_focus is not None:
+        return np.asarray(batch.all_in_focus[0]), "all in focus"
+    return np.asarray(prediction.all_in_focus[0]), "all in focus (estimated)"
 
 
 def draw(layout: Layout, columns: Sequence[Column]) -> list[list[Panel]]:
@@ -230,7 +237,7 @@ def draw(layout: Layout, columns: Sequence[Column]) -> list[list[Panel]]:
     label, *others = columns[0].answers
     images = {"frame": [one.frame for one in columns]}
     if not layout.methods:
-        images = {"all in focus (estimated)": [one.all_in_focus for one in columns]}
+        images = {" or ".join(sorted({one.about for one in columns})): [one.all_in_focus for one in columns]}
     rows: dict[str, Sequence[np.ndarray | None]] = {**images}
     if any(one.truth is not None for one in columns):
         rows["ground truth"] = [one.truth for one in columns]

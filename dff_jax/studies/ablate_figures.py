@@ -13,7 +13,7 @@ from dff_jax import focus_axis
 from dff_jax.data.parts import StackSource
 from dff_jax.errors import InputError
 from dff_jax.evaluation import figures
-from dff_jax.evaluation.paper import numbers
+from dff_jax.evaluation.paper import numbers, sharp
 from dff_jax.evaluation.rows import Evaluation
 from dff_jax.pictures import panels
 from dff_jax.pictures.panels import Bar, Panel
@@ -106,8 +106,9 @@ def iterates(meta: dict[str, Any], shown: Sequence[Shown]) -> np.ndarray:
         head = Panel(panels.colorize(truth, bar.low, bar.high, mask=mask), f"truth of {one.title}, {one.role}")
         depths = {f"{name}  MAE {one.rows[name]['MAE']:.3g}": depth for name, depth in stages.items()}
         rows.append([head, *_line(depths, bar)])
-        sharp = Panel(panels.to_uint8(np.asarray(one.prediction.all_in_focus[0])), "all in focus (estimated)")
-        rows.append([sharp, *_line(error, panels.plain_bar(0.0, worst, "%", cmap="magma"), mask)])
+        image, told = sharp(one.batch, one.prediction)
+        wrong = _line(error, panels.plain_bar(0.0, worst, "%", cmap="magma"), mask)
+        rows.append([Panel(panels.to_uint8(image), told), *wrong])
     title = f"{meta['run']}: iterates; errors in % of the focus range (grey: no truth)"
     return panels.sheet(rows, title=title, width=2000)
 
@@ -132,8 +133,8 @@ def _line(maps: dict[str, np.ndarray], bar: Bar, mask: np.ndarray | None = None)
 def attention(meta: dict[str, Any], shown: Sequence[Shown], mean_weights: np.ndarray) -> np.ndarray:
     """Figure 4: W_i^2 of each candidate (a row) in a few stacks, its mean over these, as in the paper, and over all; on
     one scale."""
-    sharp = [(one.title, panels.to_uint8(np.asarray(one.prediction.all_in_focus[0]))) for one in shown]
-    rows = [[Panel(image, f"{title}: all in focus") for title, image in sharp]]
+    images = [(one.title, *sharp(one.batch, one.prediction)) for one in shown]
+    rows = [[Panel(panels.to_uint8(image), f"{title}: {told}") for title, image, told in images]]
     weights = [np.asarray(one.history.weights[0]) for one in shown]
     drawn = {f"of {one.role}": values for one, values in zip(shown, weights, strict=True)}
     if len(shown) > 1 and len({values.shape for values in weights}) == 1:

@@ -23,7 +23,7 @@ from dff_jax.evaluation import evaluate as module
 from dff_jax.evaluation import paper, resampling
 from dff_jax.evaluation.folder import evaluate_to_folder
 from dff_jax.pictures import panels
-from dff_jax.types import Estimator, FocalStack, Prediction
+from dff_jax.types import Batch, Estimator, FocalStack, Prediction
 
 Z, H, W = 3, 20, 28
 X = DataSpec("x")
@@ -200,9 +200,12 @@ def test_figure_9_shows_other_methods_above_the_evaluated_one(tmp_path, monkeypa
 
 
 @pytest.mark.slow
-def test_figures_and_tables_on_sample_files(tmp_path):
-    """Middlebury with a scene left out; DDFF-12 and a folder of one's own, both without truth."""
-    specs = {}
+def test_figures_and_tables_on_sample_files(tmp_path, monkeypatch):
+    """Middlebury with a scene left out; DDFF-12 and a folder of one's own, both without truth. AiF.png is shown."""
+    specs, whose, real = {}, [], paper.save
+    monkeypatch.setattr(
+        paper, "save", lambda path, layout, columns: whose.append(columns[0].about) or real(path, layout, columns)
+    )
     for name in ("middlebury/focal_stack", "ddff12/test"):
         source = write_samples(name, tmp_path / "files" / name, (40, 48), held_out=3)
         datasets.prepare(name, tmp_path / "tfds", source=source)
@@ -221,6 +224,7 @@ def test_figures_and_tables_on_sample_files(tmp_path):
     mine = DataSpec(dataset="stacks/mine", data_dir=str(tmp_path / "tfds"))
     evaluate_to_folder("sml", tmp_path / "mine", mine, against=("rdf",), resize=(32, 32))
     pictures = "mb/figures/paper_figure_5.png", "ddff/figures/paper_figure_9.png", "mine/figures/predictions.png"
+    assert whose == ["all in focus", "all in focus (estimated)", "all in focus"]
     for picture in pictures:
         assert np.asarray(Image.open(tmp_path / picture)).std() > 20
 
@@ -254,11 +258,11 @@ def test_the_command_line_passes_it_all_on(tmp_path, monkeypatch, capsys):
 # Figures ----------------------------------------------------------------------------------------------------------
 
 
-def column(name="a", truth=True):
+def column(name="a", truth=True, about="all in focus (estimated)"):
     rng = np.random.default_rng(0)
     maps = {label: rng.uniform(0, 10, (H, W)) for label in ("mine", "classical", "sml")}
     picture = rng.random((H, W, 3))
-    return paper.Column(name, picture, picture, maps["sml"] if truth else None, maps, (0.0, 10.0), "disparity")
+    return paper.Column(name, picture, picture, about, maps["sml"] if truth else None, maps, (0.0, 10.0), "disparity")
 
 
 def test_layouts_have_the_papers_rows():
@@ -277,6 +281,18 @@ def test_layouts_have_the_papers_rows():
         for name, row in zip(rows[1:], drawn[1:], strict=True):  # truth and answers share a scale
             values = one.truth if name == "ground truth" else one.answers[name]
             np.testing.assert_array_equal(row[0].image, panels.colorize(values, low, high))
+
+
+def test_figures_5_and_6_show_the_datas_own_picture():
+    own, estimated = np.full((1, H, W, 3), 0.25), np.full((1, H, W, 3), 0.75)
+    empty = np.zeros((1, H, W))
+    prediction = Prediction(empty, empty, empty, estimated, None)
+    batch = Batch(np.zeros((1, Z, H, W, 3)), np.arange(Z)[None], empty, empty > 0, own)
+    (picture, *_), *_ = paper.draw(paper.LAYOUTS["hci"], [paper.column("a", batch, prediction, {}, "disparity", "m")])
+    assert picture.caption == "a\nall in focus" and (picture.image == 64).all()
+    without = paper.column("b", batch._replace(all_in_focus=None), prediction, {}, "disparity", "m")
+    (picture, *_), *_ = paper.draw(paper.LAYOUTS["hci"], [without])
+    assert picture.caption == "b\nall in focus (estimated)" and (picture.image == 191).all()
 
 
 def test_a_column_without_truth_beside_one_with_it_says_so():
@@ -333,6 +349,8 @@ def test_resizing_scales_frames_and_leaves_truth_its_values():
         assert other.dtype == frames.dtype
         np.testing.assert_allclose(other, resized.frames * scale, atol=1.01 * scale)
     assert resampling.resize_stack(one, (H, W)) is one
+    pictured = resampling.resize_stack(one._replace(all_in_focus=one.frames[1]), (40, 14))
+    np.testing.assert_array_equal(pictured.all_in_focus, resized.frames[1])
     assert resampling.resize_stack(one._replace(depth=None, mask=None), (40, 14)).depth is None
 
 
