@@ -38,7 +38,7 @@ from dff_jax.studies import compare_report as report
 from dff_jax.studies import costs, curves
 from dff_jax.studies.costs import Trained
 from dff_jax.training.statistics import Population
-from dff_jax.types import Variables
+from dff_jax.types import Estimator, Variables
 
 VERSION = 2
 """Of the files that `measure` leaves: raise it when their contents change."""
@@ -114,7 +114,7 @@ def measure(
 
     Args:
       trained_on_it: False: stacks of another kind than in training, for which a network with BatchNorm gets its
-        statistics anew (`_at_size_of`).
+        statistics anew (`_population`).
 
     Returns:
       `rows` (as `evaluation.rows.Evaluation`), `per_stack` (of the answer) and `literature`; or, of a method that
@@ -151,17 +151,24 @@ def measure(
 
 
 def _at_size_of(one: Trained, loaded: weights.LoadedEstimator, source: StackSource) -> Variables:
-    """The weights with batch statistics of training worlds that have as many frames and pixels as the test's stacks.
+    """The weights, with the batch statistics of `_population` if they were trained here."""
+    if one.method.config is None:
+        return loaded.variables
+    return _population(one, loaded.estimator, source)(0, loaded.variables)
 
-    Nothing of the test set itself is used but its shape. A method that was not trained here stays as it is.
+
+def _population(one: Trained, estimator: Estimator, source: StackSource) -> Population:
+    """Training stacks at the size of the test's; procedural ones are rendered anew, with as many frames.
+
+    Nothing of the test's stacks is used but their shape.
     """
     config = one.method.config
-    if config is None:
-        return loaded.variables
-    world = dataclasses.replace(config.data.world, num_frames=len(source[0].focus))
-    data = dataclasses.replace(config.data, source="procedural_live", world=world, frames=None, mixture=())
-    population = Population(dataclasses.replace(config, data=data), loaded.estimator, source)
-    return population(0, loaded.variables)
+    assert config is not None
+    data = config.data
+    if data.source == "procedural_live" or data.dataset.startswith("procedural/"):
+        world = dataclasses.replace(data.world, num_frames=len(source[0].focus))
+        data = dataclasses.replace(data, source="procedural_live", world=world, frames=None, mixture=())
+    return Population(dataclasses.replace(config, data=data), estimator, source)
 
 
 def _restricted(comparison: Comparison, only: Sequence[str] | None, output: Path) -> Comparison:

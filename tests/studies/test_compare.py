@@ -185,6 +185,17 @@ def test_new_weights_are_measured_anew(setting, tmp_path, monkeypatch):
     assert module.measure(one, "test set", source, 1) == first
 
 
+def test_batch_statistics_for_other_stacks_are_of_training_worlds_of_their_shape(setting):
+    comparison, _, _ = setting
+    method = comparison.methods[0]
+    config = dataclasses.replace(method.config, training=dataclasses.replace(method.config.training, statistics=1))
+    one = module.Trained(dataclasses.replace(method, config=config), 0, None, "")
+    source = module.pipeline.open_data(comparison.zero_shot[0])  # 4 frames of 32 x 32, in training 5 of 48 x 48
+    (frames, focus), *others = module._population(one, None, source).batches()
+    assert frames.shape == (1, 4, 32, 32, 3) and focus.shape == (1, 4) and not others
+    assert not np.allclose(frames[0], source[0].frames / 255, atol=0.1)  # none of the test's own
+
+
 def test_only_some(setting, tmp_path):
     comparison, output, _ = setting
     kept = module._restricted(comparison, ["theirs", "sml-no-training"], tmp_path)
