@@ -3,6 +3,7 @@
 import gc
 import os
 import signal
+from collections import Counter
 
 # Before jax starts its backend
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -32,6 +33,16 @@ try:  # grain reads absl flags, which nobody parses under pytest
     flags.FLAGS.mark_as_parsed()
 except ImportError:
     pass
+
+
+def pytest_configure(config):
+    config.option.loadscopereorder = False  # else pytest-xdist begins with the files that have most tests
+
+
+def pytest_collection_modifyitems(items):
+    """Files with the most slow tests first, so that no worker is left with a long one at the end."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture(scope="module", autouse=True)
