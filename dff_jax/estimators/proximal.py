@@ -77,10 +77,9 @@ def proximal(config: Proximal) -> Estimator:
     def make_variables(key: Array, num_frames: int) -> Variables:
         k_volume, k_candidates, k_unroll, k_refiner = jax.random.split(key, 4)
         frames, focus = jnp.zeros((1, num_frames, 64, 64, 3), jnp.float32), jnp.linspace(0.0, 1.0, num_frames)[None]
-        volume = FocusVolume(config).init(k_volume, frames, False)
+        scores, volume = FocusVolume(config).init_with_output(k_volume, frames, False)
         params: dict[str, Any] = {"volume": volume["params"]}
         stats: Any = volume.get("batch_stats", {})
-        scores, _ = focus_volume(config, params["volume"], stats, frames, False)
         seen = read_planes(config, scores, frames, focus)
         measured = measured_candidates(config, frames, focus)
         params["candidates"] = Candidates(config).init(k_candidates, seen, measured)["params"]
