@@ -1,14 +1,15 @@
 """DFV: its numbers are those of the published architecture, for any stack, and it learns."""
 
 import dataclasses
+import functools
 import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import published_numpy
 import pytest
 from flax.traverse_util import flatten_dict
+from networks import trained
 from torch_layouts import dfv_shapes, wave_stacks, waves
 
 from dff_jax import config as configs
@@ -17,8 +18,6 @@ from dff_jax.estimators.dfv import torch_key
 from dff_jax.estimators.torch_weights import network_shapes, place
 from dff_jax.network.focus_volume import pool_bins
 from dff_jax.network.layers import DEVICE_AXIS, TorchBatchNorm
-from dff_jax.training import optimizer, state
-from dff_jax.training.step import make_update
 from dff_jax.types import Batch
 
 # Of `waves` at width 0.125, by a PyTorch implementation of the published architecture in double precision:
@@ -58,10 +57,15 @@ def variables():
     return place("waves", waves(dfv_shapes(0.125)), network_shapes(narrow()), "dfv")[0]
 
 
+@functools.cache
+def compiled(volume="fv", **fields):
+    return jax.jit(estimators.build(narrow(volume, **fields)).apply)
+
+
 @pytest.mark.parametrize("volume", ["fv", "diff"])
 def test_numbers_at_inference(variables, volume):
     frames, focus = wave_stacks(1, 3, 60, 75)
-    found, stats = jax.jit(estimators.build(narrow(volume)).apply)(variables, frames, focus)
+    found, stats = compiled(volume)(variables, frames, focus)
     pixels, mean = INFERENCE[volume]
     np.testing.assert_allclose(found.depth[0, [0, 17, 59], [0, 40, 74]], pixels, atol=2e-3)
     np.testing.assert_allclose(found.depth.mean(), mean, atol=2e-3)
@@ -99,7 +103,7 @@ def test_pool_bins_are_those_of_linspace():
 
 
 def test_any_stack(variables):
-    apply = jax.jit(estimators.build(narrow("diff")).apply)
+    apply = compiled("diff")
     for z, h, w in ((2, 64, 64), (5, 30, 97)):  # the second too low to be reflected
         frames, focus = wave_stacks(1, z, h, w)
         found, _ = apply(variables, frames, focus)
@@ -110,9 +114,9 @@ def test_any_stack(variables):
 
 def test_near_first(variables):
     """Descending frames: as ascending ones turned around by hand, and the answer is in q as ever."""
-    frames, focus = wave_stacks(1, 3, 64, 64)
-    apply = jax.jit(estimators.build(narrow()).apply)
-    turned, _ = jax.jit(estimators.build(narrow(frame_order="descending")).apply)(variables, frames, focus)
+    frames, focus = wave_stacks(1, 3, 60, 75)
+    apply = compiled()
+    turned, _ = compiled(frame_order="descending")(variables, frames, focus)
     plain, _ = apply(variables, frames[:, ::-1], focus[:, ::-1])
     np.testing.assert_allclose(turned.depth, plain.depth, atol=1e-3)
     np.testing.assert_allclose(turned.scales[..., 0], plain.depth, atol=1e-3)
@@ -159,17 +163,6 @@ def test_learns(variables):
     )
     frames, focus = wave_stacks(2, 3, 64, 64)
     depth = np.tile(np.linspace(5, 60, 64, dtype=np.float32), (2, 64, 1))
-    batch = jax.tree.map(jnp.asarray, Batch(frames, focus, depth, np.ones(depth.shape, bool)))
-    tx = optimizer.build(
-        configs.OptimizerConfig(peak_learning_rate=3e-3, schedule="constant", weight_decay=0.0, clip_norm=0.5), 8
-    )
-    estimator = estimators.build(model)
-    params, stats = (jax.tree.map(jnp.asarray, variables[kind]) for kind in ("params", "batch_stats"))
-    now = state.TrainState(jnp.int32(0), params, stats, tx.init(params), jnp.int32(-1))
-    update = jax.jit(make_update(estimator, tx, loss, model.coordinate))
-    losses = []
-    for _ in range(8):
-        now, metrics = update(now, batch)
-        losses.append(float(metrics["loss"]))
-    assert np.isfinite(losses).all() and int(now.bad_step) == -1
-    assert losses[-1] < 0.95 * losses[0]
+    batch = Batch(frames, focus, depth, np.ones(depth.shape, bool))
+    _, losses = trained(estimators.build(model), variables, model, [batch] * 8, loss, 3e-3)
+    assert np.isfinite(losses).all() and losses[-1] < 0.95 * losses[0]

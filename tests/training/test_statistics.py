@@ -3,19 +3,18 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import training_fakes as fakes
 from flax.traverse_util import flatten_dict
+from networks import trained
 from networks import variables as random_variables
 
 from dff_jax import config as configs
 from dff_jax import estimators
 from dff_jax.data import pipeline
 from dff_jax.estimators.weights import load_weights
-from dff_jax.training import loop, optimizer, state, statistics
-from dff_jax.training.step import make_update
+from dff_jax.training import loop, statistics
 from dff_jax.types import Batch
 
 
@@ -118,18 +117,14 @@ def textured(number: int, side: int, seed: int) -> Batch:
 @pytest.mark.parametrize("preset", ["paper", "dfv_diff"])
 def test_inference_is_as_good_as_batch_statistics(preset):
     """At another size than that of the training crops, where running averages fail."""
-    model = configs.model_preset(preset).replace_known(width=0.0625, head_width=0.25, num_iterations=1)
+    model = configs.model_preset(preset).replace_known(width=0.0625, head_width=0.0625, num_iterations=1)
     loss = configs.LossConfig(kind="mse_final") if preset == "paper" else configs.LossConfig(
         kind="multi_scale", scale_weights=(1.0,) * 4, penalty="smooth_l1"
     )  # fmt: skip
     estimator = estimators.build(model)
-    tx = optimizer.build(configs.OptimizerConfig(peak_learning_rate=3e-3), 30)
-    now = state.begin(jax.tree.map(jnp.asarray, random_variables(estimator, (2, 4, 64, 64))), tx)
-    update = jax.jit(make_update(estimator, tx, loss, model.coordinate))
-    for step in range(30):
-        now, _ = update(now, textured(2, 64, step))
-    given = state.variables(now)
-    found = [statistics.moments(estimator, given, *textured(4, 128, 100 + i)[:2]) for i in range(10)]
+    begun = random_variables(estimator, (2, 4, 64, 64))
+    given, _ = trained(estimator, begun, model, (textured(2, 64, step) for step in range(20)), loss, 3e-3)
+    found = [statistics.moments(estimator, given, *textured(4, 128, 100 + i)[:2]) for i in range(16)]
     population = {**given, "batch_stats": statistics.combine(jax.device_get(found))}
     apply = jax.jit(estimator.apply, static_argnames="train")
 
