@@ -11,3 +11,9 @@ if jax.__version_info__ < (0, 11):  # an unknown flag ends the process, and thes
     QUICK += ["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"]
 
 CACHE = pathlib.Path(__file__).parents[2] / ".cache" / "jax"
+
+# For a process that a test starts: every program is kept, as the next one begins with none.
+CHILD = {
+    "JAX_COMPILATION_CACHE_DIR": str(CACHE), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+}  # fmt: skip

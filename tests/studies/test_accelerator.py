@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from compiler import CHILD
 
 from dff_jax.studies.bench import accelerator
 
@@ -21,6 +22,8 @@ sys.modules.update(dict.fromkeys({NOT_NEEDED!r}.split()))  # as if they were not
 sys.path.append({str(ROOT / "tests" / "helpers")!r})
 import training_fakes
 from dff_jax import estimators
+from dff_jax.studies.bench import measuring
+measuring.MATRIX_SIDE = 128
 real = estimators.build
 estimators.build = lambda model: training_fakes.build(model) if model.trained else real(model)
 runpy.run_module("dff_jax.studies.bench.accelerator", run_name="__main__", alter_sys=True)
@@ -30,7 +33,7 @@ runpy.run_module("dff_jax.studies.bench.accelerator", run_name="__main__", alter
 @pytest.mark.slow
 def test_the_report_of_a_bare_image(tmp_path):
     """Whatever else is installed is hidden: every part but the checks, with the real training loop."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax")}
+    environment = os.environ | CHILD | {"PYTHONPATH": str(ROOT)}
     flags = environment.get("XLA_FLAGS", "").split()
     environment["XLA_FLAGS"] = " ".join(flag for flag in flags if "device_count" not in flag)
     parts = ["device", "bench", "memory", "scaling", "training"]

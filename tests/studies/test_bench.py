@@ -10,7 +10,7 @@ import training_fakes as fakes
 from dff_jax import estimators
 from dff_jax.config import MODEL_PRESETS
 from dff_jax.errors import InputError
-from dff_jax.studies.bench import bench, loader, model, subjects, unroll
+from dff_jax.studies.bench import bench, loader, measuring, model, subjects, unroll
 from dff_jax.studies.bench.measuring import count_gflops, round_robin
 
 
@@ -22,6 +22,7 @@ def small_networks(monkeypatch):
     monkeypatch.setattr(estimators, "build", build)
     monkeypatch.setattr(subjects, "_variables", subjects._variables.__wrapped__)
     monkeypatch.setattr(subjects, "_stack_gflops", subjects._stack_gflops.__wrapped__)
+    monkeypatch.setattr(measuring, "MATRIX_SIDE", 128)
 
 
 def test_every_combination_is_measured_once(tmp_path, small_networks):

@@ -14,7 +14,7 @@ import time
 import numpy as np
 import pytest
 import training_fakes as fakes
-from compiler import CACHE, QUICK
+from compiler import CHILD, QUICK
 
 from dff_jax import estimators
 from dff_jax.config.load import load_config, override
@@ -94,8 +94,7 @@ def start(place, name, *, befall=None, slurm=False, only=None):
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     env = {key: value for key, value in os.environ.items() if key != "JAX_COORDINATOR_PORT"}
-    env |= {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(CACHE)}
-    env |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
+    env |= CHILD | {"JAX_PLATFORMS": "cpu"}
     env["XLA_FLAGS"] = " ".join(["--xla_force_host_platform_device_count=2", *QUICK])
     env["PYTHONPATH"] = os.pathsep.join([str(ROOT), env.get("PYTHONPATH", "")])
     started = []

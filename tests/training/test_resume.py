@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 import training_fakes as fakes
-from compiler import CACHE, QUICK
+from compiler import CHILD, QUICK
 from safetensors.numpy import load_file
 
 from dff_jax.training import logging
@@ -34,10 +34,8 @@ def command(root, run):
 
 
 def environment():
-    """One CPU device, so that equality is exact; all programs cached, as each run starts a new process."""
-    env = {"XLA_FLAGS": " ".join(QUICK), "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(CACHE)}
-    env |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
-    return os.environ | env
+    """One CPU device, so that equality is exact."""
+    return os.environ | CHILD | {"XLA_FLAGS": " ".join(QUICK), "JAX_PLATFORMS": "cpu"}
 
 
 @pytest.mark.slow

@@ -162,7 +162,8 @@ def training(sizes: Sizes, folder: Path) -> Found:
 
     def train(steps: int, log_every: int, folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]], list[float]]:
         plan = TrainingConfig(
-            num_steps=steps, log_every=log_every, eval_every=-(-steps // 3), save_every=steps, keep=1, tensorboard=False
+            num_steps=steps, log_every=log_every, eval_every=-(-steps // 3), save_every=steps, keep=1,
+            tensorboard=False, statistics=3 * sizes.batch,
         )
         summary = loop.train(dataclasses.replace(config, training=plan), folder)
         log = logs.read_log(folder)

@@ -70,8 +70,9 @@ def round_robin(runs: Mapping[Key, Run], rounds: int) -> dict[Key, float]:
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def matrix_product(dtype: str, side: int = MATRIX_SIDE) -> tuple[Run, float]:
-    """A product of two square matrices and its GFLOPs: what the machine can do at best."""
+def matrix_product(dtype: str, side: int | None = None) -> tuple[Run, float]:
+    """A product of two square matrices and its GFLOPs: what the machine can do at best. No `side`: MATRIX_SIDE."""
+    side = side or MATRIX_SIDE
     a = jax.random.normal(jax.random.key(0), (side, side), jnp.float32).astype(dtype)
     return compiled(jax.jit(lambda a: a @ a), a).run(a), 2 * side**3 / 1e9
 
