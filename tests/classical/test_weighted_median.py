@@ -55,7 +55,7 @@ def test_an_edge_moves_to_where_the_picture_has_it():
 
 def test_it_makes_the_answer_and_changes_nothing_else(key):
     frames, focus = jax.random.uniform(key, (1, 4, 64, 64, 3)), jnp.linspace(1.0, 2.0, 4)[None]
-    narrow = dataclasses.replace(tiny(), width=0.13, head_width=0.13, num_iterations=1)
+    narrow = dataclasses.replace(tiny(), width=0.13, head_width=0.13, num_iterations=1, prox_levels=1)
     plain, sharp = (estimators.build(dataclasses.replace(narrow, sharpen=how)) for how in ("none", "weighted_median"))
     weights = variables(plain, frames)
     before, after = jax.jit(lambda v: [one.apply(v, frames, focus)[0] for one in (plain, sharp)])(weights)

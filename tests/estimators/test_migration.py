@@ -22,7 +22,7 @@ from dff_jax.estimators.weights import load_weights, save_weights
 )  # fmt: skip
 def test_the_first_kernel_of_an_older_file_becomes_two(change, tmp_path):
     """The convolution of z, F, eta, lambda, D(k-1), confidence, log P is the sum of the two; the file then fits."""
-    model = dataclasses.replace(configs.tiny(), width=0.125, head_width=0.125, num_planes=4, **change)
+    model = dataclasses.replace(configs.tiny(), width=0.125, head_width=0.125, num_planes=4, prox_levels=1, **change)
     given = flatten_dict(variables(estimators.build(model)), sep="/", keep_empty_nodes=True)
     first, static = f"params/prox/{FIRST_CONVOLUTION[model.prox]}", "params/prox/static/Conv_0/kernel"
     rng = np.random.default_rng(0)

@@ -52,26 +52,25 @@ def test_untrained_physical_network_returns_d0(tiny):
     for name in ("prox", "refiner"):  # their own tests say that they begin so
         params = {**params, name: {**params[name], "output": jax.tree.map(np.zeros_like, params[name]["output"])}}
     given = {**given, "params": params}
-    for K in (0, 3, 6):
-        prediction, _ = apply(given, frames, focus, num_iterations=K)
+    for more in ({"num_iterations": 0}, {}, {"num_iterations": 5}):
+        prediction, _ = apply(given, frames, focus, **more)
         np.testing.assert_allclose(prediction.depth, prediction.history.iterates[:, 0], atol=2e-4)
 
 
-def test_k_zero_is_d0_bit_for_bit_and_three_iterations_are_a_prefix_of_five():
-    config = dataclasses.replace(TINY, refiner_steps=0)
-    estimator = estimators.build(config)
+def test_k_zero_is_d0_bit_for_bit_and_three_iterations_are_a_prefix_of_five(tiny):
+    _, given, apply = tiny
     frames, focus = stack(jax.random.key(2))
-    given = random_like(jax.eval_shape(estimator.init, jax.random.key(1), frames, focus))
-    apply = jax.jit(estimator.apply, static_argnames=("train", "num_iterations"))
-    zero, _ = apply(given, frames, focus, num_iterations=0)
+    plain = estimators.build(dataclasses.replace(TINY, refiner_steps=0))
+    params = {name: x for name, x in given["params"].items() if name != "refiner"}
+    zero, _ = jax.jit(lambda given: plain.apply(given, frames, focus, num_iterations=0))({**given, "params": params})
     np.testing.assert_array_equal(zero.depth, zero.history.iterates[:, 0])
     h = zero.history
     expected = (h.weights * h.candidates).sum(-1) / h.weights.sum(-1)
     np.testing.assert_allclose(zero.depth, expected, rtol=1e-4)
-    three, _ = apply(given, frames, focus, num_iterations=3)
-    five, _ = apply(given, frames, focus, num_iterations=5)
-    np.testing.assert_allclose(three.history.iterates, five.history.iterates[:, :4], atol=1e-3)
-    assert jnp.abs(five.depth - zero.depth).max() > 1e-2  # the prox does something
+    assert TINY.num_iterations == 3
+    three, five = (apply(given, frames, focus, **more)[0].history.iterates for more in ({}, {"num_iterations": 5}))
+    np.testing.assert_allclose(three, five[:, :4], atol=1e-3)
+    assert jnp.abs(five[:, 5] - zero.depth).max() > 1e-2  # the prox does something
 
 
 def test_affine_change_of_the_focus_axis_changes_the_output_by_the_same_map(tiny):
@@ -134,10 +133,10 @@ def test_training_updates_batch_statistics_and_evaluation_does_not(tiny):
 @pytest.mark.parametrize(
     "change",
     [
-        {"norm": "group", "volume": "diff", "measure_prior": "log_sml", "weight_norm": "sigmoid"},
+        {"norm": "group", "volume": "diff", "measure_prior": "log_sml", "weight_norm": "sigmoid", "prox_levels": 3,
+         "refiner_inputs": "depth_volume_candidates", "refiner_steps": 2, "input_range": "imagenet"},
         {"guide": "none", "measure_prior": "none", "prox_inputs": "equation_17", "step_size": "constant",
          "regularization": "learned", "num_candidates": 1},
-        {"prox_levels": 3, "refiner_inputs": "depth_volume_candidates", "refiner_steps": 2, "input_range": "imagenet"},
         {"num_planes": None, "prox_inputs": "with_confidence", "pooling": "pyramid", "prox_output": "direct",
          "activation": "relu", "weight_norm": "softmax_squared"},
     ],

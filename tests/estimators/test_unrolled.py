@@ -20,7 +20,7 @@ from dff_jax.network.layers import Conv
 from dff_jax.network.prox import NETWORKS, Context, ContextHeads, PixelContext, has_context
 from dff_jax.unroll import PROXES, SCHEMES, Problem, initial_depth
 
-TINY = dataclasses.replace(cfg.tiny(), width=0.13, head_width=0.13, num_iterations=2)
+TINY = dataclasses.replace(cfg.tiny(), width=0.13, head_width=0.13, num_iterations=2, prox_levels=1)
 
 USER_SCHEME = """
     import jax
@@ -152,9 +152,11 @@ def test_every_variant_has_gradients(change):
 @pytest.mark.parametrize("prox", list(NETWORKS))
 def test_untrained_residual_networks_stay_at_d0(prox):
     """Zero-initialised last layers (method.md 3.8): with every scheme, whatever K."""
+    config = dataclasses.replace(TINY, prox=prox, step_size="per_pixel")
+    _, params, _ = small_problem(config, trained=False)
     for scheme in ("proximal_gradient", "admm", "learned_gradient"):
-        config = dataclasses.replace(TINY, prox=prox, scheme=scheme, step_size="per_pixel")
-        unroll, params, problem_of = small_problem(config, trained=False)
+        unroll, like, problem_of = small_problem(dataclasses.replace(config, scheme=scheme))
+        assert jax.tree.map(jnp.shape, like) == jax.tree.map(jnp.shape, params)
         depth, _ = run(unroll, params, problem_of, 3)
         np.testing.assert_allclose(depth, initial_depth(problem_of(params, unroll)), atol=1e-6)
 

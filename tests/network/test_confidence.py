@@ -20,7 +20,8 @@ from dff_jax.types import CONFIDENCE_SCALE, Prediction, confidence_of_error, err
 from dff_jax.unroll import Problem
 
 MODEL = dataclasses.replace(
-    configs.tiny(), width=0.125, head_width=0.125, num_iterations=1, num_planes=4, uncertainty="learned"
+    configs.tiny(), width=0.0625, head_width=0.125, num_iterations=1, num_planes=4, prox_levels=1, measure_prior="none",
+    uncertainty="learned",
 )
 
 

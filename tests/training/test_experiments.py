@@ -32,7 +32,7 @@ def small(config, data_dir):
     iterations = min(config.model.num_iterations, 1)
     sizes = {"width": 0.125, "head_width": 0.25, "encoder": "tiny", "num_iterations": iterations}
     data = {"data_dir": str(data_dir), "crop": (32, 32), "batch_size": 2, "num_threads": 1, "num_workers": 0}
-    steps = {"num_steps": 2, "log_every": 1, "eval_every": 2, "save_every": 2, "keep": 1}
+    steps = {"num_steps": 2, "log_every": 1, "eval_every": 2, "save_every": 2, "keep": 1, "statistics": 4}
     return dataclasses.replace(
         config,
         model=dataclasses.replace(config.model, **sizes),

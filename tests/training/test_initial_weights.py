@@ -1,6 +1,7 @@
 """Weights of one run as the beginning of another."""
 
 import dataclasses
+import functools
 import re
 from pathlib import Path
 
@@ -19,27 +20,32 @@ from dff_jax.estimators.weights import read, save_weights
 from dff_jax.training.initial_weights import load_matching
 from dff_jax.training.loop import train
 
-PLAIN = dataclasses.replace(configs.tiny(), width=0.125, head_width=0.125, num_iterations=1, num_planes=5)
+PLAIN = dataclasses.replace(
+    configs.tiny(), width=0.125, head_width=0.125, num_iterations=1, num_planes=5, prox_levels=1
+)
 MODEL = dataclasses.replace(PLAIN, measured_candidates=True, refiner_inputs="depth_volume_candidates")
+
+
+build = functools.cache(estimators.build)  # so that each network is traced once
 
 
 def begin(tmp_path, before, after, seed=9):
     """Random weights of the network `before`, what a network `after` begins with, and the remark."""
-    theirs = variables(estimators.build(before), seed=seed)
+    theirs = variables(build(before), seed=seed)
     save_weights(tmp_path / "theirs.safetensors", before, theirs, {})
-    begun, remark = load_matching(tmp_path / "theirs.safetensors", variables(estimators.build(after)), after)
+    begun, remark = load_matching(tmp_path / "theirs.safetensors", variables(build(after)), after)
     return theirs, begun, remark
 
 
 def answer(model, given):
     """Depth and confidence of the network for a small stack, [2,B,H,W]."""
     frames, focus = fakes.batch(1, num_frames=4, side=32)[:2]
-    found = jax.jit(estimators.build(model).apply)(given, frames, focus)[0]
+    found = jax.jit(build(model).apply)(given, frames, focus)[0]
     return np.stack([found.depth, found.confidence])
 
 
 def test_what_fits_is_taken_and_the_rest_is_named(tmp_path):
-    fresh = variables(estimators.build(MODEL))
+    fresh = variables(build(MODEL))
     plain, begun, remark = begin(tmp_path, PLAIN, MODEL)
     assert remark.startswith("new: params/candidates/attention/")
     flat, theirs, before = (flatten_dict(x, sep="/") for x in (begun, plain, fresh))
@@ -76,7 +82,7 @@ def test_further_inputs_do_not_move_the_answer(tmp_path, prox, tied):
     after = dataclasses.replace(before, **SEES_MORE)
     theirs, begun, remark = begin(tmp_path, before, after)
     assert remark == ""
-    was, fresh = answer(before, theirs), answer(after, variables(estimators.build(after), seed=1))
+    was, fresh = answer(before, theirs), answer(after, variables(build(after), seed=1))
     np.testing.assert_allclose(answer(after, begun), was, rtol=2e-4, atol=1e-5)
     assert np.abs(fresh - was).max() > 0.01 * np.abs(was).max()
 

@@ -119,8 +119,9 @@ def test_learned_steps_of_three_iterations_are_a_prefix_of_five(key):
         per_iteration=resize_stack({"step_size": jnp.array([0.1, -0.4, 0.3])}, K), num_iterations=K,
         return_history=True,
     )  # fmt: skip
-    np.testing.assert_allclose(run(3)[1], run(5)[1][:3], atol=1e-6)
-    np.testing.assert_array_equal(run(3)[0], run(3)[1][-1])
+    (depth, history), five = run(3), run(5)[1]
+    np.testing.assert_allclose(history, five[:3], atol=1e-6)
+    np.testing.assert_array_equal(depth, history[-1])
 
 
 def test_gradients_equal_finite_differences_in_float64():
@@ -139,10 +140,10 @@ def test_gradients_equal_finite_differences_in_float64():
             return (depth**2).sum()
 
         point = (problem.candidates, problem.weights, jnp.array([0.1, -0.5, -0.2]), params["kernel"])
-        gradients = jax.grad(loss, argnums=(0, 1, 2, 3))(*point)
+        gradients, value = jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3)))(*point), jax.jit(loss)
         for i, gradient_i in enumerate(gradients):
             direction = jax.random.normal(jax.random.fold_in(key, i), point[i].shape, jnp.float64)
-            moved = lambda s, i=i, d=direction: loss(*[x + s * d if j == i else x for j, x in enumerate(point)])  # noqa: E731
+            moved = lambda s, i=i, d=direction: value(*[x + s * d if j == i else x for j, x in enumerate(point)])  # noqa: E731
             numeric = (moved(1e-5) - moved(-1e-5)) / 2e-5
             np.testing.assert_allclose((gradient_i * direction).sum(), numeric, rtol=1e-5)
 
