@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import variables
+from networks import on_host, variables
 
 from dff_jax import estimators
 from dff_jax.classical import nearest_composite, sharp_composite, weighted_median
@@ -58,13 +58,13 @@ def test_it_makes_the_answer_and_changes_nothing_else(key):
     narrow = dataclasses.replace(tiny(), width=0.13, head_width=0.13, num_iterations=1, prox_levels=1)
     plain, sharp = (estimators.build(dataclasses.replace(narrow, sharpen=how)) for how in ("none", "weighted_median"))
     weights = variables(plain, frames)
-    before, after = jax.jit(lambda v: [one.apply(v, frames, focus)[0] for one in (plain, sharp)])(weights)
+    before, after = on_host(lambda v: [one.apply(v, frames, focus)[0] for one in (plain, sharp)])(weights)
     np.testing.assert_allclose(after.history.refined, before.history.refined, atol=1e-5)
     np.testing.assert_allclose(after.confidence, before.confidence, atol=1e-5)
     guide = nearest_composite(frames, before.depth, focus)
     expected = weighted_median(before.depth - 1, guide, jnp.maximum(before.confidence, 1e-3)) + 1
     np.testing.assert_allclose(after.depth, expected, atol=5e-3)
-    assert jnp.abs(after.depth - before.depth).max() > 0.01
+    assert np.abs(after.depth - before.depth).max() > 0.01
 
 
 def test_around_an_edge_the_nearer_surface_is_shown():

@@ -4,13 +4,11 @@ import dataclasses
 import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import published_numpy
 import pytest
 from flax.traverse_util import flatten_dict
-from networks import trained
+from networks import on_host, trained
 from published import filled, stack
 
 from dff_jax import estimators
@@ -39,7 +37,7 @@ def published_keys():
 @pytest.fixture(scope="module")
 def small():
     estimator = estimators.build(SMALL)
-    return estimator, filled(estimator), jax.jit(estimator.apply, static_argnames="train")
+    return estimator, filled(estimator), on_host(estimator.apply, static_argnames="train")
 
 
 def test_parameters_and_their_published_names():
@@ -55,15 +53,15 @@ def test_inference_gives_pytorchs_numbers(small):
     _, variables, apply = small
     frames, focus = stack(3, 40, 50, 2)
     prediction, stats = apply(variables, frames, focus)
-    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), stats, variables["batch_stats"]))
+    jax.tree.map(np.testing.assert_array_equal, stats, variables["batch_stats"])
     assert prediction.scales.shape == (2, 40, 50, 1)
     depth = np.asarray(prediction.depth)
     np.testing.assert_allclose(depth[PIXELS], [52.491649, 52.684002, 49.161633, 51.026816], atol=1e-4 * RANGE)
     np.testing.assert_allclose([depth.mean(), depth.std()], [50.084806, 2.257621], atol=1e-5 * RANGE)
     np.testing.assert_allclose(prediction.all_in_focus.mean((0, 1, 2)), [0.532936, 0.471801, 0.490374], atol=1e-5)
 
-    assert bool(jnp.all((prediction.depth >= focus.min()) & (prediction.depth <= focus.max())))
-    assert bool(jnp.all((prediction.confidence >= 0) & (prediction.confidence <= 1)))
+    assert focus.min() <= prediction.depth.min() and prediction.depth.max() <= focus.max()
+    assert 0 <= prediction.confidence.min() and prediction.confidence.max() <= 1
 
     moved, _ = apply(variables, frames, 3 - 0.5 * focus)
     np.testing.assert_allclose(moved.depth, 3 - 0.5 * prediction.depth, atol=1e-4)
@@ -74,7 +72,7 @@ def test_softplus_attention_and_a_channel_of_the_frames_position(small):
     model = dataclasses.replace(SMALL, attention="softplus", frame_position=True)
     estimator = estimators.build(model)
     variables, given = filled(estimator), stack(3, 40, 50, 2)
-    prediction, _ = jax.jit(estimator.apply)(variables, *given)
+    prediction, _ = on_host(estimator.apply)(variables, *given)
     state = published_numpy.published_state(flatten_dict(variables, sep="/"), torch_key)
     want = published_numpy.aifdnet(state, *given, normalize_attention=True)
     np.testing.assert_allclose(prediction.depth, want, atol=2e-6 * RANGE)
@@ -103,8 +101,8 @@ def test_training_gives_pytorchs_numbers(small):
     kept = flatten_dict(stats, sep="/")
     assert kept.keys() == flatten_dict(variables["batch_stats"], sep="/").keys()
     for leaf, norm in (("mean", 5.0375244), ("var", 31.162116)):
-        found = optax.global_norm([x for path, x in kept.items() if path.endswith(leaf)])
-        assert float(found) == pytest.approx(norm, rel=1e-5)
+        found = math.sqrt(sum(np.sum(x**2, dtype=float) for path, x in kept.items() if path.endswith(leaf)))
+        assert found == pytest.approx(norm, rel=1e-5)
 
 
 @pytest.mark.parametrize(("z", "height", "width"), [(1, 31, 17), (4, 33, 32)])

@@ -9,7 +9,7 @@ import numpy as np
 import published_numpy
 import pytest
 from flax.traverse_util import flatten_dict
-from networks import trained
+from networks import on_host, trained
 from torch_layouts import dfv_shapes, wave_stacks, waves
 
 from dff_jax import config as configs
@@ -59,7 +59,7 @@ def variables():
 
 @functools.cache
 def compiled(volume="fv", **fields):
-    return jax.jit(estimators.build(narrow(volume, **fields)).apply)
+    return on_host(estimators.build(narrow(volume, **fields)).apply)
 
 
 @pytest.mark.parametrize("volume", ["fv", "diff"])
@@ -80,7 +80,7 @@ def test_numbers_at_inference(variables, volume):
 def test_numbers_in_training(variables, volume):
     frames, focus = wave_stacks(2, 3, 64, 64)
     apply = estimators.build(narrow(volume)).apply
-    found, stats = jax.jit(lambda *given: apply(*given, train=True))(variables, frames, focus)
+    found, stats = on_host(lambda *given: apply(*given, train=True))(variables, frames, focus)
     depths = found.scales
     # BatchNorm over two values amplifies: frames changed by 1e-7 of themselves move a pixel by 0.1
     np.testing.assert_allclose(depths[1, 33, 20], TRAINING[volume][0], atol=0.2)

@@ -1,7 +1,10 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from networks import on_host
 
 from dff_jax import estimators
 from dff_jax.classical import disc_ring_difference
@@ -90,8 +93,9 @@ def test_no_strength_and_a_constant_volume_change_nothing(key):
     np.testing.assert_array_equal(regularize_volume(flat, 3, 5), flat.measured)
 
 
+@functools.cache
 def applied(name):
-    return jax.jit(lambda frames, focus: estimators.build(model_preset(name)).apply({}, frames, focus)[0])
+    return on_host(lambda frames, focus: estimators.build(model_preset(name)).apply({}, frames, focus)[0])
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -107,19 +111,19 @@ def test_any_length_and_size_and_a_batch_is_one_by_one(name, key):
     one = apply(frames[1:], focus[1:])
     np.testing.assert_allclose(both.depth[1:], one.depth, atol=1e-3)
     two = apply(frames[:1, :2], focus[:1, :2])
-    assert all(jnp.isfinite(x).all() for x in jax.tree.leaves((both, two)))
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves((both, two)))
     grey = apply(jnp.full((1, 3, 9, 7, 3), 0.5), focus[:1, :3])  # nothing to see
-    assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(grey)) and (grey.confidence == 0).all()
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(grey)) and (grey.confidence == 0).all()
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_answer_follows_the_focus_axis(name, key):
     apply = applied(name)
-    frames = jax.random.uniform(key, (1, 5, 20, 24, 3))
-    focus = jnp.array([[1.0, 2.0, 3.0, 5.0, 5.5]])
+    frames = jax.random.uniform(key, (1, 5, 21, 27, 3))
+    focus = np.float32([[1.0, 2.0, 3.0, 5.0, 5.5]])
     moved = apply(frames, 7 + 3 * focus).depth
-    off = jnp.abs(moved - (7 + 3 * apply(frames, focus).depth))
-    assert jnp.quantile(off, 0.99) < 1e-2  # a tie of two frames may be broken otherwise
+    off = np.abs(moved - (7 + 3 * apply(frames, focus).depth))
+    assert np.quantile(off, 0.99) < 1e-2  # a tie of two frames may be broken otherwise
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import random_like
+from networks import on_host, random_like
 
 from dff_jax import config as cfg
 from dff_jax import estimators
@@ -95,7 +95,7 @@ def small_problem(config, trained=True, size=12):
 
 def quick(function):
     """Compiled without optimisation: in a third of the time, and small arrays run as fast."""
-    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
+    return on_host(function, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def dead(gradients):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -37,6 +37,12 @@ def _array(rng: np.random.Generator, name: str, shape: Any) -> Any:
         gain = math.sqrt(2 / max(1, math.prod(shape.shape[:-1])))
         return np.float32(gain * rng.standard_normal(shape.shape))
     return np.full(shape.shape, 1.0 if leaf in ("scale", "var") else 0.0, np.float32)
+
+
+def on_host(function: Callable, **options: Any) -> Callable:
+    """`jax.jit` with answers in NumPy: each operation on an array of JAX's compiles a program for its shape."""
+    compiled = jax.jit(function, **options)
+    return lambda *args, **kwargs: jax.device_get(compiled(*args, **kwargs))
 
 
 def random_like(shapes: Any) -> Any:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import training_fakes as fakes
-from networks import random_like, variables
+from networks import on_host, random_like, variables
 
 from dff_jax import config as configs
 from dff_jax import estimators
@@ -67,7 +67,7 @@ def test_the_head_changes_nothing_but_confidence_and_learns_alone(network):
     estimator, given, batch = network
     params, stats = given["params"], given["batch_stats"]
 
-    @jax.jit
+    @on_host
     def gradient(params, weight):
         def loss(params, weight):
             found, _ = estimator.apply({"params": params, "batch_stats": stats}, batch.frames, batch.focus, train=True)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import training_fakes as fakes
 from flax.traverse_util import flatten_dict
-from networks import trained
+from networks import on_host, trained
 from networks import variables as random_variables
 
 from dff_jax import config as configs
@@ -126,7 +126,7 @@ def test_inference_is_as_good_as_batch_statistics(preset):
     given, _ = trained(estimator, begun, model, (textured(2, 64, step) for step in range(20)), loss, 3e-3)
     found = [statistics.moments(estimator, given, *textured(4, 128, 100 + i)[:2]) for i in range(16)]
     population = {**given, "batch_stats": statistics.combine(jax.device_get(found))}
-    apply = jax.jit(estimator.apply, static_argnames="train")
+    apply = on_host(estimator.apply, static_argnames="train")
 
     def error(variables, train):
         tests = [textured(2, 128, 200 + i) for i in range(6)]
