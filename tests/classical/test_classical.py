@@ -249,7 +249,7 @@ def test_classical_is_better_than_sml_and_its_solver_lowers_the_energy(key):
     apply = jax.jit(estimator.apply, static_argnames="num_iterations")
     answer, _ = apply({}, frames[None], focus[None], num_iterations=5)
     mae = lambda d: float(jnp.abs(d[0] - depth).mean())  # noqa: E731
-    reference = plain.apply({}, frames[None], focus[None])[0].depth
+    reference = jax.jit(plain.apply)({}, frames[None], focus[None])[0].depth
     stages = [mae(answer.history.iterates[:, k]) for k in range(6)]
     assert stages[-1] < 0.7 * mae(reference) and stages[-1] < 1.01 * stages[0]
     patch = (slice(40, 52), slice(64, 76))

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import random_like
+from networks import on_host, random_like
 
 from dff_jax import config as configs
 from dff_jax.errors import ConfigError
@@ -75,11 +75,12 @@ def test_learned_candidates_are_dbar_and_a_residual_of_each_head(stack, seen):
     frames, focus, _ = stack
     seen = seen._replace(per_scale=None)
     params = random_params(PLAIN, seen, stack)
-    candidates, weights = propose(PLAIN, params, seen, frames, focus)
+    run = on_host(propose, static_argnums=0)
+    candidates, weights = run(PLAIN, params, seen, frames, focus)
     assert candidates.shape == weights.shape == (1, 64, 64, 3) and (weights > 0).all()
     for i in range(3):  # a head without its last layer leaves Dbar, and the others as they are
         one = {**params, f"residual{i}": jax.tree.map(np.zeros_like, params[f"residual{i}"])}
-        found, same = propose(PLAIN, one, seen, frames, focus)
+        found, same = run(PLAIN, one, seen, frames, focus)
         np.testing.assert_array_equal(found[..., i], seen.expected)
         np.testing.assert_allclose(np.delete(found, i, -1), np.delete(candidates, i, -1), atol=1e-6)
         np.testing.assert_allclose(same, weights, atol=1e-6)
@@ -121,7 +122,7 @@ def test_measured_beside_a_candidate_of_each_scale(stack, seen):
     frames, focus, _ = stack
     config = dataclasses.replace(MODEL, candidate_source="per_scale", num_candidates=2)
     params = random_params(config, seen, stack)
-    candidates, weights = propose(config, params, seen, frames, focus)
+    candidates, weights = on_host(propose, static_argnums=0)(config, params, seen, frames, focus)
     assert set(params) == {"attention"} and candidates.shape == weights.shape == (1, 64, 64, 2 + 9)
     np.testing.assert_array_equal(candidates[..., :2], seen.per_scale)
 

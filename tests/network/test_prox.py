@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
-from networks import random_like
+from networks import on_host, random_like
 
 from dff_jax import config as cfg
 from dff_jax.network.prox import (
@@ -68,9 +68,9 @@ def test_the_static_convolution_is_part_of_the_first(prox, key):
     hidden = jnp.tanh(draw(4, 4)) if prox == "gru" else None
     problem = Problem(draw(2, 3), jnp.abs(draw(3, 3)), 0.1, Context(draw(0, 7), draw(1, 2), hidden=hidden))
     problem = problem._replace(previous=initial_depth(problem))
-    apply, init = learned_prox(config)
-    assert set(init(key, problem)) > {"static"}
-    params = random_like(jax.eval_shape(init, key, problem))
+    made, init = learned_prox(config)
+    params, apply = random_like(jax.eval_shape(init, key, problem)), jax.jit(lambda *given: made(*given))
+    assert set(params) > {"static"}
     z = draw(5)
     alone = apply(params, z, problem, jnp.float32(0.5))
     by_hand = conv({"Conv_0": {**params["static"]["Conv_0"], "bias": jnp.zeros(4)}}, static_inputs(problem.context))
@@ -85,7 +85,7 @@ def test_the_first_two_kernels_start_as_one(key):
     config = dataclasses.replace(TINY, head_width=1.0)
     draw = lambda *shape: jnp.ones((1, 4, 4, *shape))  # noqa: E731
     problem = Problem(draw(3), draw(3), 0.1, Context(draw(18), draw(2), draw(15)))
-    params = learned_prox(config)[1](key, problem)
+    params = on_host(learned_prox(config)[1])(key, problem)
     static, changing = params["static"], params["phi1"]["Conv_0"]
     for kernel, inputs in ((static["Conv_0"]["kernel"], 20), (changing["Conv_0"]["kernel"], 9)):
         assert kernel.shape == (3, 3, inputs, 32)

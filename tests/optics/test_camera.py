@@ -61,7 +61,7 @@ def test_a_share_of_stacks_has_all_faults_one_after_the_other_and_half_are_compr
     assert 2 < sum(changed) < 22
     np.testing.assert_allclose(found[changed.index(True)], camera.jpeg(small, 50.0), atol=1e-5)
     keys = jax.vmap(jax.random.key)(jnp.arange(4))  # as on an accelerator
-    at_once = jax.vmap(partial(camera.apply_camera_faults, config=config), (0, None))(keys, frames)
+    at_once = jax.jit(jax.vmap(partial(camera.apply_camera_faults, config=config), (0, None)))(keys, frames)
     for seed in range(4):
         np.testing.assert_allclose(at_once[seed], photographed(jax.random.key(seed), frames), atol=1e-5)
 

@@ -85,7 +85,7 @@ def test_sharp_foreground_keeps_its_edge_and_blurred_foreground_reveals_backgrou
 def test_continue_behind_fills_only_the_hidden(key):
     values = jax.random.uniform(key, (16, 16, 2))
     seen = jnp.ones((16, 16, 1)).at[4:12, 4:12].set(0.0)
-    filled, reach = continue_behind(values, seen, 4)
+    filled, reach = jax.jit(continue_behind, static_argnums=2)(values, seen, 4)
     np.testing.assert_allclose(jnp.where(seen > 0, filled - values, 0.0), 0.0, atol=1e-5)
     assert reach.min() == 1
     assert (filled >= values.min() - 1e-5).all() and (filled <= values.max() + 1e-5).all()
