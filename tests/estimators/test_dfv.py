@@ -129,16 +129,23 @@ def test_near_first(variables):
 @pytest.mark.slow
 def test_initial_weights():
     """Conv3d: N(0, 2/(k^3 cout)); 2-D convolutions: U(+-1/sqrt(fan_in)); encoder: N(0, 2/fan_out)."""
-    params = estimators.build(narrow()).init(jax.random.key(0), *wave_stacks(1, 2, 64, 64))["params"]
-    conv3d = params["decoder4"]["Residual3d_0"]["Conv3d_0"]["kernel"]
+
+    def some(key):  # of hundreds of tensors, which take long to compile
+        params = estimators.build(narrow()).init(key, *wave_stacks(1, 2, 64, 64))["params"]
+        return [
+            params["decoder4"]["Residual3d_0"]["Conv3d_0"]["kernel"],
+            params["decoder3"]["Residual3d_0"]["Conv3d_2"]["kernel"],
+            params["top_down"]["merge3"]["Conv_0"]["Conv_0"]["kernel"],
+            params["encoder"]["layer3_0"]["conv1"]["Conv_0"]["kernel"],
+            params["decoder1"]["Conv3d_1"]["bias"],
+        ]
+
+    conv3d, skip, merge, encoder, bias = on_host(some)(jax.random.key(0))
     np.testing.assert_allclose(conv3d.std(), math.sqrt(2 / (27 * 16)), rtol=0.05)
-    skip = params["decoder3"]["Residual3d_0"]["Conv3d_2"]["kernel"]
     np.testing.assert_allclose(np.abs(skip).max(), 1 / math.sqrt(16), rtol=0.05)
-    merge = params["top_down"]["merge3"]["Conv_0"]["Conv_0"]["kernel"]
     np.testing.assert_allclose(np.abs(merge).max(), 1 / math.sqrt(9 * 64), rtol=0.02)
-    encoder = params["encoder"]["layer3_0"]["conv1"]["Conv_0"]["kernel"]
     np.testing.assert_allclose(encoder.std(), math.sqrt(2 / (9 * 32)), rtol=0.05)
-    assert not params["decoder1"]["Conv3d_1"]["bias"].any()
+    assert not bias.any()
 
 
 def test_batch_norm_over_devices_is_that_of_the_whole_batch():
