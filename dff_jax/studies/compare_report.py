@@ -102,7 +102,9 @@ def _ratios(comparison: Comparison, mae: dict[Trained, float | None]) -> Iterato
     rivals = [m for m in comparison.methods if m.config is not None and isinstance(m.config.model, ComparedNetwork)]
     means = {m.folder: float(np.mean(values)) for m in rivals if (values := _by_seed(m, mae))}
     best = min((m for m in rivals if m.folder in means), key=lambda m: means[m.folder], default=None)
-    for other in dict.fromkeys([*others, *([best] if best else [])]):
+    if best is not None and best not in others:
+        others.append(best)
+    for other in others:
         below = _by_seed(other, mae)
         if not above or not below or not min(below):
             yield {"labels": [first.label, other.label], "MAE": None, "spread": None}
