@@ -17,7 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import unflatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from dff_jax.config import CameraConfig, Config
 from dff_jax.data import pipeline
@@ -59,7 +59,7 @@ class Population:
                 found.append(jax.device_get(moments(self._estimator, variables, frames, focus)))
                 if stopped():
                     return variables
-            self._known = step, combine(found)
+            self._known = step, combine(found, variables["batch_stats"])
         return {**variables, "batch_stats": self._known[1]}
 
     def batches(self) -> Iterator[tuple[Array, Array]]:
@@ -115,12 +115,17 @@ def moments(estimator: Estimator, variables: Variables, frames: Array, focus: Ar
     return {name: (x.mean(0), x.var(0)) for name, x in values.items()}
 
 
-def combine(found: list[dict[str, tuple[Array, Array]]]) -> Any:
-    """The batch statistics of all values together, from the moments of batches of one size."""
+def combine(found: list[dict[str, tuple[Array, Array]]], before: Any) -> Any:
+    """The batch statistics of all values together, from the moments of batches of one size.
+
+    Args:
+      before: the statistics to replace; those of norms that get no values (DWild has idle ones) stay.
+    """
     stacked = jax.tree.map(lambda *x: np.stack(x).astype(np.float64), *found)
     whole = {f"{name}/mean": mean.mean(0) for name, (mean, _) in stacked.items()}
     whole |= {f"{name}/var": var.mean(0) + mean.var(0) for name, (mean, var) in stacked.items()}
-    return unflatten_dict({name: np.float32(x) for name, x in whole.items()}, sep="/")
+    now = flatten_dict(before, sep="/") | {name: np.float32(x) for name, x in whole.items()}
+    return unflatten_dict(now, sep="/")
 
 
 def note_small_maps(estimator: Estimator, variables: Variables, batch: tuple[int, ...]) -> str | None:

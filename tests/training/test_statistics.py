@@ -28,7 +28,10 @@ def run(stacks, output, **training):
 def test_the_mean_and_variance_of_all_values_from_those_of_batches():
     values = np.random.default_rng(0).normal(7, [1, 30], (6, 50, 2))
     found = [{"a/b": (x.mean(0), x.var(0))} for x in values]
-    whole = statistics.combine(found)["a"]["b"]
+    before = {"a": {"b": {"mean": np.zeros(2), "var": np.zeros(2)}}, "idle": {"mean": np.ones(3)}}
+    combined = statistics.combine(found, before)
+    assert combined["idle"] is not None and set(combined) == {"a", "idle"}  # DWild has norms that get no values
+    whole = combined["a"]["b"]
     np.testing.assert_allclose(whole["mean"], values.mean((0, 1)), rtol=1e-5)
     np.testing.assert_allclose(whole["var"], values.var((0, 1)), rtol=1e-5)
 
@@ -125,7 +128,7 @@ def test_inference_is_as_good_as_batch_statistics(preset):
     begun = random_variables(estimator, (2, 4, 64, 64))
     given, _ = trained(estimator, begun, model, (textured(2, 64, step) for step in range(20)), loss, 3e-3)
     found = [statistics.moments(estimator, given, *textured(4, 128, 100 + i)[:2]) for i in range(16)]
-    population = {**given, "batch_stats": statistics.combine(jax.device_get(found))}
+    population = {**given, "batch_stats": statistics.combine(jax.device_get(found), given["batch_stats"])}
     apply = on_host(estimator.apply, static_argnames="train")
 
     def error(variables, train):
