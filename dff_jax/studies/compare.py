@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -89,10 +90,11 @@ def compare(
             if train(_config(one), one.folder)["interrupted"]:
                 return None
     limits = {test.name: test.limit for test in (comparison.test, *comparison.zero_shot)}
-    found = {
-        one: {name: measure(one, name, sets[name], limits[name], name == comparison.test.name) for name in sets}
-        for one in ready
-    }
+    found: dict[Trained, dict[str, dict[str, Any]]] = {}
+    for one in ready:
+        if one.method not in {before.method for before in found}:
+            jax.clear_caches()  # programs of all methods at all sizes together exceed what a process may map
+        found[one] = {name: measure(one, name, sets[name], limits[name], name == comparison.test.name) for name in sets}
     spent = costs.measure_all(_distinct(ready), main, output / "costs.json")
     table = report.table(comparison, found, spent, curves.collect(ready), notes)
     if main.convention == "flyingthings":
