@@ -192,7 +192,8 @@ def markdown(result: dict[str, Any]) -> str:
         lines += [f"## {main}: {title}", "", *_table(rows, main, [(region, metric) for metric in METRICS]), ""]
     for ratio in result["ratios"]:
         first, second = ratio["labels"]
-        value = "-" if ratio["MAE"] is None else f"{ratio['MAE']:.3f} ± {ratio['spread']:.2g}"
+        value = "-" if ratio["MAE"] is None else f"{ratio['MAE']:.3f}"
+        value += f" ± {ratio['spread']:.2g}" if ratio["spread"] else ""
         lines += [f"MAE of {first} / MAE of {second}: {value}", ""]
     lines += [*tables.papers(result["paper"])[1:], ""] if result.get("paper") else []
     if learned := curve_table(result["curves"]):

@@ -80,12 +80,15 @@ def chart(curves: Sequence[dict[str, Any]], costs: dict[str, Any], unit: str) ->
     constant = next((curve["constant"] for curve in curves if curve["constant"]), None)
     for axes, label in ((by_steps, "steps"), (by_work, "GFLOPs of training")):
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
         axes.set_xlabel(label, fontsize=9)
         axes.set_ylabel(f"validation MAE [{focus_axis.symbol(unit)}]", fontsize=9)
         axes.spines[["top", "right"]].set_visible(False)
         if constant:
             axes.axhline(constant, color="0.6", lw=0.8, ls=":", label="middle of the range")
     by_work.set_xscale("log")
+    by_work.xaxis.set_minor_formatter("")
     handles, labels = by_steps.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", fontsize=8, frameon=False)
     return figure
