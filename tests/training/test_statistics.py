@@ -126,13 +126,13 @@ def test_inference_is_as_good_as_batch_statistics(preset):
     )  # fmt: skip
     estimator = estimators.build(model)
     begun = random_variables(estimator, (2, 4, 64, 64))
-    given, _ = trained(estimator, begun, model, (textured(2, 64, step) for step in range(20)), loss, 3e-3)
-    found = [statistics.moments(estimator, given, *textured(4, 128, 100 + i)[:2]) for i in range(16)]
+    given, _ = trained(estimator, begun, model, (textured(2, 64, step) for step in range(30)), loss, 3e-3)
+    found = [statistics.moments(estimator, given, *textured(4, 128, 100 + i)[:2]) for i in range(10)]
     population = {**given, "batch_stats": statistics.combine(jax.device_get(found), given["batch_stats"])}
     apply = on_host(estimator.apply, static_argnames="train")
 
     def error(variables, train):
-        tests = [textured(2, 128, 200 + i) for i in range(6)]
+        tests = [textured(4, 128, 200 + i) for i in range(6)]
         answers = [apply(variables, x.frames, x.focus, train=train)[0].depth for x in tests]
         return np.mean([np.abs(depth - x.depth).mean() for depth, x in zip(answers, tests, strict=True)])
 

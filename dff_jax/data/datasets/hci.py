@@ -20,7 +20,7 @@ from dff_jax.data.datasets.packed import Part, add_part, find_h5
 from dff_jax.data.files.folder import walk
 from dff_jax.data.files.hdf5 import need, open_h5, stored_array
 from dff_jax.data.files.light_fields import VIEW, probe_light_field, refocused_stack
-from dff_jax.data.files.reading import collecting
+from dff_jax.data.files.reading import collecting, reading
 from dff_jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -93,7 +93,8 @@ class PublishedStacks(Dataset):
             with collecting(found.problems):
                 focus = _focus(file)
             for split, key in (("train", "train"), ("test", "val")):
-                sharp = f"AiF_{key}" if f"AiF_{key}" in file else None
+                with reading(path, "HDF5 file"):  # a damaged one may fail at any look
+                    sharp = f"AiF_{key}" if f"AiF_{key}" in file else None
                 part = Part(split, f"stack_{key}", f"disp_{key}", focus, sharp=sharp)
                 add_part(found, file, part, functools.partial(_names, file, f"name_{key}"))
         found.facts = self.facts._replace(focus_range=(min(focus), max(focus)))
