@@ -39,7 +39,7 @@ from dff_jax.studies import compare_report as report
 from dff_jax.studies import costs, curves
 from dff_jax.studies.costs import Trained
 from dff_jax.training.statistics import Population
-from dff_jax.types import Estimator, Variables
+from dff_jax.types import Array, Estimator, Variables
 
 VERSION = 2
 """Of the files that `measure` leaves: raise it when their contents change."""
@@ -90,11 +90,13 @@ def compare(
             if train(_config(one), one.folder)["interrupted"]:
                 return None
     limits = {test.name: test.limit for test in (comparison.test, *comparison.zero_shot)}
-    found: dict[Trained, dict[str, dict[str, Any]]] = {}
-    for one in ready:
-        if one.method not in {before.method for before in found}:
-            jax.clear_caches()  # programs of all methods at all sizes together exceed what a process may map
-        found[one] = {name: measure(one, name, sets[name], limits[name], name == comparison.test.name) for name in sets}
+    found: dict[Trained, dict[str, dict[str, Any]]] = {one: {} for one in ready}
+    for name, source in sets.items():  # all methods on one set: they share the stacks of `_population`
+        worlds, before = None if name == comparison.test.name else _Worlds(), None
+        for one in ready:
+            if one.method != before:
+                jax.clear_caches()  # programs of all methods at all sizes together exceed what a process may map
+            found[one][name], before = measure(one, name, source, limits[name], worlds), one.method
     spent = costs.measure_all(_distinct(ready), main, output / "costs.json")
     table = report.table(comparison, found, spent, curves.collect(ready), notes)
     if main.convention == "flyingthings":
@@ -109,14 +111,27 @@ def compare(
     return table
 
 
+class _Worlds:
+    """The stacks of `_population` for one test set: rendered once for all methods that see them in the same form."""
+
+    def __init__(self) -> None:
+        self._kind: tuple[configs.DataConfig, int] | None = None
+        self._batches: list[tuple[Array, Array]] = []
+
+    def shown(self, population: Population, count: int) -> list[tuple[Array, Array]]:
+        if (population.data, count) != self._kind:
+            self._batches = []  # two sets need not be in memory together
+            self._kind, self._batches = (population.data, count), list(population.batches())
+        return self._batches
+
+
 def measure(
-    one: Trained, test: str, source: StackSource, limit: int | None, trained_on_it: bool = True
+    one: Trained, test: str, source: StackSource, limit: int | None, worlds: _Worlds | None = None
 ) -> dict[str, Any]:
     """Metrics of every row of one method on one test set, from its file if that is of the same weights.
 
     Args:
-      trained_on_it: False: stacks of another kind than in training, for which a network with BatchNorm gets its
-        statistics anew (`_population`).
+      worlds: for stacks of another kind than in training, for which a network with BatchNorm gets its statistics anew.
 
     Returns:
       `rows` (as `evaluation.rows.Evaluation`), `per_stack` (of the answer) and `literature`; or, of a method that
@@ -136,7 +151,7 @@ def measure(
     else:
         convention, parts = conventions.find(source.convention, source.unit), []
         batches = pipeline.evaluation_batches(source, 1, limit)
-        variables = loaded.variables if trained_on_it else _at_size_of(one, loaded, source)
+        variables = loaded.variables if worlds is None else _at_size_of(one, loaded, source, worlds)
         with ProgressBar(f"{one.name} on {test}", min(len(source), limit or len(source))) as bar:
             for measured, _, _ in evaluated(
                 loaded.estimator, variables, batches, unit=source.unit, baselines=False, convention=convention
@@ -152,17 +167,19 @@ def measure(
     return result
 
 
-def _at_size_of(one: Trained, loaded: weights.LoadedEstimator, source: StackSource) -> Variables:
+def _at_size_of(one: Trained, loaded: weights.LoadedEstimator, source: StackSource, worlds: _Worlds) -> Variables:
     """The weights, with the batch statistics of `_population` if they were trained here."""
-    if one.method.config is None:
+    config = one.method.config
+    if config is None or not config.training.statistics or not loaded.variables["batch_stats"]:
         return loaded.variables
-    return _population(one, loaded.estimator, source)(0, loaded.variables)
+    population = _population(one, loaded.estimator, source)
+    return population(0, loaded.variables, batches=worlds.shown(population, config.training.statistics))
 
 
 def _population(one: Trained, estimator: Estimator, source: StackSource) -> Population:
     """Training stacks at the size of the test's; procedural ones are rendered anew, with as many frames.
 
-    Nothing of the test's stacks is used but their shape.
+    The same for all seeds. Nothing of the test's stacks is used but their shape.
     """
     config = one.method.config
     assert config is not None
@@ -170,7 +187,7 @@ def _population(one: Trained, estimator: Estimator, source: StackSource) -> Popu
     if data.source == "procedural_live" or data.dataset.startswith("procedural/"):
         world = dataclasses.replace(data.world, num_frames=len(source[0].focus))
         data = dataclasses.replace(data, source="procedural_live", world=world, frames=None, mixture=())
-    return Population(dataclasses.replace(config, data=data), estimator, source)
+    return Population(dataclasses.replace(config, data=data, seed=0), estimator, source)
 
 
 def _restricted(comparison: Comparison, only: Sequence[str] | None, output: Path) -> Comparison:

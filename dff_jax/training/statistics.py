@@ -8,9 +8,9 @@ Population statistics are the mean and variance over many batches (Wu and Johnso
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import flax.linen as nn
@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from dff_jax.config import CameraConfig, Config
+from dff_jax.config import CameraConfig, Config, DataConfig
 from dff_jax.data import pipeline
 from dff_jax.data.parts import Wanted
 from dff_jax.network.layers import TorchBatchNorm
@@ -45,8 +45,14 @@ class Population:
         self._loader: pipeline.Loader | None = None
         self._known: tuple[int, Any] = (-1, None)  # step, batch statistics
 
-    def __call__(self, step: int, variables: Variables, stopped: Callable[[], bool] = lambda: False) -> Variables:
+    def __call__(
+        self, step: int, variables: Variables, stopped: Callable[[], bool] = lambda: False,
+        batches: Iterable[tuple[Array, Array]] | None = None,
+    ) -> Variables:  # fmt: skip
         """The variables of this step with population statistics; as they are once `stopped`.
+
+        Args:
+          batches: what `self.batches` gives, if it is at hand.
 
         Raises:
           InputError: a stack cannot be read.
@@ -55,7 +61,7 @@ class Population:
             return variables
         if self._known[0] != step:
             found = []
-            for frames, focus in self.batches():
+            for frames, focus in self.batches() if batches is None else batches:
                 found.append(jax.device_get(moments(self._estimator, variables, frames, focus)))
                 if stopped():
                     return variables
@@ -65,7 +71,9 @@ class Population:
     def batches(self) -> Iterator[tuple[Array, Array]]:
         """Frames [B,Z,H,W,3] and focus settings [B,Z], B = TOGETHER or fewer."""
         if self._loader is None:
-            self._loader = self._open()
+            self._loader = pipeline.training_loader(
+                self.data, self._config.seed, fit=True, wanted=Wanted(depth=False)
+            )
         self._loader.set_state({"next_index": 0})
         waiting: dict[tuple[int, ...], list[tuple[Array, Array]]] = {}
         with closing(self._loader):
@@ -79,7 +87,9 @@ class Population:
         for alike in filter(None, waiting.values()):
             yield jax.tree.map(lambda *x: jnp.concatenate(x), *alike)
 
-    def _open(self) -> pipeline.Loader:
+    @cached_property
+    def data(self) -> DataConfig:
+        """Where the stacks come from, and in which form."""
         shapes = self._validation.shapes or [self._validation[0].frames.shape]
         size = tuple(int(n) for n in np.median([shape[1:3] for shape in shapes], 0))
         data, plain = self._config.data, {"flips": False, "colour": 0.0, "noise": 0.0, "camera": CameraConfig()}
@@ -89,8 +99,7 @@ class Population:
             crop = part.crop or data.crop if part.source == "rgbd" else size
             return dataclasses.replace(part, crop=crop, **plain)
 
-        data = dataclasses.replace(shown(data), batch_size=1, num_workers=0, mixture=tuple(map(shown, data.mixture)))
-        return pipeline.training_loader(data, self._config.seed, fit=True, wanted=Wanted(depth=False))
+        return dataclasses.replace(shown(data), batch_size=1, num_workers=0, mixture=tuple(map(shown, data.mixture)))
 
 
 def inputs_of_norms(estimator: Estimator, variables: Variables, frames: Array, focus: Array) -> dict[str, Array]:

@@ -81,7 +81,7 @@ def place(tmp_path_factory):
         "import dataclasses, training_fakes as fakes\n"
         "def config():\n"
         f"    c = fakes.small_config({str(root / 'stacks')!r}, num_devices=None, num_steps=20, log_every=1,\n"
-        "        eval_every=10, save_every=6, keep=9)\n"
+        "        eval_every=10, save_every=6, keep=9, statistics=3)\n"
         "    return dataclasses.replace(c, data=dataclasses.replace(c.data, batch_size=4))\n"
     )
     return root
