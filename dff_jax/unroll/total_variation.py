@@ -32,7 +32,7 @@ from dff_jax.unroll.prox import Dual, Prox
 
 Weight = Callable[[Problem], Array]  # -> g [...,H,W] >= 0
 
-TINY = 1e-24  # squared: below it a dual vector counts as 0; keeps its reciprocal and that one's derivative finite
+LEAST_POWER = 0.4  # of the smallest float: squared dual vectors count as at least that, so that x^-2.5 is finite
 SMALLEST_STEP = 1e-12  # of eta in the denominator, for eta = 0
 
 
@@ -104,7 +104,9 @@ def edge_tv(guide: Weight = guide_of, sharpness: float = 10.0, iterations: int =
 
 def project(p: Pair, bound: Array) -> Pair:
     """p onto |p(x)| <= bound(x); bound a scalar or broadcastable to [...,H,W]."""
-    shrink = jnp.minimum(1, bound * lax.rsqrt(jnp.maximum(squared_length(p), TINY)))
+    squared = squared_length(p)
+    least = float(jnp.finfo(squared.dtype).tiny) ** LEAST_POWER
+    shrink = jnp.minimum(1, bound * lax.rsqrt(jnp.maximum(squared, least)))
     return p[0] * shrink, p[1] * shrink
 
 

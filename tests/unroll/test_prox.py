@@ -278,7 +278,7 @@ def test_gradients_match_finite_differences(double, rng, name):
     def loss(z, eta, lam, guide):
         return (target * prox(None, z, problem_of(z.shape, lam, guide, z[..., None]), eta)).sum()
 
-    check_grads(loss, (z, eta, lam, guide), order=1, modes=["rev"], atol=1e-6, rtol=1e-6, eps=1e-5)
+    check_grads(loss, (z, eta, lam, guide), order=2, modes=["rev"], atol=1e-6, rtol=1e-6, eps=1e-5)
 
 
 def test_gradients_of_flat_pictures_are_finite():
@@ -288,9 +288,15 @@ def test_gradients_of_flat_pictures_are_finite():
         def loss(z, lam, eta, guide, prox=prox):
             return (prox(None, z, problem_of(z.shape, lam, guide), eta) ** 2).sum() + z.sum()
 
-        slopes = jax.jit(jax.grad(loss, (0, 1, 2, 3)))
+        def slopes(*at, loss=loss):
+            return jax.grad(loss, (0, 1, 2, 3))(*at)
+
+        def both(*at, slopes=slopes):  # first and second derivatives
+            return slopes(*at), jax.grad(lambda *at: sum(x.sum() for x in slopes(*at)), (0, 1, 2, 3))(*at)
+
+        both = jax.jit(both)
         for lam, eta in [(0.0, 0.5), (0.1, 0.5), (0.1, 0.0)]:
-            for g in slopes(z, lam, eta, jnp.zeros((B, H, W, 3))):
+            for g in jax.tree.leaves(both(z, lam, eta, jnp.zeros((B, H, W, 3)))):
                 assert jnp.isfinite(g).all()
 
 
