@@ -14,7 +14,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dff_jax.types import Array
 
@@ -40,6 +42,38 @@ class Problem(NamedTuple):
     def b(self) -> Array:
         """[B,H,W] weighted sum of the candidates (11)."""
         return (self.weights * self.candidates).sum(-1)
+
+
+def check(problem: Problem, d0: Array) -> None:
+    """That a problem can be solved from d0: shapes always, values where they are known (outside `jit`).
+
+    Raises:
+      ValueError: names the field: shapes that do not fit, a weight or a lambda that is negative, values that are not
+        finite.
+    """
+    shape = problem.candidates.shape
+    if problem.weights.shape != shape:
+        raise ValueError(f"problem.weights: {problem.weights.shape}; must have the candidates' shape {shape}")
+    if jnp.shape(d0) != shape[:-1]:
+        raise ValueError(f"d0: {jnp.shape(d0)}; must be a depth for candidates {shape}, so {shape[:-1]}")
+    given = jnp.shape(problem.regularization)
+    if not _fits(given, shape[:-1]):
+        raise ValueError(f"problem.regularization: {given}; must be a number or a map that fits {shape[:-1]}")
+    named = {"weights": problem.weights, "regularization": problem.regularization, "candidates": problem.candidates}
+    for name, value in named.items():
+        if isinstance(value, jax.Array) and (isinstance(value, jax.core.Tracer) or not value.is_fully_addressable):
+            continue
+        known = np.asarray(value)  # NumPy: inside `jit` JAX would trace the look at a constant
+        if not np.isfinite(known).all():
+            raise ValueError(f"problem.{name}: has values that are not finite")
+        if name != "candidates" and (known < 0).any():
+            raise ValueError(f"problem.{name}: has negative values; must be 0 or more")
+
+
+def _fits(given: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    """Whether an array of shape `given` can be broadcast to `shape`."""
+    padded = (1,) * (len(shape) - len(given)) + given
+    return len(padded) == len(shape) and all(a in (1, b) for a, b in zip(padded, shape, strict=True))
 
 
 def initial_depth(problem: Problem) -> Array:

@@ -12,7 +12,7 @@ from jax import lax
 from dff_jax.types import Array
 from dff_jax.unroll.gradients import attach_implicit, contraction, parse_mode
 from dff_jax.unroll.hyperparameters import StepSize, settings
-from dff_jax.unroll.problem import Problem
+from dff_jax.unroll.problem import Problem, check
 from dff_jax.unroll.schemes import Scheme
 from dff_jax.unroll.trace import Trace, make_trace
 
@@ -61,9 +61,12 @@ def solve(
       (depth [B,H,W], history [K,B,H,W], Trace or None).
 
     Raises:
-      ValueError: num_iterations is negative, per_iteration's leading axis is not K (see `resize_stack`), an unknown
-        gradient mode, or one that a tolerance excludes.
+      ValueError: what `problem.check` finds; num_iterations is negative or traced; per_iteration's leading axis is not
+        K (see `resize_stack`); an unknown gradient mode, or one that a tolerance excludes.
     """
+    if isinstance(num_iterations, jax.core.Tracer):
+        raise ValueError("num_iterations: must be known when `jit` traces; pass K as a static argument")
+    check(problem, d0)
     K = num_iterations
     if K < 0:
         raise ValueError(f"num_iterations must be 0 or more, got {K}")

@@ -166,6 +166,27 @@ def test_wrong_arguments_are_named(key):
     with pytest.raises(ValueError, match="num_iterations"):
         solve(proximal_gradient(identity), problem, initial_depth(problem), num_iterations=-1)
 
+    def run(problem, d0=None, k=2):
+        d0 = jnp.zeros(problem.candidates.shape[:-1]) if d0 is None else d0
+        return solve(proximal_gradient(identity), problem, d0, num_iterations=k)[0]
+
+    w = problem.weights
+    for fields, words in (
+        ({"weights": w[..., :1]}, r"problem.weights: \(2, 5, 6, 1\); must have the candidates' shape \(2, 5, 6, 3\)"),
+        ({"weights": w.at[0, 1, 2, 0].set(-1)}, "problem.weights: has negative values"),
+        ({"weights": w.at[0, 1, 2, 0].set(jnp.nan)}, "problem.weights: has values that are not finite"),
+        ({"candidates": w.at[0, 1, 2, 0].set(jnp.nan)}, "problem.candidates: has values that are not finite"),
+        ({"regularization": -0.1}, "problem.regularization: has negative values"),
+        ({"regularization": jnp.ones((2, 4, 6))}, r"problem.regularization: \(2, 4, 6\); must be a number or a map"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            run(problem._replace(**fields))
+    with pytest.raises(ValueError, match=r"d0: \(5, 6\)"):
+        run(problem, jnp.zeros((5, 6)))
+    with pytest.raises(ValueError, match="num_iterations: must be known when `jit` traces"):
+        jax.jit(run)(problem, None, 2)
+    assert jnp.isfinite(jax.jit(lambda d0: run(problem, d0))(jnp.zeros((2, 5, 6)))).all()  # a constant inside `jit`
+
 
 def heavy_ball(prox):
     """A user's own scheme: proximal gradient with momentum 0.5."""
