@@ -7,6 +7,7 @@ import fcntl
 import math
 import os
 import platform
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -32,11 +33,13 @@ def check_output(
       overwrite: whether `names` may replace files that `staged_output` did not write; None: no, and no option says so.
 
     Raises:
-      InputError: it is a file, read-only (also by its mode, which root could overrule), full, cannot be made, or holds
-        another's file under one of the `names`.
+      InputError: it is an address such as gs://bucket/run, a file, read-only (also by its mode, which root could
+        overrule), full, cannot be made, or holds another's file under one of the `names`.
     """
     if not str(folder):
         raise InputError("output: an empty name; give a folder")
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(folder)):  # as text, or as a Path, which has made one slash of two
+        raise InputError(f"{folder}: an address; results need a folder of this machine (a bucket can be mounted)")
     try:
         base = nearest_existing(Path(folder).resolve())
         if not base.is_dir():

@@ -204,3 +204,11 @@ def test_a_strangers_list_removes_nothing_elsewhere(tmp_path):
     with staged_output(out, last="last") as staging:
         (staging / "last").write_text("new")
     assert victim.read_text() == "known"
+
+
+def test_an_address_is_no_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for address in ("gs://bucket/run", Path("gs://bucket/run"), "s3://bucket"):
+        with pytest.raises(InputError, match="an address; results need a folder of this machine"):
+            check_output(address)
+    assert not list(tmp_path.iterdir())
