@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -85,14 +85,23 @@ class TensorBoardWriter:
         self._file.close()
 
 
-Writer = JsonlWriter | TensorBoardWriter
+class Writer(Protocol):
+    """What `train` logs to: the two above, and any object of the user's with these two methods."""
+
+    def scalars(self, step: int, kind: str, values: Mapping[str, float]) -> None:
+        """`kind` is "train", "validation" or "transfer"."""
+
+    def images(self, step: int, kind: str, images: Mapping[str, np.ndarray]) -> None:
+        """images: uint8 [H,W,3]."""
 
 
-def open_writers(folder: Path, *, tensorboard: bool, step: int, evaluated: int) -> list[Writer]:
+def open_writers(
+    folder: Path, *, tensorboard: bool, step: int, evaluated: int
+) -> list[JsonlWriter | TensorBoardWriter]:
     """The writers of a run that continues after `step`, whose last evaluation was at step `evaluated`."""
     if jax.process_index() != 0:
         return []
-    writers: list[Writer] = [JsonlWriter(folder, step, evaluated)]
+    writers: list[JsonlWriter | TensorBoardWriter] = [JsonlWriter(folder, step, evaluated)]
     if tensorboard:
         try:
             writers.append(TensorBoardWriter(folder, step))

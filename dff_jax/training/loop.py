@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
@@ -69,7 +69,9 @@ def _initial(config: Config, variables: Variables) -> Variables:
     return begun
 
 
-def train(config: Config, output: str | Path, *, resume: bool = True) -> dict[str, Any]:
+def train(
+    config: Config, output: str | Path, *, resume: bool = True, writers: Sequence[logs.Writer] = ()
+) -> dict[str, Any]:
     """Trains as `config` says, into the run folder `output`.
 
     The folder then holds `config.json`, `train.jsonl`, `tensorboard/`, `checkpoints/`, `weights.safetensors` (those of
@@ -81,6 +83,7 @@ def train(config: Config, output: str | Path, *, resume: bool = True) -> dict[st
       config: see `dff_jax.config`. `data.batch_size` is the batch over all devices and processes.
       output: run folder.
       resume: go on exactly from the newest checkpoint in the folder; False refuses a folder that holds one.
+      writers: where the log goes, too (from process 0). A run that resumes repeats the steps since its checkpoint.
 
     Returns:
       `output`, `step`, `num_steps`, `interrupted`, `seconds`, `weights` (path of the best, or None), `best`
@@ -147,11 +150,10 @@ def train(config: Config, output: str | Path, *, resume: bool = True) -> dict[st
             say(f"{output}: resuming after step {step} of {plan.num_steps}")
 
         update = make_update(estimator, tx, config.loss, config.model.coordinate, plan.accumulate, plan.average)
-        writers = logs.open_writers(
-            output, tensorboard=plan.tensorboard, step=step, evaluated=restored.progress.evaluated
-        )
-        for writer in writers:
+        own = logs.open_writers(output, tensorboard=plan.tensorboard, step=step, evaluated=restored.progress.evaluated)
+        for writer in own:
             stack.enter_context(closing(writer))
+        all_writers = [*own, *writers] if own else []
         population = statistics.Population(config, estimator, sources["validation"])
         run = _Run(
             config,
@@ -159,7 +161,7 @@ def train(config: Config, output: str | Path, *, resume: bool = True) -> dict[st
             parallel.compile_update(devices, update),
             loader,
             manager,
-            validation.Validator(config, output, estimator, sources, writers, shapes[0].shape[1], population),
+            validation.Validator(config, output, estimator, sources, all_writers, shapes[0].shape[1], population),
             stack.enter_context(ProgressBar("train", plan.num_steps, "step", done=step, every=math.inf)),
             processes.Stop(stack.enter_context(stop_on_signal())),
         )

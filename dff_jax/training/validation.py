@@ -90,7 +90,7 @@ class Validator(NamedTuple):
             ):
                 parts.append(measured)
                 middles += errors_of_middle(loaded.batch, source.unit)
-                if name not in shown and self.config.training.tensorboard:
+                if name not in shown and len(self.writers) > 1:  # the first writes no pictures
                     shown[name] = draw(*jax.device_get((loaded.batch, prediction.depth)))
                 if asked.is_set():
                     break

@@ -48,13 +48,35 @@ def assert_equal_trees(one, other):
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
+class Recorder:
+    """A writer of one's own."""
+
+    def __init__(self):
+        self.lines, self.pictures = [], []
+
+    def scalars(self, step, kind, values):
+        self.lines.append({"step": step, "kind": kind} | dict(values))
+
+    def images(self, step, kind, images):
+        self.pictures += images.values()
+
+
+RECORDED = Recorder()  # by the run of `finished`
+
+
 @pytest.fixture(scope="module")
 def finished(stacks, tmp_path_factory):
     """An uninterrupted run, its summary and what it said."""
     run = tmp_path_factory.mktemp("run") / "whole"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(estimators, "build", fakes.build)
-        return run, loop.train(fakes.small_config(stacks), run)
+        return run, loop.train(fakes.small_config(stacks), run, writers=[RECORDED])
+
+
+def test_a_writer_of_ones_own_gets_what_the_log_gets(finished):
+    names = [(x["step"], x["kind"], set(x)) for x in RECORDED.lines]
+    assert names == [(x["step"], x["kind"], set(x)) for x in logging.read_log(finished[0])]
+    assert len(RECORDED.pictures) and {x.dtype.name for x in RECORDED.pictures} == {"uint8"}
 
 
 def test_a_run_leaves_logs_checkpoints_and_weights(finished, stacks, network):
