@@ -2,6 +2,7 @@
 
     import dff_jax
     result = dff_jax.predict(frames, focus, unit="diopter")       # result.depth [H,W]
+    depth_of = jax.jit(dff_jax.depth_function())                  # depth_of(frames [B,Z,H,W,3], focus [B,Z]).depth
 
 Each name is imported when it is first used. So `import dff_jax` costs nothing, and `dff_jax.unroll` needs only JAX.
 """
@@ -17,16 +18,18 @@ if TYPE_CHECKING:
     from dff_jax.estimators import build
     from dff_jax.estimators.weights import load_estimator
     from dff_jax.evaluation.folder import evaluate_to_folder
+    from dff_jax.prediction.function import depth_function
     from dff_jax.prediction.predict import predict, predict_to_folder
     from dff_jax.training.loop import train
 
 __version__ = "0.1.0"
 __all__ = [
-    "Config", "DataSpec", "InputError", "ModelConfig", "build", "evaluate_to_folder", "load_estimator", "predict",
-    "predict_to_folder", "train",
+    "Config", "DataSpec", "InputError", "ModelConfig", "build", "depth_function", "evaluate_to_folder",
+    "load_estimator", "predict", "predict_to_folder", "train",
 ]  # fmt: skip
 
 _HOMES = {
+    "depth_function": "prediction.function",
     "predict": "prediction.predict", "predict_to_folder": "prediction.predict",
     "evaluate_to_folder": "evaluation.folder", "train": "training.loop", "build": "estimators",
     "load_estimator": "estimators.weights", "Config": "config", "DataSpec": "config", "ModelConfig": "config",

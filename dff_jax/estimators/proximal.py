@@ -128,10 +128,24 @@ def _crop(found: Prediction, height: int, width: int) -> Prediction:
 
 
 def _sharpen(found: Prediction, frames: Array, planes: Array) -> Prediction:
-    """The answer after a median that is weighted by confidence and by likeness in the image that is sharp there."""
+    """The answer after a median that is weighted by confidence and by likeness in the image that is sharp there.
+
+    Its gradient is that of the answer before the median, which itself passes none.
+    """
     guide = nearest_composite(frames, found.depth, planes)
     trust = jnp.maximum(found.confidence, LEAST_CONFIDENCE)
-    return found._replace(depth=weighted_median(found.depth, guide, trust))
+    return found._replace(depth=_straight_through(found.depth, weighted_median(found.depth, guide, trust)))
+
+
+@jax.custom_jvp
+def _straight_through(before: Array, after: Array) -> Array:
+    """`after`, with the derivative of `before`."""
+    return after
+
+
+@_straight_through.defjvp
+def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    return primals[1], tangents[0]
 
 
 def _to_q(found: Prediction, focus: Array) -> Prediction:

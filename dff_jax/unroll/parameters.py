@@ -25,7 +25,7 @@ def resize_stack(params: Any, num_iterations: int) -> Any:
 
     def resize(leaf: Array) -> Array:
         index = jnp.minimum(jnp.arange(num_iterations), leaf.shape[0] - 1)
-        return leaf[index]
+        return jnp.asarray(leaf)[index]  # weights in NumPy may be closed over
 
     return jax.tree.map(resize, params)
 
