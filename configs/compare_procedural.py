@@ -154,14 +154,13 @@ RUNGS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("guide", {"guide": "all_in_focus"}),
     ("measure prior", {"measure_prior": "log_sml"}),
     ("sequence loss", {}),
-    ("prox levels and lookup", {"prox_levels": 3, "prox_inputs": "with_lookup"}),
 )
 
 
 def ladder() -> Comparison:
     """What each departure from the paper is worth: every row has the switches of the rows above it, too.
 
-    The last row is `physical`, which also has a bounded step, leaky ReLU and flax's BatchNorm.
+    The last row is `physical`: three levels and the lookup in the prox, a bounded step, leaky ReLU, flax's BatchNorm.
     """
     models, losses, now = {"paper": small()["paper"]}, {"paper": LOSSES["paper"]}, small()["paper"]
     for label, change in RUNGS:

@@ -3,6 +3,7 @@
     dff-jax prepare procedural/quickstart --overwrite       # once, if the data are from a version without pictures
     dff-jax train configs/without_depth.py                  # AiFDNet at a quarter of the width
     dff-jax train configs/without_depth.py:ours             # preset `tiny`, by its soft all-in-focus image
+    dff-jax train configs/without_depth.py:dfv              # DFV-Diff at a quarter of the width, the same way
 
 Depth is only measured: `mae` in the log and the MAE of each validation, beside that of a constant prediction.
 `--loss.depth 1` adds the loss of the depth (DA_FS).
@@ -10,7 +11,7 @@ Depth is only measured: `mae` in the log and the MAE of each validation, beside 
 
 import dataclasses
 
-from dff_jax.config import AiFDNet, Config, DataConfig, LossConfig, OptimizerConfig, TrainingConfig, tiny
+from dff_jax.config import DFV, AiFDNet, Config, DataConfig, LossConfig, OptimizerConfig, TrainingConfig, tiny
 
 
 def config() -> Config:
@@ -26,3 +27,8 @@ def config() -> Config:
 
 def ours() -> Config:
     return dataclasses.replace(config(), name="without_depth_ours", model=tiny())
+
+
+def dfv() -> Config:
+    model = DFV(volume="diff", width=0.25, coordinate="unit")
+    return dataclasses.replace(config(), name="without_depth_dfv", model=model)
