@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import export
+from jax.core import Tracer
 
 from dff_jax.errors import InputError
 from dff_jax.estimators.weights import PRETRAINED, LoadedEstimator, check_frames, load_estimator
@@ -63,7 +63,7 @@ def _checked(loaded: LoadedEstimator, frames: Array, focus: Array) -> tuple[Arra
     if jnp.shape(focus) != frames.shape[:2]:
         raise InputError(f"focus: shape {jnp.shape(focus)}; must be [B,Z], {frames.shape[:2]} for these frames")
     check_frames(loaded, frames.shape[1])
-    if not isinstance(given, jax.core.Tracer):
+    if not isinstance(given, Tracer):
         sorted_ = np.sort(np.asarray(given), 1)
         if not np.isfinite(sorted_).all() or (np.diff(sorted_, axis=1) <= 0).any():
             raise InputError("focus: settings that repeat or are not finite; give each frame one of its own")

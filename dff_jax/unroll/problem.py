@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from dff_jax.types import Array
 
@@ -61,7 +62,7 @@ def check(problem: Problem, d0: Array) -> None:
         raise ValueError(f"problem.regularization: {given}; must be a number or a map that fits {shape[:-1]}")
     named = {"weights": problem.weights, "regularization": problem.regularization, "candidates": problem.candidates}
     for name, value in named.items():
-        if isinstance(value, jax.Array) and (isinstance(value, jax.core.Tracer) or not value.is_fully_addressable):
+        if isinstance(value, jax.Array) and (isinstance(value, Tracer) or not value.is_fully_addressable):
             continue
         known = np.asarray(value)  # NumPy: inside `jit` JAX would trace the look at a constant
         if not np.isfinite(known).all():

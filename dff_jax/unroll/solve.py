@@ -8,6 +8,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.core import Tracer
 
 from dff_jax.types import Array
 from dff_jax.unroll.gradients import attach_implicit, contraction, parse_mode
@@ -64,7 +65,7 @@ def solve(
       ValueError: what `problem.check` finds; num_iterations is negative or traced; per_iteration's leading axis is not
         K (see `resize_stack`); an unknown gradient mode, or one that a tolerance excludes.
     """
-    if isinstance(num_iterations, jax.core.Tracer):
+    if isinstance(num_iterations, Tracer):
         raise ValueError("num_iterations: must be known when `jit` traces; pass K as a static argument")
     check(problem, d0)
     K = num_iterations
