@@ -1,6 +1,6 @@
 """The paper's Table 3 on procedural worlds: its method, ours and all that it is compared with.
 
-    dff-jax compare configs/compare_procedural.py           # a quarter of the width: three hours on two cores
+    dff-jax compare configs/compare_procedural.py           # a quarter of the width: some hours on two cores
     dff-jax compare configs/compare_procedural.py:full      # as published, for an accelerator
     dff-jax compare configs/compare_procedural.py:ladder    # from `paper` to `physical`, one switch after the other
     dff-jax compare configs/compare_procedural.py:iterations        # `paper` trained with K = 1, 3 and 5

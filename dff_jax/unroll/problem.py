@@ -46,7 +46,7 @@ class Problem(NamedTuple):
 
 
 def check(problem: Problem, d0: Array) -> None:
-    """That a problem can be solved from d0: shapes always, values where they are known (outside `jit`).
+    """Checks that a problem can be solved from d0 [B,H,W]: shapes always, values where they are known (outside `jit`).
 
     Raises:
       ValueError: names the field: shapes that do not fit, a weight or a lambda that is negative, values that are not
@@ -58,7 +58,11 @@ def check(problem: Problem, d0: Array) -> None:
     if jnp.shape(d0) != shape[:-1]:
         raise ValueError(f"d0: {jnp.shape(d0)}; must be a depth for candidates {shape}, so {shape[:-1]}")
     given = jnp.shape(problem.regularization)
-    if not _fits(given, shape[:-1]):
+    try:
+        fits = np.broadcast_shapes(given, shape[:-1]) == shape[:-1]
+    except ValueError:
+        fits = False
+    if not fits:
         raise ValueError(f"problem.regularization: {given}; must be a number or a map that fits {shape[:-1]}")
     named = {"weights": problem.weights, "regularization": problem.regularization, "candidates": problem.candidates}
     for name, value in named.items():
@@ -69,12 +73,6 @@ def check(problem: Problem, d0: Array) -> None:
             raise ValueError(f"problem.{name}: has values that are not finite")
         if name != "candidates" and (known < 0).any():
             raise ValueError(f"problem.{name}: has negative values; must be 0 or more")
-
-
-def _fits(given: tuple[int, ...], shape: tuple[int, ...]) -> bool:
-    """Whether an array of shape `given` can be broadcast to `shape`."""
-    padded = (1,) * (len(shape) - len(given)) + given
-    return len(padded) == len(shape) and all(a in (1, b) for a, b in zip(padded, shape, strict=True))
 
 
 def initial_depth(problem: Problem) -> Array:
