@@ -15,6 +15,7 @@ from jax.core import Tracer
 
 from dff_jax.errors import InputError
 from dff_jax.estimators.weights import PRETRAINED, LoadedEstimator, check_frames, load_estimator
+from dff_jax.prediction.tiled import scaled
 from dff_jax.types import Array, History, Prediction
 from dff_jax.unroll import Trace
 
@@ -52,23 +53,21 @@ def depth_function(
 
 
 def _checked(loaded: LoadedEstimator, frames: Array, focus: Array) -> tuple[Array, Array]:
-    """Frames as floats in [0,1] and settings as floats.
+    """Frames [B,Z,H,W,3] as floats in [0,1] and settings [B,Z] as floats.
 
     Raises:
       InputError: as `depth_function` tells.
     """
-    frames, given = jnp.asarray(frames), focus
+    frames = jnp.asarray(frames)
     if frames.ndim != 5 or frames.shape[-1] != 3:
         raise InputError(f"frames: shape {frames.shape}; must be [B,Z,H,W,3]")
     if jnp.shape(focus) != frames.shape[:2]:
         raise InputError(f"focus: shape {jnp.shape(focus)}; must be [B,Z], {frames.shape[:2]} for these frames")
     check_frames(loaded, frames.shape[1])
-    if not isinstance(given, Tracer):
-        sorted_ = np.sort(np.asarray(given), 1)
-        if not np.isfinite(sorted_).all() or (np.diff(sorted_, axis=1) <= 0).any():
+    if not isinstance(focus, Tracer):
+        ascending = np.sort(np.asarray(focus), 1)
+        if not np.isfinite(ascending).all() or (np.diff(ascending, axis=1) <= 0).any():
             raise InputError("focus: settings that repeat or are not finite; give each frame one of its own")
-    if frames.dtype in (jnp.uint8, jnp.uint16):
-        frames = frames.astype(jnp.float32) / jnp.iinfo(frames.dtype).max
-    elif not jnp.issubdtype(frames.dtype, jnp.floating):
+    if frames.dtype not in (jnp.uint8, jnp.uint16) and not jnp.issubdtype(frames.dtype, jnp.floating):
         raise InputError(f"frames: of type {frames.dtype}; give uint8, uint16, or float in [0, 1]")
-    return frames.astype(jnp.float32), jnp.asarray(focus, jnp.float32)
+    return scaled(frames).astype(jnp.float32), jnp.asarray(focus, jnp.float32)

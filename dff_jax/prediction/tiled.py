@@ -247,7 +247,7 @@ def _answer(estimator: Estimator, identity: str | None, iterations: int | None, 
     """`Maps` [B,...] as a tuple, of frames as they were photographed."""
 
     def run(variables: Variables, frames: jax.Array, focus: jax.Array) -> tuple[jax.Array, ...]:
-        found, _ = estimator.apply(variables, _scaled(frames), focus, train=False, num_iterations=iterations)
+        found, _ = estimator.apply(variables, scaled(frames), focus, train=False, num_iterations=iterations)
         history, way = found.history, (jnp.zeros((*found.depth.shape, 0)),) * 3
         if stages and history is not None:
             way = history.expected[..., None], *(jnp.moveaxis(x, 1, -1) for x in (history.iterates, history.refined))
@@ -259,10 +259,10 @@ def _answer(estimator: Estimator, identity: str | None, iterations: int | None, 
 def _statistics(estimator: Estimator, identity: str | None) -> Callable:
     """The maps [B,h,w,n] of `global_statistics`, of frames as they were photographed."""
     assert estimator.global_statistics is not None
-    return lambda variables, frames, focus: estimator.global_statistics(_scaled(frames), focus)  # pyright: ignore
+    return lambda variables, frames, focus: estimator.global_statistics(scaled(frames), focus)  # pyright: ignore
 
 
-def _scaled(frames: jax.Array) -> jax.Array:
+def scaled(frames: jax.Array) -> jax.Array:
     """Integers as floats in [0,1]."""
     if jnp.issubdtype(frames.dtype, jnp.integer):
         return frames.astype(jnp.float32) / jnp.iinfo(frames.dtype).max
